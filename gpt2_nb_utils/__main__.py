@@ -1,0 +1,140 @@
+"""The commands: `python -m gpt2_nb_utils run | train | sample | report | readme`.
+
+Here flags are read and the work is handed on; nothing is done here. Heavy modules are imported by the command that
+needs them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, Callable, NoReturn
+
+from gpt2_nb_utils import __version__
+from gpt2_nb_utils.config import RunConfig, add_flags, check_names
+from gpt2_nb_utils.errors import UserError
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (`{self.prog} --help` lists the flags)")
+
+
+def _run(args: argparse.Namespace, given: dict[str, Any]) -> int:
+    from gpt2_nb_utils.pipeline.run import run
+
+    return _tell(run(RunConfig.resolve(given)))
+
+
+def _train(args: argparse.Namespace, given: dict[str, Any]) -> int:
+    from gpt2_nb_utils.training.loop import train
+
+    return _tell(train(RunConfig.resolve(given)))
+
+
+def _sample(args: argparse.Namespace, given: dict[str, Any]) -> int:
+    from gpt2_nb_utils.results.sample import sample
+
+    for text in sample(args.run_dir, given):
+        print(text, end="\n\n")
+    return 0
+
+
+def _report(args: argparse.Namespace, given: dict[str, Any]) -> int:
+    from gpt2_nb_utils.pipeline.report import build_report
+    from gpt2_nb_utils.run_directory import RunDirectory
+
+    print(build_report(RunDirectory(args.run_dir)))
+    return 0
+
+
+def _readme(args: argparse.Namespace, given: dict[str, Any]) -> int:
+    from pathlib import Path
+
+    from gpt2_nb_utils.pipeline.readme import fill_readme
+    from gpt2_nb_utils.run_directory import RunDirectory
+
+    changed = fill_readme(RunDirectory(args.run_dir), Path(args.readme))
+    print(f"{args.readme}: {'filled from ' + args.run_dir if changed else 'nothing to change'}")
+    return 0
+
+
+def _tell(summary: dict[str, Any]) -> int:
+    """Print how a run ended and where everything is; the exit status."""
+    from gpt2_nb_utils.run_directory import RunDirectory
+    from gpt2_nb_utils.training.corpus_loss import describe_windows
+
+    directory = RunDirectory(summary["config"]["out_dir"])
+    if summary["corpus"]["source"] == "demo":
+        print("This run used the demonstration corpus, not the course's input.txt (data/README.md tells where to put it).")
+    loss = summary["best_train_loss"]
+    measured = "not measured" if loss is None else f"{loss:.6f}, {describe_windows(summary['best_train_loss_windows'])}"
+    print(f"{summary['status'].replace('_', ' ')} at step {summary['step']:,}: training loss {measured}; "
+          f"target {summary['target_loss']} {'reached' if summary['target_reached'] else 'not reached'}")
+    for title, path in (("report", directory.report / "index.html"), ("notebooks", directory.notebooks),
+                        ("checkpoints", directory.last.parent), ("log", directory.log), ("metrics", directory.metrics),
+                        ("samples", directory.samples), ("figures", directory.figures)):
+        if path.exists():
+            print(f"{title:12}{path}")
+    return INTERRUPTED if summary["status"] == "interrupted" else 0
+
+
+_SAMPLE_FLAGS = ("prompt", "num_prompts", "max_new_tokens", "top_k", "temperature", "seed", "device")
+
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, dict[str, Any]], int], str]] = {
+    "run": (_run, "all notebooks, headless, and the report: from the text to index.html"),
+    "train": (_train, "the training of notebook 03 alone"),
+    "sample": (_sample, "let the model of a run continue a prompt"),
+    "report": (_report, "the executed notebooks of a run as self-contained HTML"),
+    "readme": (_readme, "put the results of a run between the AUTO markers of a README"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line, with one sub-command per entry of COMMANDS."""
+    parser = _Parser(prog="python -m gpt2_nb_utils", allow_abbrev=False,
+                     description="GPT-2 (124M) trained from scratch on one text file, until it knows that file by heart.")
+    parser.add_argument("--version", action="version", version=f"gpt2_nb_utils {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True, parser_class=_Parser)
+    for name, (_, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False)
+        if name in ("run", "train"):
+            add_flags(command)
+        else:
+            command.add_argument("run_dir", nargs="?", default=RunConfig.model_fields["out_dir"].default,
+                                 metavar="RUN_DIR", help="run directory (default: %(default)s)")
+        if name == "sample":
+            add_flags(command, _SAMPLE_FLAGS)
+        if name == "readme":
+            command.add_argument("--readme", default="README.md", metavar="FILE", help="file to fill (default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit status is 0, 2 for bad input, 1 for anything else that failed."""
+    try:
+        args, unknown = build_parser().parse_known_args(argv)
+        flags = [word for word in unknown if word.startswith("--")]
+        if flags:
+            check_names([flags[0].removeprefix("--").partition("=")[0]])
+        if unknown:
+            raise UserError(f"unexpected argument {unknown[0]!r} (`python -m gpt2_nb_utils {args.command} --help` lists the flags)")
+        given = {name: value for name, value in vars(args).items() if name in RunConfig.model_fields}
+        return COMMANDS[args.command][0](args, given)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What every notebook does first and often: start, read its parameters, show a figure.
+
+It knows Jupyter and papermill. It deliberately does not know what any notebook is about.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gpt2_nb_utils import config as _config
+from gpt2_nb_utils.config import RunConfig
+
+
+def start() -> None:
+    """Print the versions in use and work from the project's folder, wherever the notebook was opened."""
+    if not Path("gpt2_nb_utils").is_dir() and Path("../gpt2_nb_utils").is_dir():
+        os.chdir("..")  # JupyterLab starts a notebook in its own folder; paths are relative to the project's
+    packages = "  ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "matplotlib", "tiktoken"))
+    print(f"Python {platform.python_version()}  {packages}")
+
+
+def settings(namespace: dict[str, Any]) -> RunConfig:
+    """The config that a notebook's parameters describe.
+
+    Args:
+        namespace: `globals()` of the notebook, after its parameters cell (and after the cell that papermill
+            injects below it).
+
+    Raises:
+        UserError: a parameter that no setting has (papermill itself would only warn), or a bad value.
+    """
+    _config.check_names(_injected_names())
+    given = {}
+    for name in RunConfig.model_fields:
+        value = namespace.get(name)
+        if value is not None and value != _config.notebook_default(name):
+            given[name] = value
+    if "resume" in namespace:
+        given["resume"] = namespace["resume"]
+    return RunConfig.resolve(given)
+
+
+def _injected_names() -> list[str]:
+    """The names that the latest parameters cells of this session assigned, papermill's included."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell is None:
+        return []
+    latest: dict[str, str] = {}
+    for source in shell.history_manager.input_hist_raw:
+        first_line = source.lstrip().partition("\n")[0].strip()
+        if first_line in ("# Parameters", _config.parameters_cell([]).strip()):
+            latest[first_line] = source
+    names = []
+    for source in latest.values():
+        for statement in ast.parse(source).body:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
+
+
+def figure_data(figure: Any, alt: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """A matplotlib figure as the data and metadata of a display message; the figure is closed.
+
+    Args:
+        alt: what the figure says, in a sentence; it becomes the image's alternative text in the report.
+    """
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
+    image = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"image/png": image, "text/plain": f"[figure] {alt}"}, {"image/png": {"alt": alt}}
+
+
+def show(figure: Any, alt: str, save_as: Path | None = None) -> None:
+    """Show a matplotlib figure with a text for those who cannot see it, and close it.
+
+    Args:
+        figure: a matplotlib `Figure`.
+        alt: what the figure says, in a sentence.
+        save_as: also write the picture there as PNG.
+    """
+    from IPython.display import display
+
+    data, metadata = figure_data(figure, alt)
+    if save_as is not None:
+        save_as.parent.mkdir(parents=True, exist_ok=True)
+        save_as.write_bytes(base64.b64decode(data["image/png"]))
+    display(data, metadata=metadata, raw=True)

@@ -1,0 +1,169 @@
+"""The folder in which the notebooks, the commands and the grader meet: its paths and its summary.
+
+It knows names and files. It deliberately does not know how a run is trained or shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gpt2_nb_utils.errors import UserError
+
+_MADE_BY_A_RUN = ("config.json", "summary.json", "environment.json", "logs", "samples", "checkpoints",
+                  "figures", "notebooks", "report")
+_NOT_CONTENT = {".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 text beside `path` and rename it, so that no reader ever meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+class RunDirectory:
+    """The paths of one run and its `summary.json`.
+
+    Args:
+        path: the run directory; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.summary = self.path / "summary.json"
+        self.environment = self.path / "environment.json"
+        self.log = self.path / "logs" / "train.log"
+        self.metrics = self.path / "logs" / "train_metrics.csv"
+        self.samples = self.path / "samples" / "samples.txt"
+        self.last = self.path / "checkpoints" / "last.pt"
+        self.best = self.path / "checkpoints" / "best.pt"
+        self.figures = self.path / "figures"
+        self.notebooks = self.path / "notebooks"
+        self.report = self.path / "report"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was ever started here."""
+        return self.summary.exists() or self.last.exists() or self.best.exists()
+
+    def claim(self, resume: str = "", overwrite: bool = False) -> None:
+        """Make this the directory of a run that is about to start, or refuse.
+
+        Raises:
+            UserError: it holds a run that is neither resumed nor to be overwritten, or it is some other
+                folder with files in it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"out_dir {self} is a file: name a folder")
+        if self.holds_run:
+            if overwrite:
+                for name in _MADE_BY_A_RUN:
+                    target = self.path / name
+                    shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            elif not resume:
+                raise UserError(f"out_dir {self} already holds a run: go on with it (--resume auto), name another "
+                                f"folder (--out_dir), or throw it away (--overwrite)")
+        elif self.path.exists() and any(entry.name not in _NOT_CONTENT for entry in self.path.iterdir()):
+            raise UserError(f"out_dir {self} holds files but no run: name a new or empty folder (--out_dir)")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"out_dir {self} cannot be made ({error.strerror}): name a folder you may write to") from None
+
+    def read_summary(self) -> dict[str, Any]:
+        """The content of `summary.json`.
+
+        Raises:
+            UserError: there is none, or it is not JSON.
+        """
+        return self._read(self.summary)
+
+    def read_config(self) -> dict[str, Any]:
+        """The content of `config.json`: the complete settings of the run."""
+        return self._read(self.config)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        if not path.exists():
+            raise UserError(f"{self} is no run directory ({path.name} is missing): name the out_dir of a run, "
+                            f"or start one with `python -m gpt2_nb_utils run --out_dir {self}`")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{path} is not valid JSON: restore it, or start the run anew with --overwrite") from None
+
+    def write_json(self, path: Path, content: dict[str, Any]) -> None:
+        """Write `content` to one of the JSON files of the run, whole or not at all."""
+        write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: machine, Python and the versions of the packages that matter."""
+    packages = {}
+    for name in ("torch", "numpy", "tiktoken", "matplotlib", "pydantic", "papermill", "nbconvert", "jupyterlab", "transformers"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "memory_gb": _memory_gb(),
+        "packages": packages,
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None  # Windows has no sysconf
+
+
+def command_line() -> str:
+    """The command that started this process, as it was given.
+
+    Inside a Jupyter kernel it is the command that runs the notebook (papermill, `run`, or JupyterLab).
+    """
+    import shlex
+
+    words = sys.orig_argv
+    if "ipykernel_launcher" in " ".join(words):
+        try:
+            import psutil
+
+            words = psutil.Process(os.getppid()).cmdline() or words
+        except Exception:  # the parent may be gone or belong to somebody else
+            pass
+    return shlex.join(words)
