@@ -1,0 +1,12 @@
+"""Room 01: from one text file to batches of token ids.
+
+`corpus` finds the text, `bpe` turns it into GPT-2 tokens and back, `windows` cuts the tokens into inputs and
+targets, `display` draws all of that for notebook 01. This room deliberately knows nothing of models or training.
+"""
+
+from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE, decode, encode, gpt2_encoding, merge_steps, pieces, token_strings
+from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
+from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, WindowOrder, Windows
+
+__all__ = ["VOCAB_SIZE", "decode", "encode", "gpt2_encoding", "merge_steps", "pieces", "token_strings", "Corpus",
+           "load_corpus", "IGNORE_INDEX", "WindowOrder", "Windows"]

@@ -1,0 +1,198 @@
+"""The corpus: which text a run trains on, where it came from, and whether it is the course's file.
+
+It knows files, one download and one demonstration text. It deliberately prints nothing: what a user should know is
+in `Corpus.notes`, for the log, the notebook and the report to show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import stat
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.run_directory import write_atomically
+from gpt2_nb_utils.tokenization.bpe import encode
+
+DEFAULT_PATH = Path("data/input.txt")
+"""Where the corpus is looked for when no `input_file` is given, relative to the project's folder."""
+
+COURSE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+COURSE_BYTES = 1_115_394
+COURSE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+
+ALLOWED_SCHEMES = ("https",)
+SOCKET_TIMEOUT = 5.0
+TOTAL_TIMEOUT = 15.0
+"""Seconds after which the download is given up: for one wait on the network, and for all of it."""
+
+NO_DOWNLOAD = "GPT2_NB_UTILS_NO_DOWNLOAD"
+"""Set this environment variable to 1 and nothing is downloaded."""
+
+MIN_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text to train on.
+
+    Attributes:
+        text: the whole text, with plain line feeds and no byte-order mark.
+        source: "input_file" (a file that was there), "download", or "demo" (the demonstration text).
+        path: the file, or the module that holds the demonstration text.
+        sha256: of `text` in UTF-8.
+        notes: what a user should know about how the text was found, one line each.
+    """
+
+    text: str
+    source: Literal["input_file", "download", "demo"]
+    path: str
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def chars(self) -> int:
+        """Number of characters."""
+        return len(self.text)
+
+    @property
+    def is_course_input(self) -> bool:
+        """Whether this is, byte for byte, the course's `input.txt`."""
+        return self.sha256 == COURSE_SHA256
+
+    def describe(self) -> str:
+        """One line: what it is, its size, its hash, and whether it is the course's file."""
+        name = f"demonstration text ({self.path}, Python's own documentation)" if self.source == "demo" else self.path
+        verdict = "the course's input.txt" if self.is_course_input else "not the course's input.txt"
+        return f"{name}: {self.chars:,} characters, sha256 {self.sha256[:12]}…, {verdict}"
+
+
+def load_corpus(input_file: str = "") -> Corpus:
+    """The text to train on: `input_file`, else data/input.txt, else a download, else a demonstration text.
+
+    Args:
+        input_file: path of a UTF-8 text; empty looks in the other places.
+
+    Raises:
+        UserError: a file is named or lies in data/, but is missing, unreadable, empty, too short or no UTF-8 text.
+    """
+    if input_file:
+        return _from_file(Path(os.path.expanduser(input_file)), "input_file")
+    if os.path.lexists(DEFAULT_PATH):  # even if broken: the user's own file is never passed over in silence
+        return _from_file(DEFAULT_PATH, "input_file")
+    if os.environ.get(NO_DOWNLOAD) == "1":
+        return _demonstration(f"no {DEFAULT_PATH.as_posix()}, and {NO_DOWNLOAD}=1 forbids the download")
+    try:
+        write_atomically(DEFAULT_PATH, _download(COURSE_URL).decode("utf-8"))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
+        return _demonstration(f"no {DEFAULT_PATH.as_posix()}, and the download failed ({reason})")
+    return _from_file(DEFAULT_PATH, "download", f"downloaded from {COURSE_URL}, sha256 as expected")
+
+
+def _from_file(path: Path, source: Literal["input_file", "download"], *notes: str) -> Corpus:
+    name = f"input_file {path.as_posix()}"
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # a pipe or a device might never end
+            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            raise UserError(f"{name} is {kind}: name a UTF-8 text file")
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{name} does not exist: name a UTF-8 text file (--input_file), "
+                        f"or put one at {DEFAULT_PATH.as_posix()}") from None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror}): allow reading it, or name another file") from None
+    text, changes = _plain_text(content, name)
+    if not text.strip():
+        raise UserError(f"{name} is {'blank' if content else 'empty'}: name a file with text in it")
+    # No token of GPT-2 is longer than 128 bytes, so only a short text needs to be counted.
+    if len(text) < 128 * MIN_TOKENS and (n_tokens := len(encode(text))) < MIN_TOKENS:
+        raise UserError(f"{name} is too short ({n_tokens} token{'s' * (n_tokens > 1)}): "
+                        f"give a text of {MIN_TOKENS} tokens or more")
+    return Corpus(text, source, path.as_posix(), _sha256(text), (*notes, *changes))
+
+
+def _plain_text(content: bytes, name: str) -> tuple[str, list[str]]:
+    """The text of a file without byte-order mark and carriage returns, and a note on each that was taken out."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{name} is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8, "
+                        f"or save it as UTF-8 in an editor)")
+    if (place := content.find(b"\0")) >= 0:
+        raise UserError(f"{name} is a binary file (a NUL byte at byte {place:,}): name a UTF-8 text file")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 (byte 0x{content[error.start]:02x} at byte {error.start:,}): convert it "
+                        f"(iconv -f WINDOWS-1252 -t UTF-8, or save it as UTF-8 in an editor)") from None
+    notes = []
+    if text.startswith("\ufeff"):
+        text = text.removeprefix("\ufeff")
+        notes.append("took the byte-order mark off the start of the file")
+    if carriage_returns := text.count("\r"):
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        notes.append(f"changed {carriage_returns:,} carriage returns to plain line feeds")
+    return text, notes
+
+
+def _demonstration(reason: str) -> Corpus:
+    try:
+        from pydoc_data import topics
+    except ImportError:
+        raise UserError(f"{reason}, and this Python has no pydoc_data for a demonstration: put a UTF-8 text at "
+                        f"{DEFAULT_PATH.as_posix()} or name one (--input_file)") from None
+    texts = [topics.topics[name] for name in sorted(topics.topics) if isinstance(topics.topics[name], str)]
+    text = "\n\n".join(texts)
+    note = f"{reason}: this is a demonstration text, Python's own documentation, and never counts as the course's file"
+    return Corpus(text, "demo", "pydoc_data.topics", _sha256(text), (note,))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _download(url: str) -> bytes:
+    """The course's file from the network: the right bytes, or an OSError or ValueError that says what went wrong."""
+    outcome: list[bytes | Exception] = []
+
+    def fetch() -> None:
+        try:
+            outcome.append(_fetch(url, time.monotonic() + TOTAL_TIMEOUT))
+        except Exception as error:
+            outcome.append(error)
+
+    # In a thread, because a name look-up has no timeout of its own.
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    thread.join(TOTAL_TIMEOUT)
+    if not outcome:
+        raise TimeoutError(f"no end after {TOTAL_TIMEOUT:g} s")
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    if hashlib.sha256(outcome[0]).hexdigest() != COURSE_SHA256:
+        raise ValueError(f"{len(outcome[0]):,} bytes came, and they are not the course's file")
+    return outcome[0]
+
+
+def _fetch(url: str, deadline: float) -> bytes:
+    _check_scheme(url)
+    content = b""
+    with urllib.request.urlopen(url, timeout=SOCKET_TIMEOUT) as response:
+        _check_scheme(response.url)  # after redirects
+        while len(content) <= COURSE_BYTES and (chunk := response.read1(65536)):
+            content += chunk
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no end after {TOTAL_TIMEOUT:g} s")
+    return content
+
+
+def _check_scheme(url: str) -> None:
+    if not url.startswith(tuple(f"{scheme}://" for scheme in ALLOWED_SCHEMES)):
+        raise ValueError(f"{url} is not {' or '.join(ALLOWED_SCHEMES)}")
