@@ -1,0 +1,80 @@
+"""The figure of notebook 03 that grows while training runs: loss above, learning rate below.
+
+It is a display output updated in place, so a saved notebook keeps its last state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from gpt2_nb_utils.notebook import figure_data
+from gpt2_nb_utils.training.run_log import Row
+
+_SECONDS_BETWEEN_DRAWINGS = 3.0
+
+
+class LiveFigure:
+    """Give an instance to `train` as `on_row`; call `finish` afterwards.
+
+    Args:
+        target_loss: drawn as a dashed line.
+        steps: last step of the run: the right end of both panels.
+        rows: rows of the same run from before (a resumed run).
+    """
+
+    def __init__(self, target_loss: float, steps: int, rows: list[Row] | None = None):
+        self._target, self._steps = target_loss, steps
+        self._rows = list(rows or [])
+        self._handle = None
+        self._drawn_at = 0.0
+
+    def __call__(self, row: Row) -> None:
+        """Take in a row of the metrics, and draw if the last drawing is some seconds old."""
+        self._rows.append(row)
+        if time.monotonic() - self._drawn_at > _SECONDS_BETWEEN_DRAWINGS:
+            self._draw()
+
+    def finish(self) -> None:
+        """Draw the last state."""
+        self._draw()
+
+    def _draw(self) -> None:
+        from IPython.display import display
+
+        data, metadata = figure_data(self._figure(), self._alt())
+        if self._handle is None:
+            self._handle = display(data, metadata=metadata, raw=True, display_id=True)
+        else:
+            self._handle.update(data, metadata=metadata, raw=True)
+        self._drawn_at = time.monotonic()
+
+    def _figure(self):
+        from matplotlib import pyplot
+
+        figure, (losses, rates) = pyplot.subplots(2, 1, figsize=(8, 5), sharex=True, height_ratios=(3, 1), layout="constrained")
+        batch = [(row.step, row.loss) for row in self._rows if row.loss is not None]
+        whole = [(row.step, row.train_loss) for row in self._rows if row.train_loss is not None]
+        rate = [(row.step, row.lr) for row in self._rows if row.lr is not None]
+        if batch:
+            losses.plot(*zip(*batch), color="0.55", linewidth=1.2, label="batch loss")
+        if whole:
+            losses.plot(*zip(*whole), "o-", color="black", markersize=5, linewidth=1, label="training loss")
+        losses.axhline(self._target, color="0.3", linestyle="--", linewidth=1, label=f"target {self._target}")
+        losses.set(ylabel="loss (nats per token)", yscale="log", xlim=(0, max(1, self._steps)))
+        losses.yaxis.set_major_formatter("{x:g}")
+        losses.grid(True, color="0.9")
+        losses.legend(loc="lower left", fontsize="small")
+        if rate:
+            rates.plot(*zip(*rate), color="black", linewidth=1.2)
+        rates.set(xlabel="step (optimizer updates)", ylabel="learning rate")
+        rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        rates.grid(True, color="0.9")
+        return figure
+
+    def _alt(self) -> str:
+        losses = [row.loss for row in self._rows if row.loss is not None and math.isfinite(row.loss)]
+        if not losses:
+            return "Loss over steps; nothing trained yet."
+        return (f"Batch loss over steps: from {losses[0]:.3f} to {losses[-1]:.3f} nats per token at step {self._rows[-1].step} "
+                f"of {self._steps}; target {self._target}. Below it the learning rate of each step.")

@@ -1,0 +1,205 @@
+"""The training loop: everything that happens in a run, in the order in which it happens."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Callable
+
+import torch
+
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.model.gpt2 import GPT2
+from gpt2_nb_utils.progress import Progress
+from gpt2_nb_utils.tokenization.windows import WindowOrder
+from gpt2_nb_utils.training.checkpoints import save_checkpoint
+from gpt2_nb_utils.training.corpus_loss import CorpusLoss, training_loss
+from gpt2_nb_utils.training.optimizer import build_optimizer, set_learning_rate
+from gpt2_nb_utils.training.recorder import Recorder
+from gpt2_nb_utils.training.run_log import Row
+from gpt2_nb_utils.training.schedule import learning_rate_factor
+from gpt2_nb_utils.training.start import start_run
+from gpt2_nb_utils.training.state import State
+from gpt2_nb_utils.training.step import training_step
+from gpt2_nb_utils.training.stop_request import StopRequest
+
+NEAR_TARGET = 1.1
+"""An estimate, or a smoothed batch loss, below this multiple of the target calls for measuring the whole corpus."""
+SKIPS_IN_A_ROW = 20
+"""So many updates without finite gradients, one after the other, end the run: it will not recover."""
+_LONG_MEASUREMENT = 20_000
+"""Tokens from which a measurement shows a progress line of its own."""
+
+
+def train(config: RunConfig, on_row: Callable[[Row], None] | None = None) -> dict[str, Any]:
+    """Train a GPT-2 from random weights, or go on with a run.
+
+    Args:
+        config: all settings; `resume` and `overwrite` say what to do with a run that is already there.
+        on_row: called with each row of the metrics as it is written.
+
+    Returns:
+        The content of `summary.json`. Its status tells why the run ended.
+
+    Raises:
+        UserError: bad input, or a run that diverged (the last good checkpoint is kept).
+    """
+    return _Training(config, on_row).train()
+
+
+class _Training:
+    """A run in memory: the model and all that its steps need."""
+
+    def __init__(self, config: RunConfig, on_row: Callable[[Row], None] | None):
+        self.run = start_run(config)
+        self.config, self.precision = self.run.config, self.run.precision
+        self.state = State()
+        self.model = GPT2(self.run.model_config, seed=self.config.seed).to(self.precision.device)
+        self.parameters = list(self.model.parameters())
+        self.optimizer = build_optimizer(self.model, self.config)
+        self.scaler = self.precision.scaler()
+        self.order = WindowOrder(len(self.run.windows), self.config.seed, self.config.randomize_batches)
+        self.loss_sum = lambda x, y: self.model.loss(x, y, reduction="sum")
+        if self.config.compile:
+            self.loss_sum = torch.compile(self.loss_sum)
+        if self.run.checkpoint is not None:
+            self._restore(self.run.checkpoint)
+        self.record = Recorder(self.run, self.state, self.model.n_params, on_row)
+
+    def train(self) -> dict[str, Any]:
+        config, state, record = self.config, self.state, self.record
+        progress = Progress(config.steps, "training", done=state.step)
+        status = "failed"
+        try:
+            with StopRequest() as stop:
+                if state.train_loss is None:
+                    self.measure()  # where random weights start
+                    record.row(lr=None, grad_norm=None, loss_scale=self._loss_scale)
+                while state.step < config.steps and not self.target_reached and not stop:
+                    lr = config.lr * learning_rate_factor(state.step, config)
+                    grad_norm = self.step(lr)
+
+                    measured = state.step % config.eval_every == 0 or state.step == config.steps or self._seems_near
+                    improved = self.measure() if measured else False
+                    if measured or state.step % config.log_every == 0 or state.step == 1:
+                        record.row(lr, grad_norm, self._loss_scale)
+                    if improved:
+                        self.save_best()
+
+                    last = state.step == config.steps or self.target_reached
+                    if config.sample_every and not stop and (state.step % config.sample_every == 0 or last):
+                        record.samples(self.model)
+                    if state.step % config.save_every == 0 or last or stop:
+                        self.save_last()
+                    if last and not self.run.directory.best.exists():
+                        self.save_best()  # training only made it worse; there is a model to look at all the same
+                    progress.update(state.step, loss=f"{state.loss:.4f}", **self._figures())
+                    record.summary()
+            status = "target_reached" if self.target_reached else "interrupted" if stop else "steps_done"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        except Exception as error:
+            record.line(f"failed: {error or type(error).__name__}")
+            raise
+        finally:
+            progress.close(status.replace("_", " "))
+            summary = record.close(status)
+        return summary
+
+    @property
+    def target_reached(self) -> bool:
+        """Whether the training loss over the whole corpus was measured below the target."""
+        return self.state.reached(self.config.target_loss)
+
+    def step(self, lr: float) -> float:
+        """One optimizer update on the next windows; returns the gradient norm before clipping."""
+        config, state, windows = self.config, self.state, self.run.windows
+        begun = time.perf_counter()
+        n_windows = config.batch_size * config.grad_accum
+        indices = self.order.take(state.windows_drawn, n_windows)
+        micro_batches = [windows.batch(indices[i:i + config.batch_size]) for i in range(0, n_windows, config.batch_size)]
+        set_learning_rate(self.optimizer, lr)
+        result = training_step(self.loss_sum, self.parameters, self.optimizer, self.scaler, self.precision,
+                               micro_batches, config.clip_grad)
+        self.precision.wait()
+        state.count_batch(result.loss, result.n_targets, n_windows, result.skipped, time.perf_counter() - begun)
+        if result.skipped:
+            self.record.line(f"step {state.step}/{config.steps}  skipped: gradient norm {result.grad_norm}, loss {result.loss}, "
+                             f"loss scale now {self.scaler.get_scale():g}")
+        if state.skipped_in_a_row >= SKIPS_IN_A_ROW:
+            raise UserError(f"{SKIPS_IN_A_ROW} steps in a row had no finite gradients (loss {result.loss:g} at step "
+                            f"{state.step}, lr {lr:g}): lower lr or choose --amp fp32; the last good checkpoint is kept")
+        return result.grad_norm
+
+    def measure(self) -> bool:
+        """Measure the training loss: estimated first, whole when that comes near the target. True for a new best."""
+        state = self.state
+        improved = state.count_measurement(self._training_loss(self.config.eval_windows))
+        if state.train_loss_windows != "all" and state.train_loss < NEAR_TARGET * self.config.target_loss:
+            improved = state.count_measurement(self._training_loss(0)) or improved
+        state.smoothed_loss_when_measured = state.smoothed_loss
+        return improved
+
+    @property
+    def _seems_near(self) -> bool:
+        """The smoothed batch loss nears the target, and has fallen well since the training loss was last measured."""
+        smoothed, before = self.state.smoothed_loss, self.state.smoothed_loss_when_measured
+        return (smoothed is not None and smoothed < NEAR_TARGET * self.config.target_loss
+                and (before is None or smoothed < 0.97 * before))
+
+    def _training_loss(self, n_windows: int) -> CorpusLoss:
+        windows = self.run.windows
+        count = len(windows.evenly_spread(n_windows))
+        progress = None
+        if count * windows.seq_len > _LONG_MEASUREMENT:
+            progress = Progress(count, "measuring the training loss, window")
+        measured = training_loss(self.model, windows, self.precision, n_windows, progress and progress.update)
+        if progress is not None:
+            progress.close(str(measured))
+        self.record.measured(measured)
+        return measured
+
+    @property
+    def _loss_scale(self) -> float | None:
+        return self.scaler.get_scale() if self.scaler.is_enabled() else None
+
+    def _figures(self) -> dict[str, str]:
+        state = self.state
+        figures = {"tok/s": f"{state.tokens_seen / state.seconds:,.0f}"}
+        if state.train_loss is not None:
+            figures["training loss"] = f"{state.train_loss:.4f} at step {state.train_loss_step}"
+        return figures
+
+    def save_best(self) -> None:
+        """Write best.pt: the weights with the lowest training loss, to grade and to sample from."""
+        save_checkpoint(self.run.directory.best, {**self._identity(), "model": self.model.state_dict()})
+
+    def save_last(self) -> None:
+        """Write last.pt: everything that a resumed run needs."""
+        self.record.update_wall_seconds()
+        random_states = {"cpu": torch.get_rng_state()}
+        if self.precision.device.type == "cuda":
+            random_states["cuda"] = torch.cuda.get_rng_state(self.precision.device)
+        save_checkpoint(self.run.directory.last, {
+            **self._identity(), "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(), "random_states": random_states,
+        })
+
+    def _identity(self) -> dict[str, Any]:
+        return {"model_config": self.run.model_config.to_dict(), "config": self.config.model_dump(),
+                "corpus_sha256": self.run.corpus.sha256, "state": self.state.to_dict()}
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        try:
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.scaler.load_state_dict(checkpoint["scaler"])
+            random_states = checkpoint["random_states"]
+        except (KeyError, RuntimeError, ValueError):
+            raise UserError("this checkpoint cannot be gone on with (best.pt holds weights only, and sizes must match): "
+                            "name a last.pt of the same model, or start a new run") from None
+        self.state = State(**checkpoint["state"])
+        torch.set_rng_state(random_states["cpu"])
+        if self.precision.device.type == "cuda" and "cuda" in random_states:
+            torch.cuda.set_rng_state(random_states["cuda"], self.precision.device)

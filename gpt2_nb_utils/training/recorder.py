@@ -1,0 +1,118 @@
+"""Everything that a run writes down on its way, except checkpoints: logs, samples and the summary."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Callable
+
+import torch
+
+from gpt2_nb_utils.model.gpt2 import GPT2
+from gpt2_nb_utils.progress import duration
+from gpt2_nb_utils.training.corpus_loss import CorpusLoss
+from gpt2_nb_utils.training.run_log import Row, RunLog
+from gpt2_nb_utils.training.samples import draw_samples, sample_prompts
+from gpt2_nb_utils.training.samples_file import format_sample, read_samples
+from gpt2_nb_utils.training.start import Run
+from gpt2_nb_utils.training.state import State
+
+
+class Recorder:
+    """Writes the logs, the samples and `summary.json` of a run.
+
+    Args:
+        run: the run.
+        state: where it stands; read whenever something is written.
+        n_params: parameters of the model, for the log.
+        on_row: called with each row of the metrics as it is written.
+    """
+
+    def __init__(self, run: Run, state: State, n_params: int, on_row: Callable[[Row], None] | None = None):
+        self.run, self.state, self._on_row = run, state, on_row
+        resumed = run.checkpoint is not None
+        self._log = RunLog(run.directory.log, run.directory.metrics, step=state.step if resumed else None)
+        self._prompts = sample_prompts(run.config, run.corpus.text)
+        self._speed_from = (state.seconds, state.tokens_seen)
+        self._wall_before, self._begun = state.wall_seconds, time.monotonic()
+        self._told_at = 0.0
+        self._keep_samples()
+        self._introduce(n_params)
+
+    def line(self, text: str) -> None:
+        """Append a line to train.log."""
+        self._log.line(text)
+
+    def measured(self, measured: CorpusLoss) -> None:
+        """Log a measured training loss."""
+        config = self.run.config
+        self._log.line(f"step {self.state.step}/{config.steps}  training loss {measured}  target {config.target_loss}")
+
+    def row(self, lr: float | None, grad_norm: float | None, loss_scale: float | None) -> None:
+        """Write a row of metrics and a line of the log about the last step."""
+        state = self.state
+        seconds, tokens = self._speed_from
+        elapsed = state.seconds - seconds
+        speed = (state.tokens_seen - tokens) / elapsed if elapsed > 0 else None
+        self._speed_from = (state.seconds, state.tokens_seen)
+        row = Row(
+            step=state.step, epoch=state.tokens_seen / self.run.windows.n_targets, tokens=state.tokens_seen, loss=state.loss,
+            train_loss=state.train_loss if state.train_loss_step == state.step else None, lr=lr, grad_norm=grad_norm,
+            loss_scale=loss_scale, tok_per_s=speed, elapsed_s=state.seconds,
+        )
+        self._log.row(row)
+        if state.loss is not None and lr is not None and grad_norm is not None:
+            rate = f"  tok/s {speed:.1f}" if speed is not None else ""
+            scale = f"  loss_scale {loss_scale:g}" if loss_scale is not None else ""
+            self._log.line(f"step {state.step}/{self.run.config.steps}  loss {state.loss:.4f}  lr {lr:.3e}{rate}  "
+                           f"grad_norm {grad_norm:.3f}{scale}")
+        if self._on_row is not None:
+            self._on_row(row)
+
+    def samples(self, model: GPT2) -> None:
+        """Let the model continue the prompts and append what it says to samples.txt."""
+        path = self.run.directory.samples
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn = draw_samples(model, self.run.config, self._prompts, self.state.step)
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write("".join(format_sample(sample) for sample in drawn))
+
+    def summary(self, status: str = "running") -> dict[str, Any] | None:
+        """Bring `summary.json` up to date: at once when the status changes, else about once a second."""
+        self.update_wall_seconds()
+        if status == "running" and time.monotonic() - self._told_at < 1.0:
+            return None
+        self._told_at = time.monotonic()
+        return self.run.write_summary(status, self.state)
+
+    def update_wall_seconds(self) -> None:
+        """Add the time since the start of this process to what earlier ones took."""
+        self.state.wall_seconds = self._wall_before + time.monotonic() - self._begun
+
+    def close(self, status: str) -> dict[str, Any]:
+        """Write the last state and return the content of `summary.json`."""
+        state = self.state
+        summary = self.summary(status)
+        self._log.line(f"{status} at step {state.step}, {duration(state.seconds)} of training, {duration(state.wall_seconds)} in all")
+        self._log.close()
+        return summary
+
+    def _keep_samples(self) -> None:
+        """Drop samples of steps after the checkpoint: they will be drawn again."""
+        path = self.run.directory.samples
+        if path.exists():
+            kept = [format_sample(sample) for sample in read_samples(path) if sample.step <= self.state.step]
+            path.write_text("".join(kept), encoding="utf-8", newline="\n")
+
+    def _introduce(self, n_params: int) -> None:
+        run, config = self.run, self.run.config
+        self._log.line(f"new run in {run.directory}" if run.checkpoint is None else
+                       f"resumed at step {self.state.step} in {run.directory}")
+        self._log.line(f"device {run.precision.device_name}  amp {run.precision.amp}  torch {torch.__version__}")
+        self._log.line("arguments " + "  ".join(f"{name}={value!r}" for name, value in config.model_dump().items()))
+        self._log.line(f"corpus {run.corpus.describe()}")
+        for note in run.corpus.notes:
+            self._log.line(f"corpus note: {note}")
+        self._log.line(f"model {n_params:,} parameters, from random weights (seed {config.seed})")
+        self._log.line(f"tokens {len(run.windows.tokens):,}  windows {len(run.windows):,} of {config.seq_len}")
+        self._log.line(f"tokens per step {config.tokens_per_step:,}  steps {config.steps:,}  "
+                       f"epochs {config.steps * config.tokens_per_step / run.windows.n_targets:.2f}")

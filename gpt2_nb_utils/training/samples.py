@@ -1,0 +1,49 @@
+"""Periodic generations of a run: which prompts, and what the model makes of them."""
+
+from __future__ import annotations
+
+import torch
+
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.model.gpt2 import GPT2
+from gpt2_nb_utils.model.sampling import generate
+from gpt2_nb_utils.tokenization.bpe import decode, encode
+from gpt2_nb_utils.training.samples_file import Sample
+
+_OPENING_TOKENS = 12
+
+
+def sample_prompts(config: RunConfig, text: str) -> list[str]:
+    """The prompts of every sampling: the config's own, then openings of passages spread evenly over the corpus.
+
+    Args:
+        config: `prompt` and `num_prompts` are used.
+        text: the corpus.
+    """
+    prompts = [config.prompt]
+    for number in range(1, config.num_prompts):
+        place = len(text) * number // config.num_prompts
+        passage = text.find("\n\n", place)
+        start = passage + 2 if 0 <= passage < len(text) - 2 else place
+        opening = decode(encode(text[start:start + 20 * _OPENING_TOKENS])[:_OPENING_TOKENS])
+        # A token can end within a letter; the replacement character stands for the half that is there.
+        prompts.append(opening.rstrip("\ufffd ") or config.prompt)
+    return prompts
+
+
+def draw_samples(model: GPT2, config: RunConfig, prompts: list[str], step: int) -> list[Sample]:
+    """Continue each prompt; the same model, config and step give the same text.
+
+    Args:
+        step: updates that the model has had; it is part of the seed, so that each sampling draws anew.
+
+    Returns:
+        One sample per prompt; its text starts with the prompt.
+    """
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    ids = [torch.from_numpy(encode(prompt)) for prompt in prompts]
+    texts = [decode(row.numpy()) for row in
+             generate(model, ids, config.max_new_tokens, config.temperature, config.top_k, generator)]
+    settings = {"prompts": len(prompts), "temperature": config.temperature, "top_k": config.top_k}
+    return [Sample(step=step, prompt_index=number, prompt=prompt, text=text, settings=settings)
+            for number, (prompt, text) in enumerate(zip(prompts, texts), start=1)]

@@ -1,0 +1,94 @@
+"""Where a run stands: what its checkpoints carry over a restart and its summary shows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gpt2_nb_utils.training.corpus_loss import CorpusLoss
+
+_SMOOTHING = 0.9
+
+
+@dataclass
+class State:
+    """Counters and best values of a run.
+
+    Attributes:
+        step: optimizer updates done.
+        windows_drawn: windows trained on, which is the place in the data.
+        tokens_seen: predictions trained on.
+        seconds: time spent on training steps.
+        wall_seconds: time spent in all, measurements, samples and checkpoints included.
+        loss: last batch; `smoothed_loss` is its moving average.
+        train_loss: training loss last measured, on `train_loss_windows` windows (or "all").
+        smoothed_loss_when_measured: `smoothed_loss` at that time.
+        skipped_in_a_row: updates without finite gradients, up to now.
+    """
+
+    step: int = 0
+    windows_drawn: int = 0
+    tokens_seen: int = 0
+    seconds: float = 0.0
+    wall_seconds: float = 0.0
+    loss: float | None = None
+    smoothed_loss: float | None = None
+    best_batch_loss: float | None = None
+    best_batch_step: int | None = None
+    train_loss: float | None = None
+    train_loss_windows: str | int | None = None
+    train_loss_step: int | None = None
+    best_train_loss: float | None = None
+    best_train_loss_windows: str | int | None = None
+    best_train_loss_step: int | None = None
+    smoothed_loss_when_measured: float | None = None
+    skipped_in_a_row: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, for a checkpoint."""
+        return asdict(self)
+
+    def count_batch(self, loss: float, n_targets: int, n_windows: int, skipped: bool, seconds: float) -> None:
+        """Add one step and its batch.
+
+        Args:
+            loss: its batch loss. One that is not finite is kept as the last loss only.
+            skipped: its gradients were not finite and the weights stayed.
+            seconds: time that the step took.
+        """
+        self.step += 1
+        self.windows_drawn += n_windows
+        self.tokens_seen += n_targets
+        self.seconds += seconds
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        self.loss = loss
+        if not math.isfinite(loss):
+            return
+        self.smoothed_loss = loss if self.smoothed_loss is None else (
+            _SMOOTHING * self.smoothed_loss + (1 - _SMOOTHING) * loss)
+        if self.best_batch_loss is None or loss < self.best_batch_loss:
+            self.best_batch_loss, self.best_batch_step = loss, self.step
+
+    def reached(self, target_loss: float) -> bool:
+        """Whether the training loss, measured over the whole corpus, has been below the target."""
+        return (self.best_train_loss is not None and self.best_train_loss_windows == "all"
+                and self.best_train_loss < target_loss)
+
+    def count_measurement(self, measured: CorpusLoss) -> bool:
+        """Take in a measured training loss; True when it is the best so far.
+
+        A measurement of the whole corpus outranks every estimate, whichever is lower.
+        """
+        self.train_loss, self.train_loss_windows, self.train_loss_step = measured.loss, measured.windows, self.step
+        if not math.isfinite(measured.loss):
+            return False
+        best_is_whole = self.best_train_loss_windows == "all"
+        if self.best_train_loss is not None:
+            if best_is_whole and not measured.whole:
+                return False
+            if measured.whole == best_is_whole and measured.loss >= self.best_train_loss:
+                return False
+        self.best_train_loss, self.best_train_loss_windows = measured.loss, measured.windows
+        self.best_train_loss_step = self.step
+        return True

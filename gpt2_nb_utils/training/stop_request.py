@@ -1,0 +1,37 @@
+"""Ctrl-C, a stop button or `kill`: finish the step, save, and only then leave."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+
+class StopRequest:
+    """A context in which SIGINT and SIGTERM are remembered instead of obeyed; a second one leaves at once.
+
+    Attributes:
+        signal_number: the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.signal_number is not None
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # only there can handlers be set
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.signal_number is not None:
+            raise KeyboardInterrupt
+        self.signal_number = number
