@@ -38,7 +38,7 @@ _FILES = {  # name: sha256, the ones tiktoken itself checks
 
 # White space as tiktoken's regular expression sees it; Python's own \s has four control characters more.
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_LONG_SPACE = re.compile(f"[{_SPACE}]{{5000,}}(?=[{_SPACE}][^{_SPACE}])")
+_LONG_SPACE = re.compile(f"[{_SPACE}]{{5000,}}")
 
 
 @functools.cache
@@ -138,12 +138,14 @@ def encode(text: str) -> np.ndarray:
     encoding = gpt2_encoding()
     ids: list[int] = []
     begin = 0
-    # tiktoken's regular expression overflows its stack on tens of thousands of blanks before a word. They are one
-    # piece but for the last blank, so a cut just before that one changes no token.
+    # tiktoken's regular expression overflows its stack on a million blanks before a word. Such a run is one piece but
+    # for its last blank, so a cut just before that one changes no token.
     for run in _LONG_SPACE.finditer(text):
-        ids += encoding.encode_ordinary(text[begin:run.start()])
-        ids += encoding.encode_ordinary(run.group())
-        begin = run.end()
+        if run.end() == len(text):
+            break  # at the end of the text a run is one piece, and cheap
+        for end in (run.start(), run.end() - 1):
+            ids += encoding.encode_ordinary(text[begin:end])
+            begin = end
     ids += encoding.encode_ordinary(text[begin:])
     return np.array(ids, dtype=np.int64)
 

@@ -1,0 +1,133 @@
+"""Settings: presets, ranges, names, flags and parameters cells."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from gpt2_nb_utils.config import PRESETS, RunConfig, nearest_name, notebook_default, parameters_cell
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.__main__ import build_parser
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("0*.ipynb"))
+
+
+def parameters_source(path):
+    cells = nbformat.read(path, as_version=4).cells
+    (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    return cell.source
+
+
+def test_a_setting_given_by_hand_wins_over_its_preset():
+    config = RunConfig.resolve({"preset": "tiny", "steps": 7})
+    assert config.steps == 7 and config.n_embd == PRESETS["tiny"]["n_embd"]
+    assert config.given == {"preset": "tiny", "steps": 7}
+
+
+def test_auto_is_sanity_when_the_cpu_is_asked_for():
+    assert RunConfig.resolve({"device": "cpu"}).preset == "sanity"
+
+
+def test_the_sanity_preset_is_the_course_run_of_gpt2_124m():
+    config = RunConfig.resolve({"preset": "sanity"})
+    assert (config.steps, config.batch_size, config.seq_len) == (30, 4, 128)
+    assert (config.n_layer, config.n_head, config.n_embd, config.block_size) == (12, 12, 768, 1024)
+
+
+def test_a_saved_config_takes_the_place_of_the_preset_and_hands_wins():
+    saved = RunConfig.resolve({"preset": "tiny", "lr": 0.5, "steps": 3}).model_dump()
+    resumed = RunConfig.resolve({"preset": "full", "steps": 9, "resume": "auto"}, saved=saved)
+    assert (resumed.lr, resumed.steps, resumed.preset) == (0.5, 9, "tiny")
+
+
+@pytest.mark.parametrize("name, meant", [
+    ("lerning_rate", "lr"), ("learning-rate", "lr"), ("batchsize", "batch_size"), ("n_layers", "n_layer"),
+    ("max_iters", "steps"), ("gradient_accumulation_steps", "grad_accum"), ("stpes", "steps"), ("context_length", "block_size"),
+])
+def test_an_unknown_name_is_an_error_that_names_the_nearest(name, meant):
+    assert nearest_name(name) == meant
+    with pytest.raises(UserError, match=f"{name!r}.*{meant!r}"):
+        RunConfig.resolve({name: 1})
+
+
+@pytest.mark.parametrize("given, words", [
+    ({"seq_len": 2048, "block_size": 1024}, ["seq_len 2048", "block_size 1024", "lower seq_len or raise"]),
+    ({"n_embd": 100, "n_head": 12}, ["n_embd 100", "n_head 12", "96"]),
+    ({"preset": "huge"}, ["preset", "huge", "tiny", "sanity", "full"]),
+    ({"lr_schedule": "step"}, ["lr_schedule", "step", "constant", "linear", "cosine", "wsd"]),
+    ({"optimizer": "sgd"}, ["optimizer", "sgd", "adamw"]),
+    ({"batch_size": 0}, ["batch_size 0", "greater than 0"]),
+    ({"lr": float("nan")}, ["lr nan"]),
+    ({"steps": "many"}, ["steps", "many", "integer"]),
+    ({"device": "tpu"}, ["device", "tpu", "cpu", "cuda"]),
+    ({"max_tokens": 1}, ["max_tokens 1", "3 or more"]),
+])
+def test_a_bad_value_is_one_line_that_names_it(given, words):
+    with pytest.raises(UserError) as caught:
+        RunConfig.resolve({"preset": "sanity", **given})
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_every_setting_is_a_flag_with_the_same_type():
+    values = {"str": "x", "int": 3, "float": 0.25, "bool": True}
+    for name in RunConfig.model_fields:
+        value = values.get(RunConfig.__annotations__[name], "x")
+        args = build_parser().parse_args(["train", f"--{name}", str(value).lower()])
+        assert getattr(args, name) == value, name
+    args = build_parser().parse_args(["train", "--compile", "--no_randomize_batches"])
+    assert args.compile is True and args.randomize_batches is False
+    assert not hasattr(build_parser().parse_args(["train"]), "lr")  # a flag that was not given is not in the result
+
+
+def test_the_courses_command_is_understood_unchanged():
+    command = ("train --input_file data/input.txt --out_dir out_sanity --steps 200 --batch_size 4 --seq_len 128 --grad_accum 1 "
+               "--lr 3e-4 --log_every 10 --save_every 100 --sample_every 100")
+    args = vars(build_parser().parse_args(command.split()))
+    config = RunConfig.resolve({name: args[name] for name in args if name in RunConfig.model_fields} | {"device": "cpu"})
+    assert (config.steps, config.lr, config.sample_every, config.out_dir, config.n_embd) == (200, 3e-4, 100, "out_sanity", 768)
+
+
+def test_help_groups_the_flags_gives_defaults_and_needs_no_torch():
+    code = "import sys; from gpt2_nb_utils.__main__ import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for part in ("data:", "model:", "optimisation:", "machine:", "--lr FLOAT", "(default: 1337)", "sanity 30"):
+        assert part in " ".join(shown.split()), part
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebooks_parameters_cell_is_derived_from_the_config(path):
+    source = parameters_source(path)
+    names = [line.partition(":")[0] for line in source.splitlines()[1:]]
+    assert source == parameters_cell(names)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_papermills_inspector_lists_every_parameter_with_type_default_and_help(path):
+    listed = papermill.inspect_notebook(str(path))
+    names = [line.partition(":")[0] for line in parameters_source(path).splitlines()[1:]]
+    assert list(listed) == names
+    for name, parameter in listed.items():
+        assert parameter["help"].startswith(RunConfig.model_fields[name].description.split("#")[0][:40])
+        assert parameter["inferred_type_name"] in ("str", "int", "float", "bool")
+        value = eval(parameter["default"])
+        assert value == notebook_default(name) and type(value) is type(notebook_default(name))
+
+
+def test_notebook_03_has_every_setting_as_a_parameter():
+    (path,) = [path for path in NOTEBOOKS if path.stem.startswith("03")]
+    assert set(papermill.inspect_notebook(str(path))) == set(RunConfig.model_fields)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_source_notebook_holds_no_outputs_and_names_the_plain_kernel(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None

@@ -1,0 +1,420 @@
+"""Training: the numbers of a step, the stop rule, resuming, precision, and what a run writes."""
+
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
+from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.tokenization.bpe import encode
+from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, Windows
+from gpt2_nb_utils.training import loop
+from gpt2_nb_utils.training.checkpoints import load_model, read_checkpoint, save_checkpoint
+from gpt2_nb_utils.training.corpus_loss import CorpusLoss, training_loss
+from gpt2_nb_utils.training.loop import train
+from gpt2_nb_utils.training.optimizer import build_optimizer
+from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.run_log import COLUMNS, RunLog, read_metrics
+from gpt2_nb_utils.training.samples_file import read_samples
+from gpt2_nb_utils.training.schedule import learning_rate_factor
+from gpt2_nb_utils.training.state import State
+from gpt2_nb_utils.training.step import training_step
+
+CPU = Precision(torch.device("cpu"), "fp32")
+
+
+def run(settings: dict) -> tuple[dict, RunDirectory]:
+    return train(RunConfig.resolve(settings)), RunDirectory(settings["out_dir"])
+
+
+def small_model() -> GPT2:
+    return GPT2(GPT2Config(block_size=16, n_layer=1, n_head=2, n_embd=16), seed=3)
+
+
+# The target
+
+
+def test_tiny_learns_its_corpus_by_heart_from_random_weights(tmp_path, text_file):
+    summary, directory = run({"preset": "tiny", "input_file": str(text_file), "out_dir": str(tmp_path / "tiny"), "device": "cpu"})
+    assert summary["status"] == "target_reached" and summary["target_reached"]
+    assert summary["train_loss_windows"] == "all" and summary["train_loss"] < 0.099999
+    first = read_metrics(directory.metrics)[0]
+    assert first.step == 0 and abs(first.train_loss - math.log(50257)) < 0.1  # it did start from nothing
+    # Independent of all the training code: the plain formula, in float64, over every prediction, on what was saved.
+    model = load_model(directory.best).double()
+    ids = torch.from_numpy(encode(text_file.read_text(encoding="utf-8")))[:summary["corpus"]["tokens"]]
+    total, T = 0.0, summary["config"]["seq_len"]
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, T):
+            targets = ids[start + 1:start + T + 1]
+            logits = model(ids[None, start:start + len(targets)])[0]
+            total += sum((logits[t].exp().sum().log() - logits[t, target]).item() for t, target in enumerate(targets))
+    assert total / (len(ids) - 1) == pytest.approx(summary["train_loss"], abs=1e-5)
+
+
+def test_a_lucky_batch_does_not_end_a_run(settings, monkeypatch):
+    monkeypatch.setattr(loop, "training_loss", lambda *_, **__: CorpusLoss(0.2, 511, 8, whole=True))
+    monkeypatch.setattr(loop, "training_step", lucky(loop.training_step))
+    summary, _ = run(settings(steps=4))
+    assert summary["status"] == "steps_done" and not summary["target_reached"]
+    assert summary["best_batch_loss"] < 0.099999
+
+
+def test_an_estimate_below_the_target_does_not_end_a_run_but_calls_for_the_whole_corpus(settings, monkeypatch):
+    asked = []
+
+    def measured(model, windows, precision, n_windows=0, on_windows=None):
+        asked.append(n_windows)
+        return CorpusLoss(0.05, 64, n_windows, whole=False) if n_windows else CorpusLoss(0.3, 511, 8, whole=True)
+
+    monkeypatch.setattr(loop, "training_loss", measured)
+    summary, _ = run(settings(steps=3, eval_windows=2))
+    assert asked == [2, 0, 2, 0] and summary["status"] == "steps_done"
+    assert (summary["train_loss"], summary["train_loss_windows"]) == (0.3, "all")
+
+
+def test_a_smoothed_batch_loss_near_the_target_calls_for_a_measurement_before_eval_every(settings, monkeypatch):
+    monkeypatch.setattr(loop, "training_loss", lambda *_, **__: CorpusLoss(0.09, 511, 8, whole=True))
+    monkeypatch.setattr(loop, "training_step", lucky(loop.training_step))
+    monkeypatch.setattr(loop, "State", lambda **fields: State(**{"train_loss": 1.0, **fields}))  # no measurement at step 0
+    summary, _ = run(settings(steps=50, eval_every=50))
+    assert summary["status"] == "target_reached" and summary["step"] == 1
+
+
+def lucky(step):
+    from dataclasses import replace
+
+    return lambda *args: replace(step(*args), loss=0.01)
+
+
+# One step
+
+
+def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch():
+    ids = torch.from_numpy(encode("What light through yonder window breaks? It is the east, and Juliet is the sun. Arise!"))
+    windows = Windows(ids, 8)
+    indices = list(range(len(windows)))  # the last window is shorter: its targets must not weigh more
+    gradients = []
+    for size in (len(indices), 1):
+        model = small_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        batches = [windows.batch(indices[i:i + size]) for i in range(0, len(indices), size)]
+        result = training_step(lambda x, y: model.loss(x, y, "sum"), list(model.parameters()), optimizer, CPU.scaler(), CPU, batches, 0)
+        assert result.n_targets == windows.n_targets
+        gradients.append((result.loss, result.grad_norm, [p.grad.clone() for p in model.parameters()]))
+    assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-6)
+    assert gradients[0][1] == pytest.approx(gradients[1][1], rel=1e-5)
+    for whole, parts in zip(gradients[0][2], gradients[1][2]):
+        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("clip_grad", [0.5, 0.0])
+def test_clipping_bounds_the_norm_and_zero_means_none(clip_grad):
+    model = small_model()
+    x, y = torch.randint(0, 50257, (2, 2, 16), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    result = training_step(lambda x, y: model.loss(x, y, "sum"), list(model.parameters()), optimizer, CPU.scaler(), CPU, [(x, y)], clip_grad)
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+    assert result.grad_norm > 0.5
+    assert norm == pytest.approx(clip_grad or result.grad_norm, rel=1e-4)
+
+
+def test_only_matrices_decay():
+    model = small_model()
+    optimizer = build_optimizer(model, RunConfig.resolve({"preset": "tiny", "weight_decay": 0.3}))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        vector = name.endswith(".bias") or ".ln_" in name
+        assert decay[id(parameter)] == (0.0 if vector else 0.3), name
+    assert len(decay) == len(list(model.parameters()))
+
+
+def test_an_update_is_the_one_of_the_adamw_paper():
+    model = small_model()
+    config = RunConfig.resolve({"preset": "tiny", "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.9, "lr": 0.01})
+    optimizer = build_optimizer(model, config)
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    theta, m, v = weight.detach().double(), 0.0, 0.0
+    for t in (1, 2, 3):
+        model.zero_grad()
+        model.loss(torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]])).backward()
+        g = weight.grad.double()
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+        theta = theta - 0.01 * (m / (1 - 0.8**t) / ((v / (1 - 0.9**t)).sqrt() + 1e-8) + 0.1 * theta)
+        optimizer.step()
+    torch.testing.assert_close(weight.double(), theta, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule, expected", [
+    ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ("linear", [0.5, 1] + [1 - k / 9 for k in range(1, 9)]),
+    ("cosine", [0.5, 1] + [(1 + math.cos(math.pi * k / 9)) / 2 for k in range(1, 9)]),
+    ("wsd", [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),
+])
+def test_the_learning_rate_of_each_step(schedule, expected):
+    config = RunConfig.resolve({"preset": "tiny", "steps": 10, "warmup_steps": 2, "lr_schedule": schedule, "decay_share": 0.4})
+    assert [learning_rate_factor(step, config) for step in range(10)] == pytest.approx(expected)
+
+
+def test_min_lr_ratio_is_where_the_rate_ends():
+    config = RunConfig.resolve({"preset": "tiny", "steps": 1000, "warmup_steps": 0, "lr_schedule": "linear", "min_lr_ratio": 0.1})
+    assert learning_rate_factor(999, config) == pytest.approx(0.1, abs=2e-3)
+
+
+# The training loss
+
+
+def test_the_training_loss_counts_every_prediction_once_and_an_estimate_says_so():
+    model = small_model()
+    ids = torch.randint(0, 50257, (103,), generator=torch.Generator().manual_seed(1))
+    windows = Windows(ids, 16)
+    whole = training_loss(model, windows, CPU)
+    logits = [model(ids[None, s:min(s + 16, 102)])[0].double().log_softmax(-1) for s in range(0, 102, 16)]
+    expected = -torch.cat(logits)[torch.arange(102), ids[1:]].mean().item()
+    assert whole.loss == pytest.approx(expected, abs=1e-6)
+    assert (whole.n_targets, whole.n_windows, whole.windows) == (102, 7, "all")
+    part = training_loss(model, windows, CPU, n_windows=3)
+    assert (part.n_windows, part.windows, part.whole) == (3, 3, False) and "estimated on 3 windows" in str(part)
+
+
+def test_a_whole_measurement_outranks_every_estimate():
+    state = State(step=1)
+    assert state.count_measurement(CorpusLoss(0.05, 10, 1, whole=False))
+    assert state.count_measurement(CorpusLoss(0.30, 100, 9, whole=True))
+    assert not state.count_measurement(CorpusLoss(0.04, 10, 1, whole=False))
+    assert state.best_train_loss == 0.30 and not state.reached(0.1)
+    assert state.count_measurement(CorpusLoss(0.09, 100, 9, whole=True)) and state.reached(0.1)
+
+
+# fp16
+
+
+def test_fp16_with_a_grad_scaler_trains_on_the_cpu(settings):
+    summary, directory = run(settings(amp="fp16", steps=8, lr=1e-2))
+    rows = read_metrics(directory.metrics)
+    assert summary["amp"] == "fp16" and all(row.loss_scale >= 1 for row in rows)
+    exact, _ = run(settings(amp="fp32", steps=8, lr=1e-2, out_dir=str(directory.path) + "-fp32"))
+    assert summary["loss"] == pytest.approx(exact["loss"], rel=0.02) and summary["loss"] < 10.5
+
+
+def test_an_overflow_halves_the_scale_and_leaves_the_weights():
+    model = small_model()
+    x, y = torch.randint(0, 50257, (2, 2, 16), generator=torch.Generator().manual_seed(0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    result = training_step(lambda x, y: model.loss(x, y, "sum"), list(model.parameters()), torch.optim.SGD(model.parameters(), lr=1.0), scaler,
+                           Precision(torch.device("cpu"), "fp16"), [(x, y)], 1.0)
+    assert result.skipped and not math.isfinite(result.grad_norm)
+    assert scaler.get_scale() == 2.0**39
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_amp_auto_is_fp32_on_a_cpu_and_a_missing_gpu_is_said():
+    assert Precision.of(RunConfig.resolve({"device": "cpu"})).amp == "fp32"
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="device cuda:7.*--device cpu"):
+            Precision.of(RunConfig.resolve({"preset": "tiny", "device": "cuda:7"}))
+
+
+def test_a_run_that_diverges_stops_after_a_bound_and_keeps_its_checkpoint(settings):
+    with pytest.raises(UserError, match="20 steps in a row.*lower lr"):
+        run(settings(steps=100, lr=1e30, save_every=1, clip_grad=0, sample_every=0, eval_every=1000))
+    directory = RunDirectory(settings()["out_dir"])
+    assert directory.read_summary()["status"] == "failed"
+    assert "failed" in directory.log.read_text(encoding="utf-8")
+    assert read_checkpoint(directory.last)["state"]["step"] < 40
+
+
+# What a run writes
+
+
+def test_a_run_directory_holds_what_the_contract_says(settings):
+    summary, directory = run(settings())
+    on_disk = json.loads(directory.summary.read_text(encoding="utf-8"))
+    assert on_disk == summary
+    for key in ("preset command seed device amp torch n_params config corpus status step epoch tokens_seen seconds wall_seconds tok_per_s "
+                "loss best_batch_loss best_batch_step train_loss train_loss_windows best_train_loss best_train_loss_step target_loss "
+                "target_reached").split():
+        assert key in summary, key
+    assert set(summary["corpus"]) == {"source", "path", "sha256", "chars", "tokens", "is_course_input"}
+    assert summary["status"] == "steps_done" and summary["step"] == 6
+    assert summary["corpus"]["tokens"] == 512 and summary["corpus"]["is_course_input"] is False  # an excerpt never counts
+    assert json.loads(directory.config.read_text(encoding="utf-8"))["steps"] == 6
+    assert "torch" in json.loads(directory.environment.read_text(encoding="utf-8"))["packages"]
+    lines = directory.metrics.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == ",".join(COLUMNS) == "step,epoch,tokens,loss,train_loss,lr,grad_norm,loss_scale,tok_per_s,elapsed_s"
+    assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(7))
+    log = directory.log.read_text(encoding="utf-8")
+    for part in ("device cpu", "arguments ", "batch_size=4", "tokens 512", "tokens per step 256", "step 1/6  loss ", "tok/s ", "lr "):
+        assert part in log, part
+    samples = read_samples(directory.samples)
+    assert [(s.step, s.prompt_index) for s in samples] == [(step, number) for step in (3, 6) for number in (1, 2, 3)]
+    assert all(sample.text.startswith(sample.prompt) for sample in samples) and samples[0].prompt == "First Citizen:"
+
+
+def test_tokens_are_counted_and_not_the_padding_of_the_last_window(settings):
+    summary, _ = run(settings(max_tokens=100, batch_size=2, steps=3))  # 99 targets: windows of 64 and 35
+    assert summary["tokens_seen"] == 3 * 99 and summary["epoch"] == 3.0
+
+
+def test_the_log_is_one_line_each_whatever_the_text(tmp_path):
+    log = RunLog(tmp_path / "train.log", tmp_path / "metrics.csv")
+    log.line("hostile\nname \x1b[2J")
+    log.close()
+    (line,) = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
+    assert "\x1b" not in line and "\\n" in line
+
+
+# Resume
+
+
+def files_of(directory: RunDirectory) -> dict:
+    rows = [line.split(",")[:8] for line in directory.metrics.read_text(encoding="utf-8").splitlines()]  # without the speeds
+    return {"rows": rows, "samples": directory.samples.read_text(encoding="utf-8")}
+
+
+@pytest.mark.parametrize("amp", ["fp32", "fp16"])
+def test_a_resumed_run_continues_bit_for_bit(settings, tmp_path, amp):
+    _, whole = run(settings(out_dir=str(tmp_path / "whole"), amp=amp))
+    run(settings(out_dir=str(tmp_path / "parts"), amp=amp, steps=3))
+    _, parts = run({"out_dir": str(tmp_path / "parts"), "steps": 6, "resume": "auto"})
+    a, b = read_checkpoint(whole.last), read_checkpoint(parts.last)
+    for name, tensor in a["model"].items():
+        assert torch.equal(tensor, b["model"][name]), name
+    for index, state in a["optimizer"]["state"].items():
+        for name, tensor in state.items():
+            assert torch.equal(tensor, b["optimizer"]["state"][index][name]), name
+    assert a["scaler"] == b["scaler"] and a["state"]["windows_drawn"] == b["state"]["windows_drawn"]
+    assert files_of(whole) == files_of(parts)
+
+
+def test_work_after_the_checkpoint_is_dropped_from_the_logs_and_done_again(settings):
+    _, directory = run(settings(steps=6))
+    expected = files_of(directory)
+    run(settings(steps=3, overwrite=True))
+    checkpoint_of_step_3 = directory.last.read_bytes()
+    run(settings(steps=6, overwrite=True))
+    directory.last.write_bytes(checkpoint_of_step_3)  # as if killed at step 6 before its checkpoint
+    with directory.metrics.open("a", encoding="utf-8") as file:
+        file.write("7,0.5")  # a row cut short
+    run({"out_dir": str(directory.path), "resume": "auto"})
+    assert files_of(directory)["samples"] == expected["samples"]
+    assert [row[:6] for row in files_of(directory)["rows"]] == [row[:6] for row in expected["rows"]]
+
+
+def test_sigint_finishes_the_step_saves_and_a_resumed_run_goes_on(settings, tmp_path):
+    given = settings(steps=400, eval_every=400, save_every=400, sample_every=0)
+    command = [sys.executable, "-m", "gpt2_nb_utils", "train", *(f"--{name}={value}" for name, value in given.items())]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    directory = RunDirectory(given["out_dir"])
+    deadline = time.monotonic() + 120
+    while len(read_metrics(directory.metrics)) < 4:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert directory.read_summary()["status"] == "interrupted"
+    step = read_checkpoint(directory.last)["state"]["step"]
+    assert 3 <= step < 400
+    summary, _ = run({"out_dir": given["out_dir"], "resume": "auto", "steps": step + 2})
+    assert summary["step"] == step + 2 and summary["status"] == "steps_done"
+    assert [row.step for row in read_metrics(directory.metrics)] == list(range(step + 3))
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"n_layer": 3}, "n_layer 3 differs from 2"), ({"seed": 8}, "seed 8 differs from 1337"), ({"batch_size": 2}, "batch_size 2 differs"),
+])
+def test_a_resumed_run_keeps_what_its_weights_depend_on(settings, change, words):
+    run(settings(steps=3))
+    with pytest.raises(UserError, match=words):
+        run(settings(resume="auto", **change))
+
+
+def test_a_resumed_run_refuses_another_text(settings, tmp_path):
+    run(settings(steps=3))
+    other = tmp_path / "other.txt"
+    other.write_text("Another text, quite another text. " * 100, encoding="utf-8")
+    with pytest.raises(UserError, match="another text"):
+        run(settings(resume="auto", input_file=str(other)))
+
+
+# The run directory is never lost
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_left_as_it_was(settings):
+    _, directory = run(settings(steps=2))
+    before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="already holds a run.*--resume auto.*--overwrite"):
+        run(settings(steps=2))
+    assert {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()} == before
+    summary, _ = run(settings(steps=1, overwrite=True))
+    assert summary["step"] == 1
+
+
+def test_a_folder_of_other_files_is_refused_even_with_overwrite(settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="holds files but no run"):
+        run(settings(overwrite=True))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_overwriting_leaves_files_that_no_run_made(settings):
+    _, directory = run(settings(steps=1))
+    (directory.path / "notes.txt").write_text("mine", encoding="utf-8")
+    run(settings(steps=1, overwrite=True))
+    assert (directory.path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+# Checkpoints
+
+
+def test_a_failed_write_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"model": {"w": torch.ones(3)}})
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="cannot be written.*No space left.*previous checkpoint is whole"):
+        save_checkpoint(path, {"model": {"w": torch.zeros(3)}})
+    assert torch.equal(read_checkpoint(path)["model"]["w"], torch.ones(3))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (Evil.trap,)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
+    Evil.trap = str(tmp_path / "owned")
+    torch.save({"format": 1, "model": Evil()}, tmp_path / "evil.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil()))
+    for name in ("evil.pt", "plain.pt"):
+        with pytest.raises(UserError, match=name):
+            read_checkpoint(tmp_path / name)
+    assert not Path(Evil.trap).exists()
+
+
+def test_damaged_foreign_newer_and_missing_checkpoints_are_told_apart(settings, tmp_path):
+    _, directory = run(settings(steps=1))
+    good = directory.last.read_bytes()
+    (tmp_path / "cut.pt").write_bytes(good[:len(good) // 2])
+    (tmp_path / "text.pt").write_text("not a checkpoint", encoding="utf-8")
+    torch.save({"weights": torch.ones(1)}, tmp_path / "foreign.pt")
+    torch.save({"format": 99, "model": {}}, tmp_path / "newer.pt")
+    for name, words in {"cut.pt": "damaged", "text.pt": "no.* checkpoint", "foreign.pt": "not a checkpoint of this program",
+                        "newer.pt": "format 99", "none.pt": "no such checkpoint"}.items():
+        with pytest.raises(UserError, match=words):
+            read_checkpoint(tmp_path / name)
+    with pytest.raises(UserError, match="best.pt holds weights only"):
+        run(settings(resume=str(directory.best), out_dir=str(tmp_path / "other")))
