@@ -73,7 +73,8 @@ def _tell(summary: dict[str, Any]) -> int:
     if summary["corpus"]["source"] == "demo":
         print("This run used the demonstration corpus, not the course's input.txt (data/README.md tells where to put it).")
     loss = summary["best_train_loss"]
-    measured = "not measured" if loss is None else f"{loss:.6f}, {describe_windows(summary['best_train_loss_windows'])}"
+    measured = "not measured" if loss is None else f"{loss:.6f}, " + describe_windows(
+        summary["best_train_loss_windows"], summary["config"]["max_tokens"])
     print(f"{summary['status'].replace('_', ' ')} at step {summary['step']:,}: training loss {measured}; "
           f"target {summary['target_loss']} {'reached' if summary['target_reached'] else 'not reached'}")
     for title, path in (("report", directory.report / "index.html"), ("notebooks", directory.notebooks),

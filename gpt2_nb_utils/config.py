@@ -19,17 +19,17 @@ TARGET_LOSS = 0.099999
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(
-        max_tokens=2048, block_size=64, n_layer=2, n_head=2, n_embd=8, batch_size=8, seq_len=64, steps=2000,
-        lr=1e-2, lr_schedule="cosine", warmup_steps=20, weight_decay=0.0, log_every=20, eval_every=100,
+        max_tokens=2048, block_size=64, n_layer=2, n_head=2, n_embd=16, batch_size=16, seq_len=64, grad_accum=1, steps=400,
+        lr=2e-2, lr_schedule="cosine", warmup_steps=20, weight_decay=0.0, log_every=20, eval_every=100,
         eval_windows=0, sample_every=400, save_every=400, max_new_tokens=40,
     ),
     "sanity": dict(
-        max_tokens=0, block_size=1024, n_layer=12, n_head=12, n_embd=768, batch_size=4, seq_len=128, steps=30,
+        max_tokens=0, block_size=1024, n_layer=12, n_head=12, n_embd=768, batch_size=4, seq_len=128, grad_accum=1, steps=30,
         lr=6e-4, lr_schedule="cosine", warmup_steps=5, weight_decay=0.1, log_every=1, eval_every=15,
         eval_windows=16, sample_every=15, save_every=15, max_new_tokens=60,
     ),
     "full": dict(
-        max_tokens=0, block_size=1024, n_layer=12, n_head=12, n_embd=768, batch_size=16, seq_len=1024, steps=2000,
+        max_tokens=0, block_size=1024, n_layer=12, n_head=12, n_embd=768, batch_size=8, seq_len=1024, grad_accum=2, steps=2000,
         lr=6e-4, lr_schedule="cosine", warmup_steps=50, weight_decay=0.0, log_every=10, eval_every=50,
         eval_windows=32, sample_every=200, save_every=200, max_new_tokens=100,
     ),

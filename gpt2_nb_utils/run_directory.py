@@ -96,13 +96,14 @@ class RunDirectory:
         Raises:
             UserError: there is none, or it is not JSON.
         """
-        return self._read(self.summary)
+        return self.read_json(self.summary)
 
     def read_config(self) -> dict[str, Any]:
         """The content of `config.json`: the complete settings of the run."""
-        return self._read(self.config)
+        return self.read_json(self.config)
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """The content of one of the JSON files of the run."""
         if not path.exists():
             raise UserError(f"{self} is no run directory ({path.name} is missing): name the out_dir of a run, "
                             f"or start one with `python -m gpt2_nb_utils run --out_dir {self}`")
@@ -127,7 +128,7 @@ def environment() -> dict[str, Any]:
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
         "memory_gb": _memory_gb(),

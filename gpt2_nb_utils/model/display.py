@@ -39,7 +39,7 @@ def code_of(*things: object) -> HTML:
     source = "\n\n".join(textwrap.dedent(inspect.getsource(thing)).rstrip() for thing in things)
     # Colours in the elements themselves, on a background of their own: the same on every page, light or dark.
     formatter = HtmlFormatter(noclasses=True, cssstyles="background:#f6f6f6; color:#1a1a1a; overflow-x:auto; padding:.1em .8em;",
-                              prestyles="font-family:monospace; color:#1a1a1a; background:transparent;")
+                              prestyles="font-family:monospace; white-space:pre; color:#1a1a1a; background:transparent;")
     return HTML(highlight(source, PythonLexer(), formatter))
 
 
@@ -275,7 +275,7 @@ def map_grid(maps: Sequence[Tensor], layers: Sequence[int], heads: Sequence[int]
     for row, layer in enumerate(layers):
         for column, head in enumerate(heads):
             axes = grid[row][column]
-            image = axes.imshow(maps[layer][0, head], cmap="Greys", vmin=0, vmax=0.5)
+            image = axes.imshow(maps[layer][0, head].numpy(), cmap="Greys", vmin=0, vmax=0.5)
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=10)
             axes.set(xticks=[], yticks=[])
             if column == 0:

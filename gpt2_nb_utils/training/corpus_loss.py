@@ -40,13 +40,17 @@ class CorpusLoss:
         """`all`, or how many: what summary.json calls train_loss_windows."""
         return "all" if self.whole else self.n_windows
 
-    def __str__(self) -> str:
-        return f"{self.loss:.6f} ({describe_windows(self.windows)})"
 
+def describe_windows(windows: str | int | None, max_tokens: int = 0) -> str:
+    """How a training loss was measured, in words.
 
-def describe_windows(windows: str | int | None) -> str:
-    """How a training loss was measured, in words."""
-    return "whole corpus" if windows == "all" else f"estimated on {windows} windows"
+    Args:
+        windows: `all`, or how many.
+        max_tokens: not 0 where the run trains on an excerpt: all of that is not the whole corpus.
+    """
+    if windows != "all":
+        return f"estimated on {windows} windows"
+    return f"whole excerpt of {max_tokens:,} tokens" if max_tokens else "whole corpus"
 
 
 @torch.no_grad()

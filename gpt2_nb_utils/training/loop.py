@@ -156,7 +156,7 @@ class _Training:
             progress = Progress(count, "measuring the training loss, window")
         measured = training_loss(self.model, windows, self.precision, n_windows, progress and progress.update)
         if progress is not None:
-            progress.close(str(measured))
+            progress.close(f"{measured.loss:.6f}")
         self.record.measured(measured)
         return measured
 

@@ -9,7 +9,7 @@ import torch
 
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import duration
-from gpt2_nb_utils.training.corpus_loss import CorpusLoss
+from gpt2_nb_utils.training.corpus_loss import CorpusLoss, describe_windows
 from gpt2_nb_utils.training.run_log import Row, RunLog
 from gpt2_nb_utils.training.samples import draw_samples, sample_prompts
 from gpt2_nb_utils.training.samples_file import format_sample, read_samples
@@ -45,7 +45,8 @@ class Recorder:
     def measured(self, measured: CorpusLoss) -> None:
         """Log a measured training loss."""
         config = self.run.config
-        self._log.line(f"step {self.state.step}/{config.steps}  training loss {measured}  target {config.target_loss}")
+        self._log.line(f"step {self.state.step}/{config.steps}  training loss {measured.loss:.6f} "
+                       f"({describe_windows(measured.windows, config.max_tokens)})  target {config.target_loss}")
 
     def row(self, lr: float | None, grad_norm: float | None, loss_scale: float | None) -> None:
         """Write a row of metrics and a line of the log about the last step."""
@@ -112,7 +113,8 @@ class Recorder:
         self._log.line(f"corpus {run.corpus.describe()}")
         for note in run.corpus.notes:
             self._log.line(f"corpus note: {note}")
-        self._log.line(f"model {n_params:,} parameters, from random weights (seed {config.seed})")
+        origin = f"random weights (seed {config.seed})" if run.checkpoint is None else f"the checkpoint of step {self.state.step}"
+        self._log.line(f"model {n_params:,} parameters, from {origin}")
         self._log.line(f"tokens {len(run.windows.tokens):,}  windows {len(run.windows):,} of {config.seq_len}")
         self._log.line(f"tokens per step {config.tokens_per_step:,}  steps {config.steps:,}  "
                        f"epochs {config.steps * config.tokens_per_step / run.windows.n_targets:.2f}")

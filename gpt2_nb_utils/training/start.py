@@ -108,9 +108,17 @@ def start_run(config: RunConfig) -> Run:
     }
     run = Run(config, directory, corpus, windows, precision, checkpoint, summary)
     directory.write_json(directory.config, config.model_dump())
-    directory.write_json(directory.environment, environment())
+    directory.write_json(directory.environment, _environment(directory, resumed=checkpoint is not None))
     run.write_summary("running", State(**checkpoint["state"]) if checkpoint else State())
     return run
+
+
+def _environment(directory: RunDirectory, resumed: bool) -> dict[str, Any]:
+    """What the run was started on; a resumed run adds what it went on with."""
+    if not resumed or not directory.environment.exists():
+        return environment()
+    first = directory.read_json(directory.environment)
+    return {**first, "resumed": [*first.get("resumed", []), environment()]}
 
 
 def _resumed(config: RunConfig, directory: RunDirectory) -> tuple[RunConfig, dict[str, Any] | None]:

@@ -1,0 +1,187 @@
+"""Run the notebooks headless, one after the other, into a run directory.
+
+papermill executes them. This module gives each the parameters that it knows, shows how far the work is, and says
+which cell failed. What the notebooks do is their own affair.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any, Callable
+
+import nbformat
+
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.progress import Progress
+from gpt2_nb_utils.run_directory import RunDirectory
+
+SOURCES = Path(__file__).resolve().parents[2] / "notebooks"
+"""The folder of the source notebooks, beside the package in the project's folder."""
+NAMES = ("01_tokenization", "02_model", "03_training", "04_results")
+_ENGINE = "gpt2_nb_utils"
+
+
+class NotebookFailed(UserError):
+    """A cell of a notebook ended in an error; the message says which.
+
+    Args:
+        exit_status: 2 where the cell reported a user's mistake, 1 otherwise.
+    """
+
+    def __init__(self, message: str, exit_status: int):
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+def run_notebooks(config: RunConfig, directory: RunDirectory, names: tuple[str, ...] = NAMES) -> None:
+    """Execute notebooks with the settings of a run.
+
+    The run directory is claimed already. With `resume` set, notebooks that had run to their end are not run again,
+    but for those from 03 on while the training is unfinished.
+
+    Raises:
+        NotebookFailed: a cell failed; the partly executed notebook is kept.
+        UserError: a notebook is missing.
+    """
+    for name in names:
+        source = SOURCES / f"{name}.ipynb"
+        if not source.exists():
+            raise UserError(f"{source} is missing: run from a complete clone of the project")
+    for name in names:
+        target = directory.notebooks / f"{name}.ipynb"
+        if config.resume and name in NAMES[:2] and _ran_to_its_end(target):
+            continue
+        _execute(name, target, config, directory)
+
+
+def parameters_for(source: Path, config: RunConfig) -> dict[str, Any]:
+    """The parameters of a notebook that differ from the defaults of its parameters cell.
+
+    Args:
+        source: a notebook with a cell tagged `parameters`.
+        config: complete settings.
+    """
+    import papermill
+
+    known = papermill.inspect_notebook(str(source))
+    wanted = {**config.given, "preset": config.preset, "out_dir": config.out_dir}
+    # The directory is this run's by now: its notebooks go on in it.
+    wanted.update(resume="auto", overwrite=False)
+    defaults = {"resume": "auto", "overwrite": False}
+    return {name: value for name, value in wanted.items() if name in known and defaults.get(name) != value}
+
+
+def _execute(name: str, target: Path, config: RunConfig, directory: RunDirectory) -> None:
+    import papermill
+
+    _register_engine()
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    source = SOURCES / f"{name}.ipynb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    n_cells = len(nbformat.read(source, as_version=4).cells) + 1  # papermill adds the injected parameters
+    with _Watch(name, n_cells, directory) as watch:
+        _Engine.on_cell = watch.cell
+        try:
+            papermill.execute_notebook(
+                _as_seen_from_here(source), str(target), parameters_for(source, config), engine_name=_ENGINE,
+                kernel_name="python3", progress_bar=False, autosave_cell_every=0,
+                extra_arguments=["--log-level=40"])  # the kernel's own warnings would tear the progress line
+        except papermill.PapermillExecutionError as error:
+            first_line = error.source.strip().splitlines()[0]
+            raise NotebookFailed(
+                f"{name}.ipynb, cell {error.exec_count} (`{first_line}`): {error.ename}: {' '.join(error.evalue.split())} "
+                f"(executed so far: {target})", 2 if error.ename == "UserError" else 1) from None
+        except RuntimeError as error:  # nbclient: the kernel died, or did not start
+            raise NotebookFailed(f"{name}.ipynb, cell {watch.cells_done + 1}: {' '.join(str(error).split())} (executed so far: "
+                                 f"{target}); --resume auto goes on from the last checkpoint", 1) from None
+
+
+def _as_seen_from_here(path: Path) -> str:
+    """A relative path where there is one: the executed notebook records it, and is handed on to others."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _ran_to_its_end(executed: Path) -> bool:
+    try:
+        cells = nbformat.read(executed, as_version=4).cells
+    except (OSError, ValueError, nbformat.reader.NotJSONError):
+        return False
+    return all(cell.metadata.get("papermill", {}).get("status") == "completed" for cell in cells)
+
+
+def _register_engine() -> None:
+    from papermill.engines import papermill_engines
+
+    papermill_engines.register(_ENGINE, _Engine.build())
+
+
+class _Engine:
+    """papermill's own engine, telling `on_cell` the number of each cell that it starts."""
+
+    on_cell: Callable[[int], None] = staticmethod(lambda index: None)
+
+    @classmethod
+    def build(cls) -> type:
+        from papermill.engines import NBClientEngine
+
+        class TellingEngine(NBClientEngine):
+            @classmethod
+            def execute_managed_notebook(engine, nb_man, kernel_name, **kwargs):
+                start = nb_man.cell_start
+
+                def cell_start(cell, cell_index=None, **more):
+                    cls.on_cell(cell_index)
+                    return start(cell, cell_index, **more)
+
+                nb_man.cell_start = cell_start
+                return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+
+        return TellingEngine
+
+
+class _Watch:
+    """Shows how far a notebook is, and how far the training inside it, as `summary.json` tells."""
+
+    def __init__(self, name: str, n_cells: int, directory: RunDirectory):
+        self._name, self._directory = name, directory
+        self._progress = Progress(n_cells, f"{name}  cell", estimate=False)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self.cells_done = 0
+
+    def cell(self, index: int) -> None:
+        self.cells_done = index
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._progress.update(self.cells_done if kind else self._progress.total)
+        self._progress.close("failed" if kind else "")
+
+    def _follow(self) -> None:
+        while not self._over.wait(0.5):
+            figures, left = {}, None
+            if self._name == "03_training":
+                figures, left = self._training()
+            self._progress.update(self.cells_done, seconds_left=left, **figures)
+
+    def _training(self) -> tuple[dict[str, str], float | None]:
+        try:
+            summary = self._directory.read_summary()
+        except (UserError, OSError):
+            return {}, None  # removed or replaced under our eyes: the notebook will say so
+        step, steps = summary["step"], summary["config"]["steps"]
+        if not step or summary["status"] != "running":
+            return {}, None
+        figures = {"step": f"{step:,}/{steps:,}", "tok/s": f"{summary['tok_per_s']:,.0f}"}
+        if summary["loss"] is not None:
+            figures["loss"] = f"{summary['loss']:.4f}"
+        return figures, summary["wall_seconds"] / step * (steps - step)

@@ -1,0 +1,125 @@
+"""The grader's report: `report/index.html` and one page per executed notebook, readable from a mail attachment.
+
+It reads a run directory and writes its `report/`. It deliberately does not train, execute or judge anew.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+from markupsafe import Markup
+
+from gpt2_nb_utils.pipeline import images
+from gpt2_nb_utils.pipeline.figures import figures
+from gpt2_nb_utils.pipeline.html_page import render
+from gpt2_nb_utils.pipeline.notebook_html import Execution, execution, notebook_body, read_notebook
+from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run
+from gpt2_nb_utils.results.verdict import count
+from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
+
+LARGEST_PAGE = 3_000_000
+"""Bytes that a page may have; a larger one is written with smaller pictures."""
+
+
+@dataclass(frozen=True)
+class _Page:
+    """A notebook of the run and the page that shows it."""
+
+    path: Path
+    content: Any
+    execution: Execution
+    title: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.path.stem}.html"
+
+    @property
+    def label(self) -> str:
+        number, _, name = self.path.stem.partition("_")
+        return f"{int(number)} {name.replace('_', ' ').capitalize()}".strip() if number.isdigit() else self.path.stem
+
+
+def build_report(run: RunDirectory) -> Path:
+    """Write the report of a run, finished or not, from what its directory holds.
+
+    Returns:
+        the path of `report/index.html`.
+
+    Raises:
+        UserError: the directory holds no readable `summary.json`.
+    """
+    facts = read_run(run)
+    pages, unreadable = _pages(run)
+    links = [("index.html", "Overview"), *((page.file, page.label) for page in pages)]
+    for number, page in enumerate(pages, start=1):
+        _write(run.report / page.file, lambda level: _notebook_page(page, number, links, level))
+    index = run.report / "index.html"
+    _write(index, lambda level: _index_page(facts, pages, unreadable, links, level))
+    for leftover in run.report.glob("0*.html"):
+        if leftover.name not in {page.file for page in pages}:
+            leftover.unlink()  # of a notebook that an earlier run had
+    return index
+
+
+def _pages(run: RunDirectory) -> tuple[list[_Page], list[str]]:
+    """The notebooks that can be shown, in order, and the names of those that cannot be read."""
+    pages, unreadable = [], []
+    for path in sorted(run.notebooks.glob("0*.ipynb")):
+        try:
+            notebook = read_notebook(path)
+        except ValueError:
+            unreadable.append(path.name)
+            continue
+        headings = [match[1] for cell in notebook.cells if cell.cell_type == "markdown"
+                    for match in [re.search(r"^# +(.+?)\s*#*$", cell.source, re.MULTILINE)] if match]
+        title = re.sub(r"[*_`$\\]", "", headings[0]) if headings else path.stem.replace("_", " ")
+        pages.append(_Page(path, notebook, execution(notebook), title))
+    return pages, unreadable
+
+
+def _write(path: Path, page_at: Callable[[int], str]) -> None:
+    """Write the page with the least compression that keeps it small enough to be mailed and opened at once."""
+    for level in range(images.SMALLEST + 1):
+        page = page_at(level)
+        if len(page.encode("utf-8")) < LARGEST_PAGE:
+            break
+    write_atomically(path, page)
+
+
+def _notebook_page(page: _Page, number: int, links: list[tuple[str, str]], level: int) -> str:
+    elsewhere = {file.removesuffix(".html") + ".ipynb": file for file, _ in links[1:]}
+    body, outline = notebook_body(page.content, elsewhere, level)
+    return render(
+        "notebook.html.j2", title=page.title, links=links, current=page.file, body=body, execution=page.execution,
+        heading=Markup(outline.title) or page.title, sections=outline.sections, previous=links[number - 1],
+        following=links[number + 1] if number + 1 < len(links) else None,
+    )
+
+
+def _index_page(
+    facts: RunFacts, pages: list[_Page], unreadable: list[str], links: list[tuple[str, str]], level: int
+) -> str:
+    before, after = facts.before_and_after()
+    shown = [(figure, images.data_url(figure.path.read_bytes(), level)) for figure in figures(facts)]
+    return render(
+        "index.html.j2", title=f"{facts.headline}: {facts.run.path.resolve().name}", links=links, current="index.html",
+        facts=facts, pages=pages, unreadable=unreadable, count=count, marks=MARKS,
+        curve=[item for item in shown if item[0].is_main],
+        other_figures=[item for item in shown if not item[0].is_main],
+        pairs=_pairs(before, after), number=_number,
+    )
+
+
+def _pairs(before: list[Any], after: list[Any]) -> list[tuple[str, list[Any]]]:
+    """(prompt, its first and its last sample), prompt by prompt."""
+    prompts = dict.fromkeys(sample.prompt for sample in [*before, *after])
+    return [(prompt, [next(sample for sample in group if sample.prompt == prompt) for group in (before, after)
+                      if any(sample.prompt == prompt for sample in group)]) for prompt in prompts]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,33 @@
+"""The command `run`: from the text file to the grader's report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.pipeline.notebooks import run_notebooks
+from gpt2_nb_utils.pipeline.report import build_report
+from gpt2_nb_utils.training.start import start_run
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Execute all notebooks and export the report.
+
+    Returns:
+        The content of the run's `summary.json`.
+
+    Raises:
+        UserError: bad input (nothing was written), or a notebook that failed (the report shows how far it came).
+    """
+    started = start_run(config)
+    directory = started.directory
+    try:
+        run_notebooks(started.config, directory)
+    except BaseException:
+        summary = directory.read_summary()
+        if summary["status"] == "running":
+            directory.write_json(directory.summary, {**summary, "status": "failed"})
+        build_report(directory)
+        raise
+    build_report(directory)
+    return directory.read_summary()

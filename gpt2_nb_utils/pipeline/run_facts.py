@@ -1,0 +1,224 @@
+"""What a run directory says about its run, in words: the facts and the excerpts that report and README show.
+
+It reads the run directory and takes the verdict from `results.verdict`. It deliberately does not know HTML or
+Markdown, needs no more than a summary, and never writes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2_nb_utils.config import TARGET_LOSS
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.progress import duration
+from gpt2_nb_utils.results import verdict
+from gpt2_nb_utils.results.verdict import UNKNOWN, Condition, count, loss_text, measured_on
+from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
+from gpt2_nb_utils.training.run_log import Row, read_metrics
+from gpt2_nb_utils.training.samples_file import Sample, read_samples
+
+MARKS = {"met": "✓", "not met": "✗", "unknown": "?"}
+"""The signs of a condition's state; each always stands beside the word."""
+
+_STATUS = {
+    "running": "still running, or killed without notice", "target_reached": "finished: target reached",
+    "steps_done": "finished: all steps done", "interrupted": "interrupted: can be resumed",
+    "failed": "failed before its end",
+}
+_SOURCES = {"input_file": "given input file", "download": "downloaded input file", "demo": "demonstration corpus"}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Everything that a page about the run says in words and numbers."""
+
+    run: RunDirectory
+    summary: dict[str, Any]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    metrics: list[Row]
+    samples: list[Sample]
+    notes: tuple[str, ...]
+    conditions: tuple[Condition, ...]
+
+    @property
+    def reached(self) -> bool:
+        """Whether the run meets every condition of the course's target."""
+        return verdict.reached(self.conditions)
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words."""
+        return verdict.headline(self.conditions)
+
+    @property
+    def explanation(self) -> str:
+        """The verdict in a sentence or two: the figure, and what keeps it from counting."""
+        return verdict.explanation(self.conditions)
+
+    @property
+    def status(self) -> str:
+        """The status in words, with the step at which the run is."""
+        status = self.summary.get("status")
+        step, steps = self.summary.get("step"), self.config.get("steps")
+        of = f" of {steps:,}" if isinstance(steps, int) else ""
+        return f"{_STATUS.get(status, status or UNKNOWN)} (step {count(step)}{of})"
+
+    @property
+    def command(self) -> str:
+        """The command of the run, exactly as it was given."""
+        return self.summary.get("command") or UNKNOWN
+
+    @property
+    def best_training_loss(self) -> str:
+        """The training loss of best.pt, the checkpoint that is graded, said with how it was measured."""
+        best = self.summary.get("best_train_loss")
+        if best is None:
+            return self.last_training_loss
+        step = self.summary.get("best_train_loss_step")
+        return f"{loss_text(best)} at step {count(step)} ({self._measured('best_train_loss')})"
+
+    @property
+    def last_training_loss(self) -> str:
+        """The training loss last measured, said with how."""
+        loss = self.summary.get("train_loss")
+        return "not measured yet" if loss is None else f"{loss_text(loss)} ({self._measured('train_loss')})"
+
+    def _measured(self, which: str) -> str:
+        return measured_on({**self.summary, "train_loss": self.summary.get(which),
+                            "train_loss_windows": self.summary.get(f"{which}_windows")})
+
+    @property
+    def best_batch_loss(self) -> str:
+        best, step = self.summary.get("best_batch_loss"), self.summary.get("best_batch_step")
+        return UNKNOWN if best is None else f"{loss_text(best)} at step {count(step)} (one batch: proves nothing)"
+
+    def table(self) -> list[tuple[str, str]]:
+        """The facts as (name, value), in the order in which a grader asks."""
+        summary, corpus = self.summary, self.summary.get("corpus") or {}
+        kind = _SOURCES.get(corpus.get("source"), corpus.get("source") or UNKNOWN)
+        name = str(corpus.get("path") or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
+        is_course = corpus.get("is_course_input") or corpus.get("sha256") == COURSE_SHA256
+        course = "the course's input.txt" if is_course else "not the course's file" if corpus.get("sha256") else UNKNOWN
+        max_tokens = self.config.get("max_tokens")
+        size = f"{count(corpus.get('chars'))} characters, {count(corpus.get('tokens'))} tokens"
+        if max_tokens:
+            size += f"; trained on the first {max_tokens:,} tokens only"
+        shape = ", ".join(f"{name} {self.config[name]}" for name in ("n_layer", "n_head", "n_embd", "block_size")
+                          if name in self.config)
+        epoch = summary.get("epoch")
+        target = self.config.get("target_loss") or summary.get("target_loss") or TARGET_LOSS
+        return [
+            ("Status", self.status),
+            ("Training loss", self.best_training_loss),
+            ("Target", f"below {target:g} over the whole corpus" + ("" if target == TARGET_LOSS else
+                                                                     f" (the course asks for {TARGET_LOSS:g})")),
+            ("Best batch loss", self.best_batch_loss),
+            ("Corpus", f"{kind}{f' {name}' if name else ''}: {course}"),
+            ("Corpus size", size),
+            ("Corpus sha256", corpus.get("sha256") or UNKNOWN),
+            ("Parameters", count(summary.get("n_params")) + (f" ({shape})" if shape else "")),
+            ("Epochs", UNKNOWN if epoch is None else f"{epoch:,.3f}".rstrip("0").rstrip(".")),
+            ("Tokens seen", count(summary.get("tokens_seen"))),
+            ("Time", _time(summary)),
+            ("Machine", f"{summary.get('device') or UNKNOWN}, {summary.get('amp') or UNKNOWN}, "
+                        f"torch {summary.get('torch') or UNKNOWN}"),
+            ("Preset, seed", f"{summary.get('preset') or UNKNOWN}, {summary.get('seed', UNKNOWN)}"),
+        ]
+
+    @property
+    def machine(self) -> list[tuple[str, str]]:
+        """What the run ran on, as (name, value)."""
+        found = self.environment
+        packages = [f"{name} {version}" for name, version in (found.get("packages") or {}).items() if version]
+        hardware = [str(found["processor"])] if found.get("processor") else []
+        hardware += [f"{found['cpu_count']} CPU cores"] if found.get("cpu_count") else []
+        hardware += [f"{found['memory_gb']} GB memory"] if found.get("memory_gb") else []
+        rows = [("Date", str(found.get("time") or "")), ("Python", str(found.get("python") or "")),
+                ("System", str(found.get("platform") or "")), ("Hardware", ", ".join(hardware)),
+                ("Packages", ", ".join(packages))]
+        return [(name, value) for name, value in rows if value]
+
+    def before_and_after(self) -> tuple[list[Sample], list[Sample]]:
+        """The samples of the first step and those of the last; the latter empty when there is one step only."""
+        if not self.samples:
+            return [], []
+        first, last = self.samples[0].step, self.samples[-1].step
+        before = [sample for sample in self.samples if sample.step == first]
+        return before, [sample for sample in self.samples if sample.step == last] if last != first else []
+
+    def metric_rows(self, at_most: int = 10) -> list[Row]:
+        """Rows of the metrics, spread evenly from the first to the last."""
+        n = len(self.metrics)
+        if n <= at_most:
+            return self.metrics
+        return [self.metrics[round(i * (n - 1) / (at_most - 1))] for i in range(at_most)]
+
+    def curve_in_words(self) -> str:
+        """What the loss curve shows, for those who cannot see it."""
+        rows = [row for row in self.metrics if row.loss is not None]
+        if not rows:
+            return "Loss curve"
+        first, last = rows[0], rows[-1]
+        return (f"Loss curve: the batch loss goes from {loss_text(first.loss)} at step {count(first.step)} to "
+                f"{loss_text(last.loss)} at step {count(last.step)}; last training loss {self.last_training_loss}.")
+
+
+def read_run(run: RunDirectory) -> RunFacts:
+    """Read what the run left; pieces that are missing or unreadable become `notes`.
+
+    Raises:
+        UserError: there is no readable `summary.json`.
+    """
+    summary = run.read_summary()
+    notes: list[str] = []
+    config, environment = summary.get("config") or {}, {}
+    if not config and run.config.exists():
+        config = _or_note(notes, lambda: run.read_config(), {})
+    if run.environment.exists():
+        environment = _or_note(notes, lambda: _read_environment(run.environment), {})
+    summary = {**summary, "config": config}
+    metrics = _or_note(notes, lambda: _read_rows(run.metrics), []) if run.metrics.exists() else []
+    samples = _or_note(notes, lambda: read_samples(run.samples), []) if run.samples.exists() else []
+    return RunFacts(run, summary, config, environment, metrics, samples, tuple(notes),
+                    verdict.conditions(summary, config, metrics))
+
+
+def _or_note(notes: list[str], read: Any, otherwise: Any) -> Any:
+    try:
+        return read()
+    except UserError as error:
+        notes.append(str(error))
+        return otherwise
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON: restore it, or remove it to do without") from None
+
+
+def _read_rows(path: Path) -> list[Row]:
+    try:
+        return read_metrics(path)
+    except (ValueError, TypeError, csv.Error):  # not UTF-8, or no metrics at all
+        raise UserError(f"{path} is not a readable metrics table: restore it, or remove it to do without") from None
+
+
+def _time(summary: dict[str, Any]) -> str:
+    seconds, wall, speed = (summary.get(name) for name in ("seconds", "wall_seconds", "tok_per_s"))
+    parts = [] if seconds is None else [f"{duration(seconds)} of training"]
+    parts += [] if wall is None else [f"{duration(wall)} in all"]
+    parts += [] if speed is None else [f"{speed:,.0f} tokens/s"]
+    return ", ".join(parts) or UNKNOWN
+
+
+def visible(text: str) -> str:
+    """The text with control characters as the pictures that Unicode has for them (␛), line ends and tabs kept."""
+    return text.translate({code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421})

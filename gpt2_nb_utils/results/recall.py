@@ -1,0 +1,123 @@
+"""Verbatim recall: the model continues openings of its corpus, and the text itself is the truth.
+
+It knows how to count and to show. Prefixes are taken from the start of windows, so that every token stands at the
+position at which training showed it: a learned position is part of what is known by heart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from IPython.display import HTML
+from torch import Tensor
+
+from gpt2_nb_utils.model.gpt2 import GPT2
+from gpt2_nb_utils.model.sampling import generate
+from gpt2_nb_utils.results.blocks import beside, box, tokens_text
+from gpt2_nb_utils.tokenization.display import table
+from gpt2_nb_utils.tokenization.windows import Windows
+
+_RIGHT, _WRONG = "background:#d3e6f7;", "text-decoration:underline wavy #7a2b12;"
+
+
+@dataclass(frozen=True)
+class Recall:
+    """One prefix of the corpus, what follows it, and what the model makes of it.
+
+    Attributes:
+        start: number of the first token of the prefix in the corpus.
+        prefix: the given tokens (P,).
+        truth: the tokens that follow in the corpus (R,).
+        generated: the greedy continuation (R,).
+    """
+
+    start: int
+    prefix: Tensor
+    truth: Tensor
+    generated: Tensor
+
+    @property
+    def n_right(self) -> int:
+        """Tokens that are right before the first wrong one."""
+        wrong = (self.generated != self.truth).nonzero()
+        return int(wrong[0]) if len(wrong) else len(self.truth)
+
+    @property
+    def verbatim(self) -> bool:
+        """Whether the whole continuation is right."""
+        return self.n_right == len(self.truth)
+
+
+def recall(model: GPT2, windows: Windows, n: int = 8, prefix: int = 32, length: int = 32) -> list[Recall]:
+    """Continue the openings of windows spread evenly over the corpus, always with the likeliest token.
+
+    Args:
+        n: how many openings; fewer where the corpus has fewer windows.
+        prefix: tokens given (less where a window or the corpus is too short), P.
+        length: tokens generated (less likewise), R.
+    """
+    seq_len, tokens = windows.seq_len, windows.tokens
+    # A window of seq_len inputs has seq_len targets: the last one it taught is token seq_len, counted from 0.
+    prefix = max(1, min(prefix, seq_len // 2, len(tokens) // 2))
+    length = max(1, min(length, seq_len + 1 - prefix, len(tokens) - prefix))
+    n_fitting = (len(tokens) - prefix - length) // seq_len + 1
+    starts = [(2 * i + 1) * n_fitting // (2 * n) * seq_len for i in range(n)] if n < n_fitting else [
+        i * seq_len for i in range(n_fitting)]
+    prompts = [tokens[start:start + prefix] for start in starts]
+    texts = generate(model, prompts, length, temperature=0)
+    return [Recall(start, prompt, tokens[start + prefix:start + prefix + length].cpu(), text[prefix:])
+            for start, prompt, text in zip(starts, prompts, texts)]
+
+
+def share_verbatim(recalls: list[Recall]) -> float:
+    """The share of continuations that are right to the last token."""
+    return sum(one.verbatim for one in recalls) / len(recalls)
+
+
+def in_words(recalls: list[Recall]) -> str:
+    """The result in a sentence."""
+    P, R = len(recalls[0].prefix), len(recalls[0].truth)
+    right = [one.n_right for one in recalls]
+    return (f"Given {P} tokens, the model continued {sum(one.verbatim for one in recalls)} of {len(recalls)} openings verbatim for all "
+            f"{R} tokens ({share_verbatim(recalls):.0%}). Tokens right before the first error: {sum(right) / len(right):.1f} "
+            f"of {R} on average, {max(right)} at best.")
+
+
+def recall_table(recalls: list[Recall]) -> HTML:
+    """How far each continuation went before its first error."""
+    rows = [(f"{one.start:,}", one.n_right, len(one.truth), "✓ yes" if one.verbatim else "✗ no") for one in recalls]
+    return table(("opening at token", "right before the first error", "of", "verbatim"), rows)
+
+
+def side_by_side(recalls: list[Recall], at_most: int = 4) -> HTML:
+    """Given text, truth and continuation beside each other; a ✗ stands at the first error, wrong tokens are underlined.
+
+    Args:
+        at_most: how many to show, spread over the corpus.
+    """
+    step = max(1, -(-len(recalls) // at_most))
+    rows = []
+    for one in recalls[::step]:
+        truth = _right(one.truth[:one.n_right]) + _plain(one.truth[one.n_right:])
+        said = _right(one.generated[:one.n_right]) + _from_first_error(one)
+        rows.append(beside([(f"given, from token {one.start:,}", box(_plain(one.prefix), faint=True)), ("truth", box(truth)),
+                            (f"model: {one.n_right} of {len(one.truth)} right", box(said))]))
+    return HTML("".join(rows))
+
+
+def _from_first_error(one: Recall) -> str:
+    if one.verbatim:
+        return " <b>✓</b>"
+    parts = ["<b>✗</b>"]
+    for said, true in zip(one.generated[one.n_right:], one.truth[one.n_right:]):
+        text = _plain(said[None])
+        parts.append(text if said == true else f'<span style="{_WRONG}">{text}</span>')
+    return "".join(parts)
+
+
+def _right(ids: Tensor) -> str:
+    return f'<span style="{_RIGHT}">{_plain(ids)}</span>' if len(ids) else ""
+
+
+def _plain(ids: Tensor) -> str:
+    return tokens_text(ids, breaks=False)

@@ -1,0 +1,32 @@
+"""The command `sample`: let the model of a run continue a prompt."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
+from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.samples import draw_samples
+
+
+def sample(run_dir: str, given: dict[str, Any]) -> list[str]:
+    """Texts that a run's best model writes.
+
+    Args:
+        run_dir: a run directory with checkpoints/best.pt (last.pt is taken where there is no best).
+        given: settings given by hand (prompt, num_prompts, max_new_tokens, top_k, temperature, seed, device); the
+            others are the run's own. Without a seed each call draws anew. `num_prompts` texts continue the same prompt.
+
+    Raises:
+        UserError: no run there, no checkpoint, or a bad value.
+    """
+    directory = RunDirectory(run_dir)
+    checkpoint = read_checkpoint(directory.best if directory.best.exists() else directory.last)
+    given = {"num_prompts": 1, "seed": secrets.randbelow(2**31), **given}
+    config = RunConfig.resolve(given, saved=checkpoint["config"])
+    precision = Precision.of(config)
+    model = model_from(checkpoint, precision.device)
+    return [drawn.text for drawn in draw_samples(model, config, [config.prompt] * config.num_prompts, step=0)]

@@ -1,0 +1,103 @@
+"""The loss of every token, painted onto the text as HTML.
+
+It knows how to paint what it is handed. It deliberately decides nothing about which text is shown. Every text goes
+through `html.escape`; darkness, not hue, carries the meaning, and each token tells its figures when pointed at.
+"""
+
+from __future__ import annotations
+
+import bisect
+import html
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from IPython.display import HTML
+
+from gpt2_nb_utils.results.blocks import FAINT, box, caption, key, shown, tokens_text
+from gpt2_nb_utils.results.measure import Measured
+from gpt2_nb_utils.tokenization.bpe import token_strings
+from gpt2_nb_utils.tokenization.display import INK, table, visible
+
+STEPS = ((0.9, "#ffffff"), (0.5, "#fdf0c4"), (0.1, "#fbd98c"), (0.01, "#f4b46a"), (0.001, "#e2935c"), (0.0, "#c97b5b"))
+"""(Probability from which a colour holds, colour): each is darker than the one before, in grey too."""
+_LIMITS = [-math.log(probability) for probability, _ in STEPS[:-1]]  # the same in nats, ascending
+
+def colour(loss: float) -> str:
+    """The background of a token with this loss (nats)."""
+    return STEPS[bisect.bisect_left(_LIMITS, loss)][1]
+
+
+def probability_text(loss: float) -> str:
+    """The probability e^−loss, as a person reads it."""
+    probability = math.exp(-loss)
+    return f"{probability:.1%}" if probability >= 0.001 else f"1 in {1 / probability:,.0f}" if loss < 30 else "almost 0"
+
+
+def painted(ids: Iterable[int], losses: Sequence[float], before: Iterable[int] = (), after: Iterable[int] = ()) -> HTML:
+    """A text with each token on a background that tells its loss; line ends carry a visible ↵.
+
+    Args:
+        ids: the tokens that were predicted (t,).
+        losses: the loss of each (t,), nats.
+        before, after: tokens around them that are shown in grey, without a loss.
+    """
+    parts = [_given(before)]
+    for text, loss in zip(token_strings(ids), (float(loss) for loss in losses), strict=True):
+        title = html.escape(f"{visible(text)}   loss {loss:.3f} nats, probability {probability_text(loss)}", quote=True)
+        parts.append(f'<span style="background:{colour(loss)};" title="{title}">{shown(text)}</span>')
+    parts.append(_given(after))
+    return HTML(box("".join(parts)))
+
+
+def painted_windows(measured: Measured, at_most_tokens: int = 500) -> HTML:
+    """Some of the measured windows, spread over the corpus and painted, below a legend.
+
+    Args:
+        at_most_tokens: how much to show; at least one window is shown, from its start.
+    """
+    seq_len = measured.windows.seq_len
+    n_shown = max(1, min(len(measured.indices), at_most_tokens // seq_len, 4))
+    chosen = [(2 * i + 1) * len(measured.indices) // (2 * n_shown) for i in range(n_shown)]
+    parts = [legend().data]
+    for number in chosen:
+        x, y = measured.windows.window(measured.indices[number])
+        losses = measured.losses[number][:at_most_tokens]
+        parts.append(caption(f"window {measured.indices[number]:,} of {len(measured.windows):,}: mean loss "
+                              f"{measured.losses[number].mean():.3f} nats per token"))
+        # The first token of a window is given, not predicted.
+        parts.append(painted(y[:len(losses)], losses.tolist(), before=x[:1]).data)
+    return HTML("".join(parts))
+
+
+def legend() -> HTML:
+    """The colours with the probabilities and the losses that they stand for."""
+    names = [key(f"{name}: loss {losses}", f"color:{INK}; background:{tint};") for name, losses, tint in _classes()]
+    names.append(key("grey: given, not predicted", FAINT))
+    return HTML(f'<div style="font-size:.85em; color:inherit; margin:.3em 0;">probability of the right token (the darker, the less '
+                f'likely):<br>{"".join(names)}</div>')
+
+
+def classes_table(measured: Measured) -> HTML:
+    """How many of the measured predictions fall into each colour, and how much of the loss they make."""
+    losses = torch.cat(list(measured.losses)).double()
+    numbers = torch.tensor([bisect.bisect_left(_LIMITS, loss) for loss in losses.tolist()])
+    rows = []
+    for number, (name, limits, tint) in enumerate(_classes()):
+        members = losses[numbers == number]
+        rows.append((HTML(key(name, f"color:{INK}; background:{tint};")), limits, len(members),
+                     f"{len(members) / len(losses):.1%}", f"{float(members.sum() / losses.sum()):.1%}"))
+    return table(("probability of the right token", "loss (nats)", "predictions", "share", "share of the loss"), rows)
+
+
+def _classes() -> list[tuple[str, str, str]]:
+    """Each colour as (probabilities in words, losses in words, colour)."""
+    texts = [f"{100 * probability:g} %" for probability, _ in STEPS[:-1]]
+    limits = [f"up to {limit:.2f}" for limit in _LIMITS]
+    names = [f"at least {text}" for text in texts] + [f"below {texts[-1]}"]
+    return list(zip(names, [*limits, f"above {_LIMITS[-1]:.2f}"], [tint for _, tint in STEPS]))
+
+
+def _given(ids: Iterable[int]) -> str:
+    text = tokens_text(ids)
+    return f'<span style="{FAINT}" title="given, not predicted">{text}</span>' if text else ""

@@ -1,0 +1,276 @@
+"""The report says what the run shows, whatever is missing, and no text of a corpus or a model runs in it."""
+
+import base64
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+
+sys.path.insert(0, str(Path(__file__).parent))
+from run_fixture import HOSTILE, add_notebook, executed, html_output, make_run, reached, summary  # noqa: E402
+
+from gpt2_nb_utils.errors import UserError  # noqa: E402
+from gpt2_nb_utils.pipeline.report import LARGEST_PAGE, build_report  # noqa: E402
+from gpt2_nb_utils.run_directory import RunDirectory  # noqa: E402
+
+
+def page(path):
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+def words(soup):
+    return " ".join(soup.get_text(" ").split())
+
+
+def verdict(folder, content):
+    return words(page(build_report(make_run(folder, content))).select_one(".verdict"))
+
+
+def notebook_page(tmp_path, *cells, **metadata):
+    run = make_run(tmp_path / "run")
+    add_notebook(run, "01_tokenization.ipynb", list(cells), **metadata)
+    build_report(run)
+    return page(run.report / "01_tokenization.html")
+
+
+# The verdict
+
+def test_a_whole_measurement_by_the_course_model_on_the_course_file_counts(tmp_path):
+    said = verdict(tmp_path / "run", reached())
+    assert said.startswith("✓ Course target reached") and "not met" not in said
+    assert "0.091200 (measured on the whole corpus)" in said
+
+
+@pytest.mark.parametrize("changes, missing", [
+    (dict(best_train_loss_windows=16), "the loss is only estimated on 16 windows"),
+    (dict(corpus={"source": "demo", "sha256": "0"}), "it was trained on the demonstration corpus"),
+    (dict(corpus={"source": "input_file", "sha256": "0"}), "its corpus is not the course's input.txt"),
+    (dict(config={**summary()["config"], "max_tokens": 2048},
+          corpus={**summary()["corpus"], "is_course_input": False}), "it saw an excerpt of 2,048 tokens"),
+    (dict(n_params=123_999_999), "the model has 123,999,999 parameters"),
+    (dict(config={**summary()["config"], "resume": "gpt2.pt"}), "it went on from a named checkpoint"),
+    (dict(status="interrupted"), "it was interrupted at step 30"),
+    (dict(best_train_loss=0.0999994), "the training loss is 0.09999940 (measured on the whole corpus), not below"),
+])
+def test_a_run_that_lacks_one_condition_is_told_which(tmp_path, changes, missing):
+    said = verdict(tmp_path / "run", reached(**changes))
+    assert "Course target not reached" in said and missing.lower() in said.lower()
+    assert said.count("not met:") + said.count("unknown:") == 1
+
+
+def test_a_log_that_starts_far_below_a_random_guess_does_not_count_as_from_scratch(tmp_path):
+    run = make_run(tmp_path / "run", reached())
+    lines = run.metrics.read_text(encoding="utf-8").splitlines()
+    lines[1] = lines[1].replace(lines[1].split(",")[3], "4.000000")
+    run.metrics.write_text("\n".join(lines), encoding="utf-8")
+    assert "batch loss of 4.0000 at step 1 (random guess: 10.825)" in words(page(build_report(run)))
+
+
+@pytest.mark.parametrize("status", ["running", "target_reached", "steps_done", "interrupted", "failed", None, "new"])
+def test_every_status_makes_a_page_and_an_unfinished_run_is_said_to_be_one(tmp_path, status):
+    text = words(page(build_report(make_run(tmp_path / "run", summary(status=status)))))
+    assert ("The run is not finished" in text) == (status not in ("target_reached", "steps_done"))
+
+
+# What may be missing
+
+def test_a_run_that_has_just_started_has_a_report(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.write_json(run.summary, {name: None for name in summary()} | {"status": "running"})
+    text = words(page(build_report(run)))
+    assert "the training loss has not been measured yet" in text.lower() and "not recorded" in text
+    assert "No notebook was executed" in text and "No samples were written" in text
+
+
+def test_unreadable_pieces_are_named_and_the_rest_is_shown(tmp_path):
+    run = make_run(tmp_path / "run")
+    run.metrics.write_bytes(b"step,loss\n1,\xff\n")
+    run.samples.write_text("scribble\n\n", encoding="utf-8")
+    run.environment.write_text("{", encoding="utf-8")
+    run.notebooks.mkdir()
+    (run.notebooks / "02_model.ipynb").write_text('{"cells": [', encoding="utf-8")
+    text = words(page(build_report(run)).select_one(".notices"))
+    for name in ("train_metrics.csv", "samples.txt", "environment.json", "02_model.ipynb"):
+        assert name in text
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is no run directory"):
+        build_report(RunDirectory(tmp_path))
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_notebook_that_failed_is_exported_and_named_with_its_cell(tmp_path):
+    error = new_output("error", ename="ValueError", evalue="too <b>short", 
+                       traceback=["\x1b[31mValueError\x1b[0m: too <b>short"])
+    notice = new_markdown_cell("An Exception was encountered", metadata={"tags": ["papermill-error-cell-tag"]})
+    run = make_run(tmp_path / "run")
+    add_notebook(run, "03_training.ipynb", [notice, new_markdown_cell("# Training"), executed("1"),
+                                            executed("f()", error), new_code_cell("after")])
+    index = page(build_report(run))
+    assert "3 Training stopped at cell 3 of 4: ValueError: too <b>short" in words(index.select_one(".notices"))
+    training = page(run.report / "03_training.html")
+    assert "An Exception was encountered" not in words(training)
+    target = training.select_one(".execution a")["href"].removeprefix("#")
+    assert "too <b>short" in words(training.find(id=target).select_one(".error"))
+
+
+def test_pages_of_notebooks_that_are_gone_are_removed(tmp_path):
+    run = make_run(tmp_path / "run")
+    add_notebook(run, "01_tokenization.ipynb", [new_markdown_cell("# T")])
+    old = add_notebook(run, "02_model.ipynb", [new_markdown_cell("# M")])
+    build_report(run)
+    old.unlink()
+    build_report(run)
+    assert sorted(path.name for path in run.report.iterdir()) == ["01_tokenization.html", "index.html"]
+
+
+# Self-contained and safe
+
+def everything(tmp_path):
+    """The pages of a run whose every text is hostile."""
+    run = make_run(tmp_path / "run", summary(command=HOSTILE, device=HOSTILE, status=HOSTILE, corpus={
+        "source": HOSTILE, "path": HOSTILE, "sha256": HOSTILE, "chars": 1, "tokens": 1, "is_course_input": False}))
+    run.write_json(run.environment, {"processor": HOSTILE, "packages": {HOSTILE: HOSTILE}})
+    add_notebook(run, "01_tokenization.ipynb", [
+        new_markdown_cell(f"# Title\n\n`{HOSTILE}`"),
+        executed(repr(HOSTILE), new_output("stream", name="stdout", text=HOSTILE),
+                 new_output("stream", name="stderr", text=HOSTILE),
+                 new_output("execute_result", data={"text/plain": HOSTILE}, execution_count=1),
+                 new_output("display_data", data={"application/javascript": "alert(1)"}),
+                 new_output("display_data", data={"image/svg+xml": "<svg><script/></svg>"}),
+                 new_output("error", ename=HOSTILE, evalue=HOSTILE, traceback=[HOSTILE]),
+                 html_output("<script>alert(1)</script><img src='https://example.org/x.png' alt='far'>"
+                             "<b onclick='x()'>bold</b><iframe src='https://example.org'></iframe>"
+                             "<link rel='stylesheet' href='https://example.org/a.css'>"
+                             "<style>@import 'https://example.org/b.css';</style>"
+                             "<i style='background:url(//example.org/c)'>i</i></div></main>"
+                             "<a href='javascript:alert(1)'>click</a>")),
+    ])
+    build_report(run)
+    return [run.report / "index.html", run.report / "01_tokenization.html"]
+
+
+def test_nothing_runs_and_nothing_is_fetched(tmp_path):
+    for path in everything(tmp_path):
+        soup = page(path)
+        assert not soup.find(["script", "iframe", "object", "embed", "base", "form"])
+        assert soup.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"] == (
+            "default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+        for tag in soup.find_all(True):
+            assert not [name for name in tag.attrs if name.startswith("on")], tag
+            assert tag.get("src", "data:image/").startswith("data:image/"), tag
+            assert not (tag.name == "link" and not tag["href"].startswith("data:")), tag
+            assert "javascript:" not in tag.get("href", "") and "example.org" not in tag.get("style", ""), tag
+        assert not re.search(r"@import|url\((?!data:)", "".join(style.get_text() for style in soup.find_all("style")))
+
+
+def test_hostile_text_is_shown_as_text_in_every_place(tmp_path):
+    index, notebook = everything(tmp_path)
+    assert words(page(index)).count("<script>document.title = 'broken'</script>") >= 8
+    assert words(page(notebook)).count("<script>document.title = 'broken'</script>") >= 6
+
+
+def test_html_of_our_notebooks_comes_through_and_stray_tags_do_not_break_the_page(tmp_path):
+    soup = page(everything(tmp_path)[1])
+    assert soup.select_one(".output.html b").get_text() == "bold"
+    assert "[image not part of the report: far]" in words(soup)
+    assert soup.find("nav", attrs={"aria-label": "Previous and next page"}).find_parent("main")
+
+
+def test_the_progress_that_a_notebook_shows_stays_in_its_page(tmp_path):
+    bar = '<progress max="100" value="100.0" aria-label="training 4/4">100 %</progress>'
+    assert notebook_page(tmp_path, executed("train()", html_output(bar))).find("progress")["value"] == "100.0"
+
+
+# Text, formulas, pictures
+
+def test_formulas_become_mathml_and_dollars_in_code_and_prose_stay(tmp_path):
+    soup = notebook_page(tmp_path, new_markdown_cell(
+        "# T\n\nHere $\\frac{1}{2}$, `$HOME`, `$$x$$`, $5 or $6, $7/$8.\n\n"
+        "$$\n\\sum_i x_i\n$$\n\n```sh\necho $$ $a $b\n```\n"))
+    assert [tag.get("display") for tag in soup.find_all("math")] == ["inline", "block"]
+    assert soup.find("mfrac") and soup.find(re.compile("munder|msub"))
+    text = words(soup.select_one(".notebook"))
+    assert "$HOME" in text and "$$x$$" in text and "$5 or $6, $7/$8." in text and "echo $$ $a $b" in text
+
+
+@pytest.mark.parametrize("latex", [r"\nosuchcommand{x}", r"\frac{a", r"\left( x", "a_b_c", r"x < y \unknown"])
+def test_a_formula_that_cannot_be_converted_shows_its_source(tmp_path, latex):
+    code = notebook_page(tmp_path, new_markdown_cell(f"# T\n\nSee ${latex}$.")).select_one("code.latex")
+    assert code is not None and code.get_text() == latex
+
+
+def test_a_page_has_one_title_and_headings_in_order(tmp_path):
+    soup = notebook_page(tmp_path, new_markdown_cell("# One *title*\n\n### Deep\n\n# Second title"),
+                         executed("x", html_output("<h6>deepest</h6>")), new_markdown_cell("## Deep"))
+    headings = [(tag.name, tag.get_text()) for tag in soup.find_all(re.compile("^h[1-6]$"))]
+    assert headings == [("h1", "One title"), ("h2", "Deep"), ("h2", "Second title"), ("h3", "deepest"), ("h2", "Deep")]
+    ids = [tag["id"] for tag in soup.find_all(id=True)]
+    assert len(ids) == len(set(ids))
+    assert soup.html["lang"] == "en" and soup.title.get_text() == "One title"
+
+
+def test_a_table_corner_without_words_is_no_heading(tmp_path):
+    table = html_output("<table><tr><th scope='col'></th><th>n</th></tr></table>")
+    soup = notebook_page(tmp_path, executed("x", table))
+    assert [tag.name for tag in soup.select(".notebook tr > *")] == ["td", "th"]
+
+
+def test_links_between_notebooks_lead_to_pages_and_links_to_files_end(tmp_path):
+    soup = notebook_page(tmp_path, new_markdown_cell(
+        "# T\n\n[again](./01_tokenization.ipynb) [file](../README.md) [web](https://x.org)"))
+    links = {tag.get_text(): tag.get("href") for tag in soup.select(".notebook a")}
+    assert links == {"again": "01_tokenization.html", "file": None, "web": "https://x.org"}
+
+
+def test_carriage_returns_show_what_a_terminal_shows_in_the_end(tmp_path):
+    stream = new_output("stream", name="stdout", text="10 %\r50 %\r100 %\nnext\r\n")
+    soup = notebook_page(tmp_path, executed("x", stream))
+    assert soup.select_one("pre.stream").get_text() == "100 %\nnext\n"
+
+
+def test_a_picture_keeps_its_alternative_text_in_its_page_and_in_the_index(tmp_path):
+    run = make_run(tmp_path / "run")
+    picture = base64.b64encode((run.figures / "loss.png").read_bytes()).decode()
+    shown = new_output("display_data", data={"image/png": picture},
+                       metadata={"image/png": {"alt": 'Loss "falls" & rests.'}})
+    add_notebook(run, "04_results.ipynb", [executed("show()", shown)])
+    index = page(build_report(run))
+    assert page(run.report / "04_results.html").find("img")["alt"] == 'Loss "falls" & rests.'
+    assert [tag["alt"] for tag in index.find_all("img")] == ['Loss "falls" & rests.', "Figure: Gradient norm"]
+
+
+def test_without_a_notebook_the_curve_is_told_in_words(tmp_path):
+    alt = page(build_report(make_run(tmp_path / "run"))).find("img")["alt"]
+    assert re.search(r"from 11\.\d+ at step 1 to 6\.\d+ at step 30", alt)
+
+
+def test_samples_are_those_of_the_first_and_of_the_last_step(tmp_path):
+    index = page(build_report(make_run(tmp_path / "run")))
+    assert [words(tag) for tag in index.select(".sample figcaption")] == [
+        "Step 0 · temperature 0.8 · top_k 40", "Step 30 · temperature 0.8 · top_k 40"] * 2
+
+
+def test_a_page_that_would_grow_too_large_gets_smaller_pictures(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (900, 1500, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, format="PNG")
+    run = make_run(tmp_path / "run")
+    (run.figures / "noise.png").write_bytes(buffer.getvalue())
+    shown = new_output("display_data", data={"image/png": base64.b64encode(buffer.getvalue()).decode()})
+    text = html_output("<p>" + "word " * 700_000 + "</p>")
+    add_notebook(run, "01_tokenization.ipynb", [executed("x", shown, text)])
+    build_report(run)
+    for path in run.report.iterdir():
+        assert path.stat().st_size < LARGEST_PAGE
+        assert all(Image.open(io.BytesIO(base64.b64decode(tag["src"].partition(",")[2]))).width > 0
+                   for tag in page(path).find_all("img"))
+    assert "left out to keep this page small" in words(page(run.report / "01_tokenization.html"))

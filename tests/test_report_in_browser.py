@@ -1,0 +1,146 @@
+"""The report in a real browser with the network off: nothing fetched, nothing run, nothing wider than a phone."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from run_fixture import FAILING, HOSTILE, TOKENIZATION, execute_notebook, make_run  # noqa: E402
+
+from gpt2_nb_utils.pipeline.report import build_report  # noqa: E402
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+PAGES = ("index.html", "01_tokenization.html", "03_training.html")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The report of a run with one notebook that ran and one that failed, both really executed."""
+    run = make_run(tmp_path_factory.mktemp("runs") / "sanity")
+    execute_notebook(run, "01_tokenization.ipynb", TOKENIZATION)
+    execute_notebook(run, "03_training.ipynb", FAILING)
+    return build_report(run).parent
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, report):
+    """Opens a page of the report; what it asked for and complained about is in `.asked` and `.said`."""
+    contexts = []
+
+    def open_page(name, width=1200, **options):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options))
+        page = contexts[-1].new_page()
+        page.asked, page.said = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.goto((report / name).resolve().as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_asks_for_nothing_but_itself_and_complains_of_nothing(visit, name):
+    page = visit(name)
+    assert [url for url in page.asked if not url.startswith("data:")] == [page.url]
+    assert page.said == []
+
+
+@pytest.mark.parametrize("width", [320, 400])
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_is_wider_than_a_phone(visit, name, width):
+    page = visit(name, width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_wide_code_tables_and_formulas_scroll_in_their_own_boxes(visit):
+    page = visit("01_tokenization.html", width=400)
+    overflows = "box => [...document.querySelectorAll(box)].some(e => e.scrollWidth > e.clientWidth)"
+    for box in (".input pre", ".output .scroll", ".formula"):
+        assert page.evaluate(overflows, box), box
+
+
+def test_text_of_the_corpus_is_text(visit):
+    page = visit("01_tokenization.html")
+    assert page.title() == "Tokenization"  # the hostile line would have changed it
+    assert " ".join(HOSTILE.split()) in " ".join(page.locator(".output.html").first.inner_text().split())
+    assert "<script>alert(1)</script>" in visit("03_training.html").locator(".error").inner_text()
+
+
+def test_formulas_are_drawn(visit):
+    page = visit("01_tokenization.html")
+    heights = page.evaluate("[...document.querySelectorAll('math')].map(e => e.getBoundingClientRect().height)")
+    assert len(heights) >= 5 and min(heights) > 5
+    fraction = page.evaluate("(() => { const [a, b] = document.querySelector('mfrac').children;"
+                             " return [a.getBoundingClientRect().bottom, b.getBoundingClientRect().top]; })()")
+    assert fraction[0] <= fraction[1]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_picture_is_drawn_and_has_an_alternative_text(visit, name):
+    page = visit(name)
+    pictures = page.evaluate("[...document.images].map(e => [e.alt, e.naturalWidth])")
+    assert all(alt.strip() and width > 0 for alt, width in pictures)
+    assert len(pictures) == {"index.html": 2, "01_tokenization.html": 1, "03_training.html": 0}[name]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_keyboard_reaches_the_content_first_and_pages_link_to_each_other(visit, name):
+    page = visit(name)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+    links = [link.get_attribute("href") for link in page.locator("header a").all()]
+    assert links == list(PAGES)
+    assert page.locator("[aria-current=page]").get_attribute("href") == name
+
+
+_CONTRASTS = """() => {
+  const parse = c => { const v = c.match(/[\\d.]+/g).map(Number); return v.length < 4 ? [...v, 1] : v; };
+  const light = v => v.slice(0, 3).map(x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4)
+                      .reduce((sum, x, i) => sum + x * [.2126, .7152, .0722][i], 0);
+  const behind = e => { for (; e; e = e.parentElement) { const v = parse(getComputedStyle(e).backgroundColor);
+                        if (v[3] > .99) return v; } return [255, 255, 255, 1]; };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+  for (let n; n = walker.nextNode();) { const e = n.parentElement;
+    if (!n.data.trim() || !e.checkVisibility()) continue;
+    const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+    if ((a + .05) / (b + .05) < 4.5) found.push(n.data.trim().slice(0, 40) + ' ' + (a + .05) / (b + .05)); }
+  return found; }"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_every_word_stands_out_from_its_background(visit, name, scheme):
+    assert visit(name, color_scheme=scheme).evaluate(_CONTRASTS) == []
+
+
+def test_the_answer_fits_one_screen(visit):
+    page = visit("index.html")
+    box = page.locator("#facts + dl").bounding_box()
+    assert box["y"] + box["height"] <= 900
+
+
+def test_print_shows_what_a_screen_folds_away(visit, tmp_path):
+    page = visit("01_tokenization.html")
+    page.emulate_media(media="print")
+    assert page.locator("details.parameters .input").bounding_box()["height"] > 20
+    page.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True)
+    assert os.path.getsize(tmp_path / "page.pdf") > 10_000

@@ -1,0 +1,194 @@
+"""The whole path through the real command: notebooks in real kernels, papermill, the report, and what goes wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.pipeline import notebooks
+from gpt2_nb_utils.pipeline.notebooks import NAMES, NotebookFailed, parameters_for, run_notebooks
+from gpt2_nb_utils.run_directory import RunDirectory
+
+PROJECT = Path(__file__).parents[1]
+
+
+def command(*words: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "gpt2_nb_utils", *words], cwd=cwd, capture_output=True, text=True)
+
+
+def flags(settings: dict) -> list[str]:
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def outputs(notebook: Path, cell_id_or_text: str = "") -> str:
+    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    return json.dumps([cell.outputs for cell in cells if cell_id_or_text in (cell.id, "")])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, text_file):
+    """A finished `run` of seconds, and what the command printed."""
+    out_dir = tmp_path_factory.mktemp("run") / "with space"
+    done = command("run", *flags({"preset": "tiny", "input_file": text_file, "out_dir": out_dir, "device": "cpu", "max_tokens": 512,
+                                  "steps": 4, "eval_every": 2, "sample_every": 2, "max_new_tokens": 8}))
+    assert done.returncode == 0, done.stderr
+    return RunDirectory(out_dir), done
+
+
+def test_run_ends_with_executed_notebooks_checkpoints_logs_samples_figures_and_a_report(finished):
+    directory, done = finished
+    for path in (directory.last, directory.best, directory.log, directory.metrics, directory.samples, directory.report / "index.html",
+                 directory.figures / "loss.png"):
+        assert path.stat().st_size > 0, path
+        assert str(path if path.suffix == ".html" else path.parent) in done.stdout, path
+    for name in NAMES:
+        cells = nbformat.read(directory.notebooks / f"{name}.ipynb", as_version=4).cells
+        assert all(cell.execution_count for cell in cells if cell.cell_type == "code"), name
+        assert (directory.report / f"{name}.html").stat().st_size < 3_000_000
+    assert directory.read_summary()["status"] == "steps_done"
+    assert " run " in directory.read_summary()["command"]
+
+
+def test_no_cell_of_any_notebook_warns_or_fails(finished):
+    directory, _ = finished
+    for name in NAMES:
+        for cell in nbformat.read(directory.notebooks / f"{name}.ipynb", as_version=4).cells:
+            for output in cell.get("outputs", []):
+                assert output.output_type != "error", (name, cell.source)
+                assert output.get("name") != "stderr", (name, output.text)
+
+
+def test_a_saved_notebook_keeps_the_finished_progress_line_and_the_last_live_figure(finished):
+    directory, _ = finished
+    shown = outputs(directory.notebooks / "03_training.ipynb", "run")
+    assert "training  4/4" in shown and "steps done" in shown and "widget" not in shown
+    assert "at step 4 of 4" in shown  # the live figure's own words
+
+
+def test_a_second_run_on_the_same_directory_is_one_line_and_changes_nothing(finished):
+    directory, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in directory.path.rglob("*")}
+    done = command("run", f"--out_dir={directory}", "--preset=tiny")
+    assert done.returncode == 2 and "already holds a run" in done.stderr and done.stderr.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in directory.path.rglob("*")} == before
+
+
+def test_a_resumed_run_trains_on_and_leaves_the_first_notebooks_alone(finished, tmp_path):
+    copy = RunDirectory(tmp_path / "copy")
+    shutil.copytree(finished[0].path, copy.path)
+    untouched = (copy.notebooks / "01_tokenization.ipynb").read_bytes()
+    done = command("run", f"--out_dir={copy}", "--resume=auto", "--steps=6")
+    assert done.returncode == 0, done.stderr
+    assert copy.read_summary()["step"] == 6
+    assert (copy.notebooks / "01_tokenization.ipynb").read_bytes() == untouched
+
+
+def test_report_and_sample_work_on_a_finished_run(finished):
+    directory, _ = finished
+    page = directory.report / "index.html"
+    page.unlink()
+    done = command("report", str(directory))
+    assert done.returncode == 0 and done.stdout.strip() == str(page) and page.exists()
+    texts = [command("sample", str(directory), "--prompt=Hear me", "--max_new_tokens=5", "--seed=3").stdout for _ in range(2)]
+    assert texts[0].startswith("Hear me") and texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("words, status, parts", [
+    (["train", "--lerning_rate", "1"], 2, ["lerning_rate", "'lr'"]),
+    (["train", "--seq_len", "2048", "--block_size", "64"], 2, ["seq_len 2048 exceeds block_size 64"]),
+    (["train", "--n_embd", "100", "--n_head", "3"], 2, ["n_embd 100 is not divisible by n_head 3"]),
+    (["train", "--steps", "many"], 2, ["--steps", "many"]),
+    (["run", "extra"], 2, ["'extra'"]),
+    (["fly"], 2, ["fly", "run", "train"]),
+    ([], 2, ["command"]),
+    (["sample", "no/such/run"], 2, ["no/such/run", "checkpoint"]),
+    (["report", "no/such/run"], 2, ["no/such/run is no run directory"]),
+    (["readme", "no/such/run"], 2, ["no/such/run is no run directory"]),
+])
+def test_a_users_mistake_is_one_line_with_status_2(words, status, parts, tmp_path):
+    done = command(*words, cwd=PROJECT)
+    assert done.returncode == status and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, "does not exist"), (b"", "empty"), (b"a", "too short"), (b"MZ\0\1\2" * 99, "binary"), ("Müller ".encode("latin-1") * 99, "not UTF-8"),
+])
+def test_a_text_that_cannot_be_used_leaves_no_run_directory(content, words, tmp_path):
+    path = tmp_path / "input.txt"
+    if content is not None:
+        path.write_bytes(content)
+    for name in ("run", "train"):
+        done = command(name, f"--input_file={path}", f"--out_dir={tmp_path / 'out'}", "--preset=tiny")
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_papermill_parameter_is_an_error_that_names_the_nearest(tmp_path):
+    for name in NAMES:
+        done = subprocess.run([sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", str(tmp_path / "out.ipynb"), "-p", "lerning_rate", "1",
+                               "-p", "out_dir", str(tmp_path / "run")], cwd=PROJECT, capture_output=True, text=True)
+        assert done.returncode != 0, name
+        assert "UserError: unknown setting 'lerning_rate': did you mean 'lr'?" in done.stderr, name
+    assert not (tmp_path / "run").exists()
+
+
+def test_plain_papermill_trains_from_any_working_directory(tmp_path, text_file):
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "03_training.ipynb", str(tmp_path / "executed.ipynb"), "-p", "preset", "tiny", "-p", "steps", "2",
+         "-p", "out_dir", str(tmp_path / "run"), "-p", "input_file", str(text_file), "-p", "max_tokens", "300", "-p", "sample_every", "0"],
+        cwd=PROJECT / "notebooks", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = RunDirectory(tmp_path / "run").read_summary()
+    assert summary["step"] == 2 and "papermill" in summary["command"] and "-p steps 2" in summary["command"]
+
+
+def test_each_notebook_gets_the_given_settings_that_it_knows():
+    config = RunConfig.resolve({"preset": "tiny", "steps": 3, "seed": 5, "prompt": "O "})
+    for name in NAMES:
+        passed = parameters_for(notebooks.SOURCES / f"{name}.ipynb", config)
+        assert "resume" not in passed and "overwrite" not in passed
+        if name == "03_training":
+            assert passed == {"preset": "tiny", "steps": 3, "seed": 5, "prompt": "O ", "out_dir": "out/run"}
+
+
+def stand_ins(folder: Path, **sources: list[str]) -> None:
+    folder.mkdir()
+    for name in NAMES:
+        cells = [nbformat.v4.new_code_cell('out_dir: str = ""  # where', metadata={"tags": ["parameters"]})]
+        cells += [nbformat.v4.new_code_cell(source) for source in sources.get(f"nb_{name[:2]}", [])]
+        metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
+
+
+@pytest.mark.parametrize("source, words, status", [
+    ("x = 1\n1 / 0", r"02_model.ipynb, cell 4 \(`x = 1`\): ZeroDivisionError: division by zero", 1),
+    ("from gpt2_nb_utils.errors import UserError\nraise UserError('lower it')", "02_model.ipynb, cell 4 .*UserError: lower it", 2),
+    ("import os\nos._exit(3)", "02_model.ipynb, cell 4: .*[Kk]ernel died", 1),
+])
+def test_a_failing_cell_is_named_and_the_partly_executed_notebook_kept(tmp_path, monkeypatch, source, words, status):
+    stand_ins(tmp_path / "notebooks", nb_02=["print('so far')", source, "print('never')"])
+    monkeypatch.setattr(notebooks, "SOURCES", tmp_path / "notebooks")
+    directory = RunDirectory(tmp_path / "run")
+    with pytest.raises(NotebookFailed, match=words) as caught:
+        run_notebooks(RunConfig.resolve({"preset": "tiny", "out_dir": str(directory)}), directory)
+    assert caught.value.exit_status == status and "\n" not in str(caught.value)
+    kept = (directory.notebooks / "02_model.ipynb").read_text(encoding="utf-8")
+    assert "so far\\n" in kept and not (directory.notebooks / "03_training.ipynb").exists()
+
+
+def test_a_missing_notebook_is_said_before_any_is_run(tmp_path, monkeypatch):
+    stand_ins(tmp_path / "notebooks")
+    (tmp_path / "notebooks" / "04_results.ipynb").unlink()
+    monkeypatch.setattr(notebooks, "SOURCES", tmp_path / "notebooks")
+    with pytest.raises(UserError, match="04_results.ipynb is missing"):
+        run_notebooks(RunConfig.resolve({"preset": "tiny"}), RunDirectory(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,162 @@
+"""Sampling: the KV cache against the plain path and against transformers, and the distribution that is drawn from."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import transformers
+
+from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
+from gpt2_nb_utils.model.sampling import context_start, generate, next_token
+
+SIZES = GPT2Config(block_size=32, n_layer=2, n_head=4, n_embd=32, vocab_size=101)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2:
+    """A model with opinions: at its initial weights all tokens would be nearly equally likely."""
+    model = GPT2(SIZES, seed=6)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # The tied embedding least: a token would mostly predict itself.
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05 if "wte" in name else 0.3)
+    return model.eval()
+
+
+def prompt(length: int, seed: int = 5) -> torch.Tensor:
+    return torch.randint(SIZES.vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def both_ways(model: GPT2, prompts, n: int, **how) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    return tuple(generate(model, prompts, n, generator=torch.Generator().manual_seed(9), use_cache=cached, **how)
+                 for cached in (True, False))
+
+
+@pytest.mark.parametrize("how", [dict(temperature=0), dict(temperature=1.0), dict(temperature=0.7, top_k=5)])
+@pytest.mark.parametrize("n_prompt, n_new", [(1, 20), (6, 26), (6, 90), (32, 40), (50, 30)])
+def test_the_cache_changes_no_token_also_past_block_size(model, how, n_prompt, n_new):
+    cached, plain = both_ways(model, [prompt(n_prompt)], n_new, **how)
+    assert cached[0].tolist() == plain[0].tolist()
+    assert len(cached[0]) == n_prompt + n_new
+    assert cached[0][:n_prompt].tolist() == prompt(n_prompt).tolist()
+    assert len(set(cached[0][n_prompt:].tolist())) > 3  # one token for ever would prove little
+
+
+@pytest.mark.parametrize("how", [dict(temperature=0), dict(temperature=0.9, top_k=20)])
+def test_prompts_of_different_lengths_come_back_in_order_the_same_with_and_without_cache(model, how):
+    prompts = [prompt(7, 1), prompt(3, 2), prompt(7, 3), prompt(40, 4), prompt(1, 5)]
+    cached, plain = both_ways(model, prompts, 35, **how)
+    for given, a, b in zip(prompts, cached, plain):
+        assert a[:len(given)].tolist() == given.tolist()
+        assert a.tolist() == b.tolist()
+
+
+def test_greedy_text_of_a_prompt_does_not_depend_on_its_neighbours(model):
+    prompts = [prompt(7, 1), prompt(3, 2), prompt(7, 3)]
+    together = generate(model, prompts, 20, temperature=0)
+    for given, text in zip(prompts, together):
+        assert generate(model, [given], 20, temperature=0)[0].tolist() == text.tolist()
+
+
+def test_greedy_tokens_are_those_of_transformers(model):
+    config = transformers.GPT2Config(
+        vocab_size=SIZES.vocab_size, n_positions=SIZES.block_size, n_embd=SIZES.n_embd, n_layer=SIZES.n_layer,
+        n_head=SIZES.n_head, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+    )
+    other = transformers.GPT2LMHeadModel(config).eval()
+    other.load_state_dict(model.state_dict(), strict=False)
+    other.tie_weights()
+    for seed in range(5):
+        x = prompt(6, seed)[None]
+        theirs = other.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=26, do_sample=False, pad_token_id=0)
+        assert generate(model, [x[0]], 26, temperature=0)[0].tolist() == theirs[0].tolist()
+
+
+def test_past_block_size_the_context_is_a_suffix_that_fits_and_moves_half_a_block_at_a_time():
+    starts = [context_start(n, 32) for n in range(1, 200)]
+    assert starts[:32] == [0] * 32
+    assert all(16 <= n - start <= 32 for n, start in enumerate(starts, start=1) if n > 32)
+    assert sorted(set(starts)) == list(range(0, max(starts) + 1, 16))
+    assert [context_start(n, 1) for n in range(1, 5)] == [0, 1, 2, 3]
+
+
+def test_one_seed_gives_one_text_and_the_global_random_state_stays(model):
+    def draw(seed: int) -> list[int]:
+        return generate(model, [prompt(4)], 30, generator=torch.Generator().manual_seed(seed))[0].tolist()
+
+    before = torch.random.get_rng_state()
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_no_new_tokens_give_the_prompt_back(model):
+    assert generate(model, [prompt(4)], 0)[0].tolist() == prompt(4).tolist()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_is_given_back_and_its_weights_take_no_gradient(model, training):
+    model.train(training)
+    generate(model, [prompt(4)], 3)
+    assert model.training is training
+    assert all(block.training is training for block in model.transformer.h)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model.eval()
+
+
+def test_an_empty_prompt_is_refused(model):
+    with pytest.raises(ValueError, match="a prompt needs at least one token"):
+        generate(model, [prompt(4), prompt(0)], 3)
+
+
+# -- one draw --------------------------------------------------------------------------------------------------------
+
+LOGITS = torch.tensor([1.5, -0.5, 0.0, 2.0, 0.7, -2.0, 1.0, 0.3])
+
+
+def frequencies(draws: int, temperature: float, top_k: int) -> torch.Tensor:
+    """How often each token is drawn, (V,)."""
+    tokens = next_token(LOGITS.expand(draws, -1), temperature, top_k, torch.Generator().manual_seed(1))
+    assert tokens.shape == (draws,)
+    return torch.bincount(tokens, minlength=len(LOGITS))
+
+
+@pytest.mark.parametrize("temperature, top_k", [(1.0, 0), (0.5, 0), (2.0, 0), (1.0, 4), (0.7, 3), (1.0, 100)])
+def test_tokens_are_drawn_as_often_as_the_softmax_says(temperature, top_k):
+    draws = 40_000
+    weights = [math.exp(value / temperature) for value in LOGITS.tolist()]
+    kept = sorted(range(len(weights)), key=lambda i: -weights[i])[:top_k or len(weights)]
+    expected = {i: draws * weights[i] / sum(weights[j] for j in kept) for i in kept}
+    counts = frequencies(draws, temperature, top_k)
+    assert all(counts[i] == 0 for i in range(len(weights)) if i not in kept)
+    chi_square = sum((counts[i].item() - n) ** 2 / n for i, n in expected.items())
+    # mean k - 1, variance 2 (k - 1); five standard deviations and a little for the long tail
+    freedom = len(kept) - 1
+    assert chi_square < freedom + 5 * math.sqrt(2 * freedom) + 5
+
+
+def test_top_k_of_one_and_a_temperature_near_zero_are_greedy():
+    assert frequencies(500, 1.0, 1).tolist() == [0, 0, 0, 500, 0, 0, 0, 0]
+    assert frequencies(500, 0.01, 0).tolist() == [0, 0, 0, 500, 0, 0, 0, 0]
+    assert frequencies(500, 0.0, 0).tolist() == [0, 0, 0, 500, 0, 0, 0, 0]
+
+
+def test_a_temperature_so_small_that_the_quotient_overflows_is_greedy():
+    assert frequencies(500, 1e-45, 0).tolist() == [0, 0, 0, 500, 0, 0, 0, 0]
+    assert frequencies(500, 1e-300, 3).tolist() == [0, 0, 0, 500, 0, 0, 0, 0]
+
+
+def test_top_k_of_one_is_greedy_over_a_whole_text(model):
+    assert (generate(model, [prompt(5)], 40, temperature=1.0, top_k=1)[0].tolist()
+            == generate(model, [prompt(5)], 40, temperature=0)[0].tolist())
+
+
+def test_each_row_of_a_batch_is_drawn_from_its_own_logits():
+    logits = torch.full((3, 6), -math.inf)
+    logits[0, 4] = logits[1, 0] = logits[2, 5] = 1.0
+    assert next_token(logits, 1.0, 0).tolist() == [4, 0, 5]
+    assert next_token(logits, 1.0, 2).tolist() == [4, 0, 5]
+    assert next_token(logits, 0, 0).tolist() == [4, 0, 5]
