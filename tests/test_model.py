@@ -328,7 +328,7 @@ def test_residual_stds_are_those_of_the_stream_and_of_a_model_with_unscaled_proj
 
 def test_figures_take_any_text_as_token():
     pieces = ["$x^$", "<script>", "\\frac{", "\n", " a"]
-    notebook_figures = [display.mask_figure(pieces), display.map_grid(shaken().attention_maps(ids(1, 5)), [0], [0, 1], pieces)]
-    for figure in notebook_figures:
+    maps = shaken().attention_maps(ids(1, 5))
+    for figure in (display.mask_figure(pieces), display.map_grid(maps, [0], [0, 1], pieces)):
         assert isinstance(figure, Figure)
         figure.canvas.draw()  # a token read as a formula would fail here

@@ -17,7 +17,7 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.results import blocks, figures, measure, overview, passages, recall, token_paint
 from gpt2_nb_utils.results.run import load_run
 from gpt2_nb_utils.results.verdict import conditions, explanation, headline, reached
-from gpt2_nb_utils.tokenization.bpe import decode, encode
+from gpt2_nb_utils.tokenization.bpe import decode, encode, token_strings
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
 from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.loop import train
@@ -32,10 +32,12 @@ def trained_directory(tmp_path_factory):
     """A run directory of a tiny model, trained on a text that tries to be HTML."""
     folder = tmp_path_factory.mktemp("results")
     text = folder / "text.txt"
-    text.write_text("".join(f"{number} {HOSTILE}\nthe cat sat on the mat, päßt\n\n" for number in range(30)), encoding="utf-8")
+    lines = (f"{number} {HOSTILE}\nthe cat sat on the mat, päßt\n\n" for number in range(30))
+    text.write_text("".join(lines), encoding="utf-8")
     train(RunConfig.resolve(dict(
-        preset="tiny", input_file=str(text), out_dir=str(folder / "run"), max_tokens=500, n_layer=1, n_head=2, n_embd=16,
-        block_size=32, seq_len=32, batch_size=4, steps=20, log_every=1, eval_every=10, sample_every=10, save_every=20,
+        preset="tiny", input_file=str(text), out_dir=str(folder / "run"), max_tokens=500, n_layer=1, n_head=2,
+        n_embd=16, block_size=32, seq_len=32, batch_size=4, steps=20, log_every=1, eval_every=10, sample_every=10,
+        save_every=20,
         max_new_tokens=8, lr=1e-2, warmup_steps=2, device="cpu")))
     return folder / "run"
 
@@ -108,7 +110,7 @@ def test_another_text_in_the_old_place_is_refused(directory, tmp_path):
     other.write_text("an altogether different text", encoding="utf-8")
     summary["corpus"]["path"] = str(other)
     (directory / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(UserError, match=r"other.txt is not the text that the run .* was trained on.*put that text back"):
+    with pytest.raises(UserError, match=r"other.txt is not the text .* was trained on.*put that text back"):
         load_run(directory).windows
 
 
@@ -189,15 +191,17 @@ def test_the_entropy_of_frequencies_is_that_of_a_counted_table():
 # -- figures ---------------------------------------------------------------------------------------------------------
 
 def _rows(n):
-    return [Row(step=step, epoch=step / 10, tokens=step, loss=10.8 * 0.97**step + 0.05, lr=1e-4, grad_norm=1.0 + step % 3,
-                tok_per_s=100.0, loss_scale=65536.0, train_loss=10.8 * 0.97**step if step % 10 == 0 else None) for step in range(n)]
+    return [Row(step=step, epoch=step / 10, tokens=step, loss=10.8 * 0.97**step + 0.05, lr=1e-4, tok_per_s=100.0,
+                grad_norm=1.0 + step % 3, loss_scale=65536.0, train_loss=10.8 * 0.97**step if step % 10 == 0 else None)
+            for step in range(n)]
 
 
 @pytest.mark.parametrize("rows", [[], [Row(0, 0.0, 0, train_loss=10.9)], _rows(2), _rows(400),
                                   [Row(1, 0.1, 5, loss=math.nan, grad_norm=math.inf, lr=0.0)]])
 def test_every_figure_can_be_drawn_from_any_rows(rows, tmp_path):
-    for number, figure in enumerate([figures.loss_figure(rows), figures.learning_rate_figure(rows), figures.speed_figure(rows),
-                                     figures.grad_norm_figure(rows, 1.0), figures.loss_scale_figure(rows)]):
+    for number, figure in enumerate([figures.loss_figure(rows), figures.learning_rate_figure(rows),
+                                     figures.speed_figure(rows), figures.grad_norm_figure(rows, 1.0),
+                                     figures.loss_scale_figure(rows)]):
         figure.savefig(tmp_path / f"{number}.png")
         axes = figure.axes[0]
         assert axes.get_xlabel() and axes.get_ylabel()
@@ -223,7 +227,8 @@ def test_labels_at_the_end_of_curves_do_not_lie_on_each_other():
     assert len(axes.texts) == 5
     spans = []
     for text in axes.texts:
-        height = Text.get_window_extent(text).height / axes.get_window_extent().height  # of the text alone, without its arrow
+        # Of the text alone: an annotation counts its arrow in.
+        height = Text.get_window_extent(text).height / axes.get_window_extent().height
         spans.append((text.xyann[1] - height / 2, text.xyann[1] + height / 2))
     spans.sort()
     assert all(lower[1] <= upper[0] + 0.01 for lower, upper in zip(spans, spans[1:]))
@@ -238,8 +243,8 @@ def test_the_moving_average_is_that_of_a_naive_loop():
 
 def test_words_for_a_curve_give_its_ends_and_its_extremes():
     rows = [Row(1, 0, 1, loss=5.0), Row(2, 0, 2, loss=9.0), Row(3, 0, 3, loss=2.0), Row(4, 0, 4, loss=3.0)]
-    assert figures.in_words(rows, "loss") == ("Batch loss from 5.0000 at step 1 to 3.0000 at step 4; highest 9.0000 at step 2, "
-                                              "lowest 2.0000 at step 3.")
+    assert figures.in_words(rows, "loss") == ("Batch loss from 5.0000 at step 1 to 3.0000 at step 4; "
+                                              "highest 9.0000 at step 2, lowest 2.0000 at step 3.")
     assert figures.in_words([], "lr") == "No learning rate was logged."
 
 
@@ -252,7 +257,8 @@ def _text_of(fragment):
 def test_no_text_of_corpus_or_model_becomes_html_anywhere(run, measured):
     worst, best = passages.worst_and_best(measured)
     recalls = recall.recall(measured.trained.model, run.windows, n=3, prefix=12, length=12)
-    shown = [token_paint.painted_windows(measured), passages.passages_shown(worst + best, run.windows), recall.side_by_side(recalls),
+    shown = [token_paint.painted_windows(measured), passages.passages_shown(worst + best, run.windows),
+             recall.side_by_side(recalls),
              overview.samples_shown([Sample(1, 1, HOSTILE, HOSTILE + "</div><script>"), Sample(2, 1, "p", HOSTILE)]),
              overview.notes([HOSTILE]), blocks.say(HOSTILE), overview.facts(_with_path(run, HOSTILE))]
     for fragment in shown:
@@ -293,17 +299,25 @@ def test_colours_get_darker_with_the_loss_and_the_text_on_them_stays_readable():
     assert token_paint.colour(-math.log(0.9)) == tints[0] and token_paint.colour(-math.log(0.899)) == tints[1]
 
 
-def test_painted_windows_carry_the_losses_that_were_measured(measured):
+def test_painted_windows_give_each_token_the_loss_of_its_own_prediction(run, measured):
     fragment = token_paint.painted_windows(measured, at_most_tokens=32).data
-    told = [float(loss) for loss in re.findall(r"loss ([\d.]+) nats, ", fragment)]
     middle = len(measured.indices) // 2
-    assert told == pytest.approx(measured.losses[middle].tolist(), abs=6e-4)
-    assert f"window {measured.indices[middle]:,} of {len(measured.windows)}" in fragment
+    index = measured.indices[middle]
+    told = re.findall(r'title="([^"]*)   loss ([\d.]+) nats, [^"]*">([^<]*)<', fragment)
+    truth = run.windows.tokens[index * 32 + 1:index * 32 + 33]
+    expectations = measured.losses[middle].tolist()
+    for (title, loss, text), token, expected in zip(told, truth.tolist(), expectations, strict=True):
+        piece = token_strings([token])[0]
+        assert html.unescape(text).replace("↵\n", "\n") == piece
+        assert html.unescape(title) == piece.replace(" ", "·").replace("\n", "↵")
+        assert float(loss) == pytest.approx(expected, abs=6e-4)
+    assert f"window {index:,} of {len(measured.windows)}" in fragment
 
 
 def test_the_counted_colours_cover_all_predictions_and_all_of_the_loss(measured):
     fragment = token_paint.classes_table(measured).data
-    cells = [[_text_of(cell) for cell in re.findall(r"<td.*?</td>", row)] for row in re.findall(r"<tr.*?</tr>", fragment)[1:]]
+    cells = [[_text_of(cell) for cell in re.findall(r"<td.*?</td>", row)]
+             for row in re.findall(r"<tr.*?</tr>", fragment)[1:]]
     assert sum(int(cell[2].replace(",", "")) for cell in cells) == 499
     assert sum(float(cell[4].rstrip("%")) for cell in cells) == pytest.approx(100, abs=0.3)
 
@@ -377,13 +391,14 @@ def test_the_first_error_ends_the_count_and_is_marked():
 
 def test_what_was_learned_follows_from_the_loss():
     said = [overview.what_it_learned(loss, frequencies=6.3, target=0.1) for loss in (10.8, 8.0, 5.0, 2.0, 0.3, 0.09)]
-    for words, sentence in zip(("nothing yet", "only a little", "far from knowing", "not by heart", "target of 0.1 is not reached",
-                                "knows these tokens by heart"), said, strict=True):
+    for words, sentence in zip(("nothing yet", "only a little", "far from knowing", "not by heart",
+                                "target of 0.1 is not reached", "knows these tokens by heart"), said, strict=True):
         assert words in sentence
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(corpus={"source": "demo"}), "demonstration corpus"), (dict(status="failed"), "ended in an error at step 20 of 20"),
+    (dict(corpus={"source": "demo"}), "demonstration corpus"),
+    (dict(status="failed"), "ended in an error at step 20 of 20"),
     (dict(status="interrupted"), "was interrupted"), (dict(step=0), "Not one step"),
     (dict(epoch=0.0454, best_train_loss=7.0), "saw 4.5% of the text once. It has learned only a little")])
 def test_what_limits_the_meaning_of_a_run_is_said_first(run, change, words):
@@ -397,7 +412,8 @@ def test_an_excerpt_is_named_and_a_complete_run_has_no_caveat(run):
     summary = {**run.summary, "corpus": {"source": "input_file", "is_course_input": True}}
     whole = dataclasses.replace(run, config=config, summary=summary)
     assert overview.caveats(whole) == []
-    other = dataclasses.replace(run, config=config, summary={**summary, "corpus": {**summary["corpus"], "is_course_input": False}})
+    summary = {**summary, "corpus": {**summary["corpus"], "is_course_input": False}}
+    other = dataclasses.replace(run, config=config, summary=summary)
     assert "another text" in overview.caveats(other)[0]
 
 
@@ -412,15 +428,16 @@ def test_samples_of_the_first_and_the_last_step_stand_beside_each_other():
 
 # -- the verdict -----------------------------------------------------------------------------------------------------
 
-MET = dict(summary=dict(status="target_reached", step=900, n_params=124_439_808, train_loss=0.0991, train_loss_windows="all",
-                        best_train_loss=0.0991, best_train_loss_windows="all",
+MET = dict(summary=dict(status="target_reached", step=900, n_params=124_439_808, train_loss=0.0991,
+                        train_loss_windows="all", best_train_loss=0.0991, best_train_loss_windows="all",
                         corpus=dict(source="input_file", sha256=COURSE_SHA256, is_course_input=True)),
            config=dict(max_tokens=0, resume="", out_dir="out/run"),
            rows=[Row(0, 0.0, 0, train_loss=10.98), Row(1, 0.1, 512, loss=10.97)])
 
 
 def _judge(summary=(), config=(), rows=None):
-    judged = conditions({**MET["summary"], **dict(summary)}, {**MET["config"], **dict(config)}, MET["rows"] if rows is None else rows)
+    judged = conditions({**MET["summary"], **dict(summary)}, {**MET["config"], **dict(config)},
+                        MET["rows"] if rows is None else rows)
     return judged, {condition.asks: condition.state for condition in judged if not condition.holds}
 
 
@@ -438,7 +455,8 @@ DEMO = dict(corpus=dict(source="demo", sha256="0" * 64, is_course_input=False))
 @pytest.mark.parametrize("change, asks, state, words", [
     (dict(summary=dict(best_train_loss=0.099999)), "training loss below 0.099999", "not met", "not below the target"),
     (dict(summary=dict(best_train_loss=None, train_loss=0.1)), "training loss below 0.099999", "not met", "0.100000"),
-    (dict(summary=dict(best_train_loss_windows=16)), "measured on the whole corpus", "not met", "only estimated on 16 windows"),
+    (dict(summary=dict(best_train_loss_windows=16)), "measured on the whole corpus", "not met",
+     "only estimated on 16 windows"),
     (dict(summary=DEMO), "on the course's input.txt", "not met", "demonstration corpus"),
     (dict(summary=EXCERPT, config=dict(max_tokens=2048)), "on all of its tokens", "not met", "excerpt of 2,048 tokens"),
     (dict(summary=dict(n_params=123_999_999)), "at least 124,000,000 parameters", "not met", "123,999,999 parameters"),
@@ -479,4 +497,5 @@ def test_the_real_run_is_judged_by_what_it_recorded(run):
     states = {condition.asks: condition.state for condition in overview.conditions_of(run)}
     assert states == {"training loss below 0.099999": "not met", "measured on the whole corpus": "met",
                       "on the course's input.txt": "not met", "on all of its tokens": "not met",
-                      "at least 124,000,000 parameters": "not met", "from random weights": "met", "the run came to its end": "met"}
+                      "at least 124,000,000 parameters": "not met", "from random weights": "met",
+                      "the run came to its end": "met"}

@@ -71,7 +71,8 @@ def test_greedy_tokens_are_those_of_transformers(model):
     other.tie_weights()
     for seed in range(5):
         x = prompt(6, seed)[None]
-        theirs = other.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=26, do_sample=False, pad_token_id=0)
+        theirs = other.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=26, do_sample=False,
+                                pad_token_id=0)
         assert generate(model, [x[0]], 26, temperature=0)[0].tolist() == theirs[0].tolist()
 
 

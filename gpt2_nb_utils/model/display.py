@@ -38,8 +38,9 @@ def code_of(*things: object) -> HTML:
     """The source code of classes or functions as it stands in the package, highlighted."""
     source = "\n\n".join(textwrap.dedent(inspect.getsource(thing)).rstrip() for thing in things)
     # Colours in the elements themselves, on a background of their own: the same on every page, light or dark.
-    formatter = HtmlFormatter(noclasses=True, cssstyles="background:#f6f6f6; color:#1a1a1a; overflow-x:auto; padding:.1em .8em;",
-                              prestyles="font-family:monospace; white-space:pre; color:#1a1a1a; background:transparent;")
+    formatter = HtmlFormatter(
+        noclasses=True, cssstyles="background:#f6f6f6; color:#1a1a1a; overflow-x:auto; padding:.1em .8em;",
+        prestyles="font-family:monospace; white-space:pre; color:#1a1a1a; background:transparent;")
     return HTML(highlight(source, PythonLexer(), formatter))
 
 
@@ -105,7 +106,8 @@ def trace_shapes(model: GPT2, x: Tensor) -> list[tuple[str, str, tuple[int, ...]
                  ("attention weights", "(B, H, T, T)", tuple(maps.shape))]
     rows = [("token ids", "(B, T)", tuple(x.shape)), rows[0],
             ("position embedding (one for all rows)", "(T, C)", tuple(model.transformer.wpe.weight[:x.size(1)].shape)),
-            ("their sum", "(B, T, C)", tuple(model.embed(x).shape)), *rows[1:], ("logits", "(B, T, V)", tuple(logits.shape))]
+            ("their sum", "(B, T, C)", tuple(model.embed(x).shape)), *rows[1:],
+            ("logits", "(B, T, V)", tuple(logits.shape))]
     sizes = model.config
     value = {"B": x.size(0), "T": x.size(1), "C": sizes.n_embd, "H": sizes.n_head, "D": sizes.n_embd // sizes.n_head,
              "V": sizes.vocab_size}
@@ -147,19 +149,21 @@ def weight_figure(model: GPT2) -> Figure:
     """The measured standard deviation of every weight matrix by layer, and the expected one as a line."""
     figure, axes = _axes(8, 3.8)
     matrices = [(name, expected, measured) for name, _, expected, measured in weight_stds(model) if expected]
-    kinds = (("wte", "P", "black", 0.0), ("wpe", "X", "black", 0.0), ("attn.c_attn", "s", BLUE, 1.0), ("mlp.c_fc", "^", "white", 1.0),
-             ("attn.c_proj", "o", BLUE, 1.0), ("mlp.c_proj", "D", "white", 1.0))
-    for number, (kind, marker, fill, first) in enumerate(kinds):
+    kinds = (("wte", "P", "black"), ("wpe", "X", "black"), ("attn.c_attn", "s", BLUE), ("mlp.c_fc", "^", "white"),
+             ("attn.c_proj", "o", BLUE), ("mlp.c_proj", "D", "white"))
+    for number, (kind, marker, fill) in enumerate(kinds):
         measured = [m for name, _, m in matrices if name.endswith(f"{kind}.weight")]
-        places = np.arange(len(measured)) + first + (0.18 if number % 2 else -0.18)  # side by side, not on each other
-        axes.plot(places, measured, marker, label=kind, color="black" if fill == "black" else BLUE, markerfacecolor=fill, markersize=7)
+        block = np.arange(len(measured)) + (number > 1)
+        axes.plot(block + (0.18 if number % 2 else -0.18), measured, marker, label=kind,  # side by side
+                  color="black" if fill == "black" else BLUE, markerfacecolor=fill, markersize=7)
     for level in sorted({expected for _, expected, _ in matrices}):
         axes.axhline(level, color="black", linewidth=1, zorder=0)
         axes.annotate(f"expected {level:.5f}", (1, level), xycoords=("axes fraction", "data"), xytext=(6, 0),
                       textcoords="offset points", va="center")
     axes.set(xlabel="block (0: the embeddings)", ylabel="standard deviation", ylim=(0, 0.024))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=6, frameon=False, columnspacing=1, handletextpad=0.2)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=6, frameon=False, columnspacing=1,
+                handletextpad=0.2)
     return figure
 
 
@@ -205,7 +209,8 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel:
         axes.plot(xs, ys, label=name, markersize=4, linewidth=1.8, **{**look, **({} if markers else {"marker": ""})})
     for name, level in (levels or {}).items():
         axes.axhline(level, color="black", linewidth=1, linestyle=(0, (1, 2)))
-        axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points", va="center")
+        axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(6, 0),
+                      textcoords="offset points", va="center")
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log_y else "linear")
     if from_zero:
         axes.set_ylim(bottom=0)
@@ -294,7 +299,8 @@ def attention_steps(q: Tensor, k: Tensor, v: Tensor) -> Figure:
     scores = q @ k.T / math.sqrt(q.size(1))
     masked = scores.masked_fill(~causal_mask(len(q), len(k)), -math.inf)
     weights = masked.softmax(dim=-1)
-    steps = (("scores  q kᵀ / √D", scores), ("future masked", masked), ("softmax of each row", weights), ("weights times v", weights @ v))
+    steps = (("scores  q kᵀ / √D", scores), ("future masked", masked), ("softmax of each row", weights),
+             ("weights times v", weights @ v))
     figure = Figure(figsize=(9.5, 2.9), layout="constrained")
     ratios = [matrix.size(1) for _, matrix in steps]
     for number, (axes, (title, matrix)) in enumerate(zip(figure.subplots(1, 4, width_ratios=ratios), steps)):
@@ -316,7 +322,8 @@ def cache_figure(n_prompt: int, n_new: int) -> Figure:
     there = places < n_prompt + steps  # the tokens that the step can see
     for axes, title, computed in zip(figure.subplots(1, 2), ("without a cache", "with a KV cache"),
                                      (there, there & ((places >= n_prompt + steps - 1) | (steps == 0)))):
-        _grid(axes, np.where(computed, 0.7, np.where(there, 0.12, 0.0)), range(1, n_new + 1), range(1, n_prompt + n_new))
+        _grid(axes, np.where(computed, 0.7, np.where(there, 0.12, 0.0)), range(1, n_new + 1),
+              range(1, n_prompt + n_new))
         for row, column in np.argwhere(there & ~computed):
             axes.text(column, row, "c", ha="center", va="center", fontsize=9, color="0.2")
         axes.set(xlabel="position in the context", ylabel="new token number")
@@ -351,7 +358,8 @@ def architecture(config: GPT2Config) -> Figure:
                 (8.7, "LayerNorm 2", f"MLP, {C} → {4 * C:,} → {C}", "each token on its own"))
     for top, norm, work, note in branches:
         axes.plot([11, 15.6, 15.6], [top, top, top + 3.6], color="black", linewidth=1.4)
-        axes.annotate("", (11.4, top + 4.2), (15.6, top + 4.2), arrowprops=dict(arrowstyle="-|>", linewidth=1.4, color="black"))
+        axes.annotate("", (11.4, top + 4.2), (15.6, top + 4.2),
+                      arrowprops=dict(arrowstyle="-|>", linewidth=1.4, color="black"))
         axes.plot([15.6, 15.6], [top + 3.6, top + 4.2], color="black", linewidth=1.4)
         _box(axes, 15.6, top + 1.1, 4.6, norm, "white")
         _box(axes, 15.6, top + 2.65, 5.6, f"{work}\n({note})", PALE, 1.3)
@@ -361,7 +369,8 @@ def architecture(config: GPT2Config) -> Figure:
 
 
 def _box(axes: Axes, x: float, y: float, width: float, text: str, fill: str, height: float = 0.9) -> None:
-    axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02,rounding_size=0.15",
+    axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height,
+                                  boxstyle="round,pad=0.02,rounding_size=0.15",
                                   facecolor=fill, edgecolor="black", zorder=3))
     axes.text(x, y, text, ha="center", va="center", fontsize=11, zorder=4)
 

@@ -114,6 +114,11 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+def _embedding(n_rows: int, n_embd: int) -> nn.Embedding:
+    # nn.Embedding alone would fill itself from the global random state, only to be filled again.
+    return nn.Embedding.from_pretrained(torch.empty(n_rows, n_embd), freeze=False)
+
+
 class GPT2(nn.Module):
     """The whole network, with random weights.
 
@@ -126,8 +131,8 @@ class GPT2(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = nn.ModuleDict({
-            "wte": nn.Embedding(config.vocab_size, config.n_embd),
-            "wpe": nn.Embedding(config.block_size, config.n_embd),
+            "wte": _embedding(config.vocab_size, config.n_embd),
+            "wpe": _embedding(config.block_size, config.n_embd),
             "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             "ln_f": nn.LayerNorm(config.n_embd),
         })

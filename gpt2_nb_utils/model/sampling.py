@@ -44,8 +44,10 @@ def next_token(logits: Tensor, temperature: float, top_k: int, generator: torch.
         kept, ids = logits.topk(top_k, dim=-1)  # (B, k)
     else:
         kept, ids = logits, None
-    # Drawn on the CPU, so that one seed gives one text on every device.
-    probabilities = (kept.float().cpu() / temperature).softmax(dim=-1)
+    # Drawn on the CPU, so that one seed gives one text on every device; relative to the largest logit, so that the
+    # smallest temperature does not overflow.
+    kept = kept.cpu().double()
+    probabilities = ((kept - kept.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
     drawn = torch.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)
     return (drawn.to(logits.device) if ids is None else ids.gather(1, drawn.to(ids.device))).squeeze(1)
 
@@ -77,12 +79,14 @@ def generate(
     was_training = model.training
     model.eval()
     results: dict[int, Tensor] = {}
-    for length in sorted({len(prompt) for prompt in prompts}):
-        members = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
-        ids = torch.stack([torch.as_tensor(prompts[index]) for index in members]).to(model.device)  # (B, t)
-        ids = _continue(model, ids, max_new_tokens, temperature, top_k, generator, use_cache).cpu()
-        results.update(zip(members, ids))
-    model.train(was_training)
+    try:
+        for length in sorted({len(prompt) for prompt in prompts}):
+            members = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
+            ids = torch.stack([torch.as_tensor(prompts[index]) for index in members]).to(model.device)  # (B, t)
+            ids = _continue(model, ids, max_new_tokens, temperature, top_k, generator, use_cache).cpu()
+            results.update(zip(members, ids))
+    finally:
+        model.train(was_training)
     return [results[index] for index in range(len(prompts))]
 
 

@@ -1,5 +1,5 @@
 """Room 04: what a finished run shows. Everything here reads a run directory; nothing trains or changes one.
 
-`run` loads what is there, `verdict` holds it against the course's target, `figures` draws the curves, `measure` runs the
-trained model over the corpus again, and `token_paint`, `passages`, `recall` and `overview` show what it knows.
+`run` loads what is there, `verdict` holds it against the course's target, `figures` draws the curves, `measure` runs
+the trained model over the corpus again, and `token_paint`, `passages`, `recall` and `overview` show what it knows.
 """

@@ -63,7 +63,8 @@ def loss_figure(rows: Sequence[Row], target: float = TARGET_LOSS) -> Figure:
     _loss_axis(axes, drawn, target)
     axes.axhline(target, color="black", linewidth=1.2, linestyle="--")
     axes.axhline(RANDOM_LOSS, color="black", linewidth=1.0, linestyle=(0, (1, 2)))
-    ends += [(f"target {target:g}", target, "black"), (f"random guess\nln {VOCAB_SIZE:,} = {RANDOM_LOSS:.3f}", RANDOM_LOSS, "black")]
+    ends += [(f"target {target:g}", target, "black"),
+             (f"random guess\nln {VOCAB_SIZE:,} = {RANDOM_LOSS:.3f}", RANDOM_LOSS, "black")]
     axes.set_ylabel("loss (nats per token)")
     _steps_and_epochs(axes, rows)
     _label_ends(axes, ends)
@@ -116,8 +117,8 @@ def in_words(rows: Sequence[Row], name: str) -> str:
         return f"{text[:1].upper()}{text[1:]} {number(start)} at step {first:,}."
     peak_step, peak = max(points, key=lambda point: point[1])
     low_step, low = min(points, key=lambda point: point[1])
-    return (f"{text[:1].upper()}{text[1:]} from {number(start)} at step {first:,} to {number(end)} at step {last:,}; highest "
-            f"{number(peak)} at step {peak_step:,}, lowest {number(low)} at step {low_step:,}.")
+    return (f"{text[:1].upper()}{text[1:]} from {number(start)} at step {first:,} to {number(end)} at step {last:,}; "
+            f"highest {number(peak)} at step {peak_step:,}, lowest {number(low)} at step {low_step:,}.")
 
 
 def loss_in_words(rows: Sequence[Row], target: float = TARGET_LOSS) -> str:
@@ -144,7 +145,8 @@ def _points(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
     return [(step, value) for step, value in values if value is not None and math.isfinite(value)]
 
 
-def _curve(rows: Sequence[Row], name: str, level: float | None = None, level_name: str = "", may_be_log: bool = False) -> Figure:
+def _curve(rows: Sequence[Row], name: str, level: float | None = None, level_name: str = "",
+           may_be_log: bool = False) -> Figure:
     figure, axes = _axes(8, 2.8)
     points = _points(rows, name)
     if points:
@@ -233,6 +235,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
         ceiling = places[i + 1] - halves[i + 1] - halves[i] if i + 1 < len(places) else 1.0
         places[i] = min(places[i], ceiling)
     for (share, text, colour), place in zip(wanted, places):
-        arrow = dict(arrowstyle="-", color="0.6", linewidth=0.7, shrinkA=0, shrinkB=0) if abs(place - share) > 0.01 else None
+        moved = abs(place - share) > 0.01
+        arrow = dict(arrowstyle="-", color="0.6", linewidth=0.7, shrinkA=0, shrinkB=0) if moved else None
         axes.annotate(text, (1.0, share), xycoords="axes fraction", xytext=(1.03, place), textcoords="axes fraction",
                       va="center", fontsize=9, color=colour, arrowprops=arrow, annotation_clip=False)

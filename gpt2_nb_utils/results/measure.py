@@ -70,8 +70,9 @@ class Measured:
         record = f"On record for {self.trained.file} (step {self.trained.step:,}), measured on {on}: {recorded:.6f}."
         if self.comparable:
             difference = abs(result.loss - recorded)
-            agree = "they agree" if difference < _AGREES_WITHIN else "this file is not the model of which the log speaks"
-            return f"{record} {anew} Difference {difference:.1e}: {agree}."
+            if difference < _AGREES_WITHIN:
+                return f"{record} {anew} Difference {difference:.1e}: they agree."
+            return f"{record} {anew} Difference {difference:.1e}: this file is not the model of which the log speaks."
         return f"{record} {anew} These are not the same windows, so the two figures need not agree."
 
 

@@ -16,8 +16,8 @@ from IPython.display import HTML
 from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.results.blocks import beside, box, note, say
 from gpt2_nb_utils.results.run import RunResults
-from gpt2_nb_utils.results.verdict import (RANDOM_LOSS, Condition, conditions, count, explanation, extent, headline, loss_text,
-                                           measured_on, reached)
+from gpt2_nb_utils.results.verdict import (RANDOM_LOSS, Condition, conditions, count, explanation, extent, headline,
+                                           loss_text, measured_on, reached)
 from gpt2_nb_utils.tokenization.display import table
 from gpt2_nb_utils.training.samples_file import Sample
 
@@ -35,23 +35,25 @@ def caveats(run: RunResults) -> list[str]:
     summary, corpus, config = run.summary, run.summary.get("corpus") or {}, run.config
     said = []
     if corpus.get("source") == "demo":
-        said.append("This run was trained on the demonstration corpus (Python's own documentation), because no input.txt was "
-                    "there. Nothing below counts for the course.")
+        said.append("This run was trained on the demonstration corpus (Python's own documentation), because no "
+                    "input.txt was there. Nothing below counts for the course.")
     elif corpus.get("is_course_input") is False and not config.max_tokens:
-        said.append(f"This run was trained on another text ({corpus.get('path')}), not on the course's input.txt. Nothing below "
-                    f"counts for the course.")
+        said.append(f"This run was trained on another text ({corpus.get('path')}), not on the course's input.txt. "
+                    f"Nothing below counts for the course.")
     elif config.max_tokens and corpus.get("is_course_input") is not True:
-        said.append(f"This run saw an excerpt only: the first {count(corpus.get('tokens'))} tokens of {corpus.get('path')} "
-                    f"(max_tokens). Nothing below counts for the course.")
+        said.append(f"This run saw an excerpt only: the first {count(corpus.get('tokens'))} tokens of "
+                    f"{corpus.get('path')} (max_tokens). Nothing below counts for the course.")
     if summary.get("status") in ("failed", "interrupted", "running"):
-        how = {"failed": "ended in an error", "interrupted": "was interrupted", "running": "is still running, or was killed"}
+        how = {"failed": "ended in an error", "interrupted": "was interrupted",
+               "running": "is still running, or was killed"}
         said.append(f"This run {how[summary['status']]} at step {count(summary.get('step'))} of {config.steps:,}.")
     epoch, best = summary.get("epoch"), summary.get("best_train_loss")
     if not summary.get("step"):
         said.append("Not one step of training was done: what follows shows random weights.")
     elif best is not None and best > config.target_loss and epoch is not None and epoch < 1:
-        said.append(f"This was a short run: {count(summary['step'])} steps saw {_share(epoch)} of the text once. It has learned only "
-                    f"a little, and samples and recall below will be poor. That is no error: training to the target takes many epochs.")
+        said.append(f"This was a short run: {count(summary['step'])} steps saw {_share(epoch)} of the text once. It "
+                    f"has learned only a little, and samples and recall below will be poor. That is no error: "
+                    f"training to the target takes many epochs.")
     return said + list(run.missing)
 
 
@@ -61,7 +63,9 @@ def _share(epoch: float) -> str:
 
 def notes(sentences: Sequence[str]) -> HTML:
     """Sentences that should not be missed, a box each."""
-    return HTML("".join(map(note, sentences))) if sentences else say("A finished run on the whole of the course's input.txt.")
+    if not sentences:
+        return say("A finished run on the whole of the course's input.txt.")
+    return HTML("".join(map(note, sentences)))
 
 
 def facts(run: RunResults) -> HTML:
@@ -71,9 +75,11 @@ def facts(run: RunResults) -> HTML:
     rows: list[tuple[str, Any]] = [
         ("run directory", str(run.directory)),
         ("status", str(summary.get("status", "not recorded")).replace("_", " ")),
-        ("corpus", f"{_SOURCES.get(corpus.get('source'), 'source not recorded')} {corpus.get('path')}, sha256 {str(corpus.get('sha256'))[:12]}…"),
+        ("corpus", f"{_SOURCES.get(corpus.get('source'), 'source not recorded')} {corpus.get('path')}, "
+                   f"sha256 {str(corpus.get('sha256'))[:12]}…"),
         ("tokens trained on", count(corpus.get("tokens"))),
-        ("parameters", f"{count(summary.get('n_params'))} (n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd})"),
+        ("parameters", f"{count(summary.get('n_params'))} "
+                       f"(n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd})"),
         ("steps", f"{count(summary.get('step'))} of {config.steps:,}, {config.tokens_per_step:,} tokens each"),
         ("epochs", "not recorded" if epoch is None else f"{epoch:.3g}"),
         ("time in training steps", "not recorded" if summary.get("seconds") is None else duration(summary["seconds"])),
@@ -99,7 +105,8 @@ def yardsticks(run: RunResults, frequencies: float, loss: float) -> HTML:
         frequencies: the loss of a model that knows token frequencies only (`measure.unigram_entropy`).
         loss: the training loss of the run's model.
     """
-    known = [("blind guess among 50,257 tokens", RANDOM_LOSS), ("knows how often each token occurs, nothing else", frequencies),
+    known = [("blind guess among 50,257 tokens", RANDOM_LOSS),
+             ("knows how often each token occurs, nothing else", frequencies),
              ("the right token gets probability ½ each time", math.log(2)), ("target", run.config.target_loss)]
     rows = [(name, f"{value:.4f}", f"{math.exp(-value):.3%}") for name, value in known]
     here = (HTML("<b>this run's model</b>"), HTML(f"<b>{loss:.4f}</b>"), HTML(f"<b>{math.exp(-loss):.3%}</b>"))
@@ -119,11 +126,11 @@ def what_it_learned(loss: float, frequencies: float, target: float) -> str:
     if loss > RANDOM_LOSS - 0.5:
         return f"{start} is that of a blind guess: the model has learned nothing yet."
     if loss > frequencies:
-        return (f"{start} is below a blind guess ({RANDOM_LOSS:.3f}), but above {frequencies:.3f}: the model does not even know yet how "
-                f"often each token occurs. It has learned only a little.")
+        return (f"{start} is below a blind guess ({RANDOM_LOSS:.3f}), but above {frequencies:.3f}: the model does "
+                f"not even know yet how often each token occurs. It has learned only a little.")
     if loss > frequencies / 2:
-        return (f"{start} is below {frequencies:.3f}: the model has learned how often tokens occur, and something about which token "
-                f"follows which. It is far from knowing the text.")
+        return (f"{start} is below {frequencies:.3f}: the model has learned how often tokens occur, and something "
+                f"about which token follows which. It is far from knowing the text.")
     if loss > math.log(2):
         return f"{start} shows that the model knows much of how this text goes on, but not by heart."
     if loss >= target:
@@ -140,7 +147,8 @@ def samples_shown(samples: Sequence[Sample]) -> HTML:
     rows = []
     for prompt in sorted({sample.prompt_index for sample in samples}):
         drawn = {sample.step: sample for sample in samples if sample.prompt_index == prompt}
-        rows.append(beside([(f"prompt {prompt}, after {step:,} step{'s' * (step != 1)} ({name})", box(_continued(drawn[step])))
+        rows.append(beside([(f"prompt {prompt}, after {step:,} step{'s' * (step != 1)} ({name})",
+                             box(_continued(drawn[step])))
                             for step, name in names.items() if step in drawn]))
     return HTML("".join(rows))
 
@@ -155,5 +163,6 @@ def _continued(sample: Sample) -> str:
 def verdict_table(conditions: Sequence[Condition]) -> HTML:
     """The verdict in a line, its reasons, and every condition with what the run shows."""
     mark = "✓" if reached(conditions) else "✗"
-    return HTML(note(f"{mark} {headline(conditions)}. {explanation(conditions)}") + table(("condition", "", "what the run shows"), [
-        (condition.asks, _MARKS[condition.state], condition.shows) for condition in conditions]).data)
+    rows = [(condition.asks, _MARKS[condition.state], condition.shows) for condition in conditions]
+    return HTML(note(f"{mark} {headline(conditions)}. {explanation(conditions)}")
+                + table(("condition", "", "what the run shows"), rows).data)

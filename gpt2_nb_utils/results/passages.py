@@ -57,7 +57,8 @@ def worst_and_best(measured: Measured, n: int = 3, length: int = 24) -> tuple[li
 def _apart(candidates: Sequence[tuple[float, Passage]], n: int) -> list[Passage]:
     chosen: list[Passage] = []
     for _, passage in candidates:
-        if all(passage.start + len(passage) <= other.start or other.start + len(other) <= passage.start for other in chosen):
+        if all(passage.start + len(passage) <= other.start or other.start + len(other) <= passage.start
+               for other in chosen):
             chosen.append(passage)
         if len(chosen) == n:
             break
@@ -74,8 +75,8 @@ def passages_shown(passages: Sequence[Passage], windows: Windows, context: int =
     for passage in passages:
         end = passage.start + len(passage)
         seen = (passage.start - 1) % windows.seq_len + 1
-        parts.append(caption(f"mean loss {passage.loss:.3f} nats per token, from token {passage.start:,} of the corpus; the model sees "
-                             f"{seen:,} token{'s' * (seen > 1)} before it"))
-        before = windows.tokens[max(0, passage.start - context):passage.start]
-        parts.append(painted(windows.tokens[passage.start:end], passage.losses.tolist(), before, windows.tokens[end:end + context]).data)
+        parts.append(caption(f"mean loss {passage.loss:.3f} nats per token, from token {passage.start:,} of the "
+                             f"corpus; the model sees {seen:,} token{'s' * (seen > 1)} before it"))
+        before, after = windows.tokens[max(0, passage.start - context):passage.start], windows.tokens[end:end + context]
+        parts.append(painted(windows.tokens[passage.start:end], passage.losses.tolist(), before, after).data)
     return HTML("".join(parts))

@@ -78,9 +78,10 @@ def in_words(recalls: list[Recall]) -> str:
     """The result in a sentence."""
     P, R = len(recalls[0].prefix), len(recalls[0].truth)
     right = [one.n_right for one in recalls]
-    return (f"Given {P} tokens, the model continued {sum(one.verbatim for one in recalls)} of {len(recalls)} openings verbatim for all "
-            f"{R} tokens ({share_verbatim(recalls):.0%}). Tokens right before the first error: {sum(right) / len(right):.1f} "
-            f"of {R} on average, {max(right)} at best.")
+    n_verbatim = sum(one.verbatim for one in recalls)
+    return (f"Given {P} tokens, the model continued {n_verbatim} of {len(recalls)} openings verbatim for all {R} "
+            f"tokens ({share_verbatim(recalls):.0%}). Tokens right before the first error: "
+            f"{sum(right) / len(right):.1f} of {R} on average, {max(right)} at best.")
 
 
 def recall_table(recalls: list[Recall]) -> HTML:
@@ -90,7 +91,7 @@ def recall_table(recalls: list[Recall]) -> HTML:
 
 
 def side_by_side(recalls: list[Recall], at_most: int = 4) -> HTML:
-    """Given text, truth and continuation beside each other; a ✗ stands at the first error, wrong tokens are underlined.
+    """Given text, truth and continuation beside each other; ✗ stands at the first error, wrong tokens are underlined.
 
     Args:
         at_most: how many to show, spread over the corpus.
@@ -100,7 +101,8 @@ def side_by_side(recalls: list[Recall], at_most: int = 4) -> HTML:
     for one in recalls[::step]:
         truth = _right(one.truth[:one.n_right]) + _plain(one.truth[one.n_right:])
         said = _right(one.generated[:one.n_right]) + _from_first_error(one)
-        rows.append(beside([(f"given, from token {one.start:,}", box(_plain(one.prefix), faint=True)), ("truth", box(truth)),
+        rows.append(beside([(f"given, from token {one.start:,}", box(_plain(one.prefix), faint=True)),
+                            ("truth", box(truth)),
                             (f"model: {one.n_right} of {len(one.truth)} right", box(said))]))
     return HTML("".join(rows))
 

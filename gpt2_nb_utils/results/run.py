@@ -82,8 +82,8 @@ class RunResults:
             raise UserError(f"the text of the run in {self.directory} cannot be read again: {error}") from None
         if corpus.sha256 != recorded.get("sha256"):
             raise UserError(f"{corpus.path} is not the text that the run in {self.directory} was trained on (sha256 "
-                            f"{corpus.sha256[:12]}… instead of {str(recorded.get('sha256'))[:12]}…): put that text back, or "
-                            f"start a new run on this one")
+                            f"{corpus.sha256[:12]}… instead of {str(recorded.get('sha256'))[:12]}…): put that text "
+                            f"back, or start a new run on this one")
         return corpus
 
     @cached_property
@@ -126,7 +126,8 @@ def load_run(path: str | Path) -> RunResults:
                         f"or name the out_dir of a run")
     summary = directory.read_summary()
     if not isinstance(summary, dict):
-        raise UserError(f"{directory.summary} is not a summary of a run: restore it, or start the run anew with --overwrite")
+        raise UserError(f"{directory.summary} is not a summary of a run: restore it, or start the run anew with "
+                        f"--overwrite")
     saved = directory.read_config() if directory.config.exists() else summary.get("config") or {}
     missing: list[str] = []
     rows = _part(missing, directory.metrics, read_metrics, "curves are not shown")
@@ -141,8 +142,8 @@ def load_run(path: str | Path) -> RunResults:
 
 def no_checkpoint(directory: RunDirectory) -> str:
     """The line that says that a run has no checkpoint, and the mend."""
-    return (f"{directory} has no checkpoint (checkpoints/best.pt or last.pt), so what needs the model is not shown: run "
-            f"notebook 03 with this out_dir, or copy them back")
+    return (f"{directory} has no checkpoint (checkpoints/best.pt or last.pt), so what needs the model is not shown: "
+            f"run notebook 03 with this out_dir, or copy them back")
 
 
 def _part(missing: list[str], path: Path, read: Any, consequence: str) -> Any:
@@ -152,8 +153,8 @@ def _part(missing: list[str], path: Path, read: Any, consequence: str) -> Any:
     try:
         return read(path)
     except (UserError, ValueError, OSError) as error:  # ValueError: neither UTF-8 nor JSON
-        told = str(error) if isinstance(error, UserError) else f"{path} cannot be read ({type(error).__name__}): restore it"
-        missing.append(f"{told}; {consequence}")
+        unreadable = f"{path} cannot be read ({type(error).__name__}): restore it"
+        missing.append(f"{error if isinstance(error, UserError) else unreadable}; {consequence}")
         return None
 
 

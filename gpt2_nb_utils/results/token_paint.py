@@ -74,8 +74,8 @@ def legend() -> HTML:
     """The colours with the probabilities and the losses that they stand for."""
     names = [key(f"{name}: loss {losses}", f"color:{INK}; background:{tint};") for name, losses, tint in _classes()]
     names.append(key("grey: given, not predicted", FAINT))
-    return HTML(f'<div style="font-size:.85em; color:inherit; margin:.3em 0;">probability of the right token (the darker, the less '
-                f'likely):<br>{"".join(names)}</div>')
+    return HTML(f'<div style="font-size:.85em; color:inherit; margin:.3em 0;">probability of the right token (the '
+                f'darker, the less likely):<br>{"".join(names)}</div>')
 
 
 def classes_table(measured: Measured) -> HTML:

@@ -65,11 +65,13 @@ def conditions(summary: dict[str, Any], config: dict[str, Any], rows: Sequence[R
     big = "unknown" if n_params is None else _state(n_params >= COURSE_MIN_PARAMS)
     return (
         Condition(f"training loss below {TARGET_LOSS:g}", below, shows),
-        Condition("measured on the whole corpus", whole, f"the loss is only {covers}" if whole == "not met" else covers),
+        Condition("measured on the whole corpus", whole,
+                  f"the loss is only {covers}" if whole == "not met" else covers),
         _on_the_course_file(summary.get("corpus") or {}),
         _on_all_tokens(summary.get("corpus") or {}, max_tokens),
         Condition(f"at least {COURSE_MIN_PARAMS:,} parameters", big,
-                  "the model size is not recorded" if n_params is None else f"the model has {count(n_params)} parameters"),
+                  "the model size is not recorded" if n_params is None else
+                  f"the model has {count(n_params)} parameters"),
         _from_random_weights(config, rows),
         _ended(summary),
     )
@@ -144,7 +146,8 @@ def _from_random_weights(config: dict[str, Any], rows: Sequence[Row]) -> Conditi
         return Condition(asks, "unknown", "no log shows that it started from random weights")
     kind, step, loss = start
     return Condition(asks, _state(abs(loss - RANDOM_LOSS) <= RANDOM_MARGIN),
-                     f"the log starts with a {kind} loss of {loss_text(loss)} at step {step} (random guess: {RANDOM_LOSS:.3f})")
+                     f"the log starts with a {kind} loss of {loss_text(loss)} at step {step} (random guess: "
+                     f"{RANDOM_LOSS:.3f})")
 
 
 def _ended(summary: dict[str, Any]) -> Condition:
