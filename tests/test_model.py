@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import transformers
 from matplotlib.figure import Figure
 
-from gpt2_nb_utils.model import display
+from gpt2_nb_utils.model import figures, measurements
 from gpt2_nb_utils.model.gpt2 import GPT2, IGNORE_INDEX, Attention, GPT2Config, causal_mask
 from gpt2_nb_utils.model.initialisation import expected_std
 from gpt2_nb_utils.model.kv_cache import KVCache
@@ -297,7 +297,7 @@ def test_traced_shapes_cover_the_way_from_ids_to_logits_and_change_nothing():
     model, x = shaken(), ids(2, 7)
     with torch.no_grad():
         before = model(x)
-        rows = display.trace_shapes(model, x)
+        rows = measurements.trace_shapes(model, x)
         assert torch.equal(model(x), before)
     shapes = {part: (letters, shape) for part, letters, shape in rows}
     assert rows[0] == ("token ids", "(B, T)", (2, 7))
@@ -321,14 +321,14 @@ def test_residual_stds_are_those_of_the_stream_and_of_a_model_with_unscaled_proj
         for name, parameter in unscaled.named_parameters():
             if name.endswith("c_proj.weight"):
                 parameter.mul_(math.sqrt(2 * SMALL.n_layer))
-    assert display.residual_stds(model, x) == pytest.approx(expected, rel=1e-5)
-    assert display.residual_stds(model, x, scaled=False) == pytest.approx(display.residual_stds(unscaled, x), rel=1e-5)
+    assert measurements.residual_stds(model, x) == pytest.approx(expected, rel=1e-5)
+    assert measurements.residual_stds(model, x, scaled=False) == pytest.approx(measurements.residual_stds(unscaled, x), rel=1e-5)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_figures_take_any_text_as_token():
     pieces = ["$x^$", "<script>", "\\frac{", "\n", " a"]
     maps = shaken().attention_maps(ids(1, 5))
-    for figure in (display.mask_figure(pieces), display.map_grid(maps, [0], [0, 1], pieces)):
+    for figure in (figures.mask_figure(pieces), figures.map_grid(maps, [0], [0, 1], pieces)):
         assert isinstance(figure, Figure)
         figure.canvas.draw()  # a token read as a formula would fail here

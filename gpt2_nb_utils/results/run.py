@@ -18,7 +18,7 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
-from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
+from gpt2_nb_utils.tokenization.corpus import Corpus, demonstration, load_corpus
 from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
 from gpt2_nb_utils.training.run_log import Row, read_metrics
@@ -75,9 +75,11 @@ class RunResults:
         """
         recorded = self.summary.get("corpus") or {}
         # By the path on record: looking for *some* text could download one, and reading results must not.
-        name = "" if recorded.get("source") == "demo" else recorded.get("path") or self.config.input_file
         try:
-            corpus = load_corpus(name)
+            if recorded.get("source") == "demo":
+                corpus = demonstration("the run was trained on it")
+            else:
+                corpus = load_corpus(recorded.get("path") or self.config.input_file)
         except UserError as error:
             raise UserError(f"the text of the run in {self.directory} cannot be read again: {error}") from None
         if corpus.sha256 != recorded.get("sha256"):

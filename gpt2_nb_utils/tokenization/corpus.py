@@ -88,12 +88,12 @@ def load_corpus(input_file: str = "") -> Corpus:
     if os.path.lexists(DEFAULT_PATH):  # even if broken: the user's own file is never passed over in silence
         return _from_file(DEFAULT_PATH, "input_file")
     if os.environ.get(NO_DOWNLOAD) == "1":
-        return _demonstration(f"no {DEFAULT_PATH.as_posix()}, and {NO_DOWNLOAD}=1 forbids the download")
+        return demonstration(f"no {DEFAULT_PATH.as_posix()}, and {NO_DOWNLOAD}=1 forbids the download")
     try:
         write_atomically(DEFAULT_PATH, _download(COURSE_URL).decode("utf-8"))
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
-        return _demonstration(f"no {DEFAULT_PATH.as_posix()}, and the download failed ({reason})")
+        return demonstration(f"no {DEFAULT_PATH.as_posix()}, and the download failed ({reason})")
     return _from_file(DEFAULT_PATH, "download", f"downloaded from {COURSE_URL}, sha256 as expected")
 
 
@@ -142,7 +142,15 @@ def _plain_text(content: bytes, name: str) -> tuple[str, list[str]]:
     return text, notes
 
 
-def _demonstration(reason: str) -> Corpus:
+def demonstration(reason: str) -> Corpus:
+    """The text that every Python has: its own documentation.
+
+    Args:
+        reason: why it takes the place of another text; it starts the corpus's note.
+
+    Raises:
+        UserError: this Python was built without it.
+    """
     try:
         from pydoc_data import topics
     except ImportError:
