@@ -16,6 +16,7 @@ from typing import Any
 
 from gpt2_nb_utils import config as _config
 from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.errors import UserError
 
 
 def start() -> None:
@@ -36,7 +37,11 @@ def settings(namespace: dict[str, Any]) -> RunConfig:
     Raises:
         UserError: a parameter that no setting has (papermill itself would only warn), or a bad value.
     """
-    _config.check_names(_injected_names())
+    parameters, injected = _assigned_names()
+    _config.check_names(injected)
+    for name in injected:
+        if parameters and name not in parameters:
+            raise UserError(f"this notebook has no parameter {name!r}: it takes {', '.join(parameters)}")
     given = {}
     for name in RunConfig.model_fields:
         value = namespace.get(name)
@@ -47,23 +52,28 @@ def settings(namespace: dict[str, Any]) -> RunConfig:
     return RunConfig.resolve(given)
 
 
-def _injected_names() -> list[str]:
-    """The names that the latest parameters cells of this session assigned, papermill's included."""
+def _assigned_names() -> tuple[list[str], list[str]]:
+    """The names that the parameters cell of this session assigned, and those that papermill's cell below it did."""
     from IPython import get_ipython
 
     shell = get_ipython()
     if shell is None:
-        return []
-    latest: dict[str, str] = {}
+        return [], []
+    latest = {_config.parameters_cell([]).strip(): "", "# Parameters": ""}
     for source in shell.history_manager.input_hist_raw:
         first_line = source.lstrip().partition("\n")[0].strip()
-        if first_line in ("# Parameters", _config.parameters_cell([]).strip()):
+        if first_line in latest:
             latest[first_line] = source
+    parameters, injected = map(_targets, latest.values())
+    # A line that somebody added to the parameters cell by hand counts as theirs, not as the notebook's.
+    return [name for name in parameters if name in RunConfig.model_fields], [*parameters, *injected]
+
+
+def _targets(source: str) -> list[str]:
     names = []
-    for source in latest.values():
-        for statement in ast.parse(source).body:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    for statement in ast.parse(source).body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
     return names
 
 

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -14,6 +16,8 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.pipeline import notebooks
 from gpt2_nb_utils.pipeline.notebooks import NAMES, NotebookFailed, parameters_for, run_notebooks
 from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.training.checkpoints import read_checkpoint
+from gpt2_nb_utils.training.run_log import read_metrics
 
 PROJECT = Path(__file__).parents[1]
 
@@ -141,6 +145,12 @@ def test_an_unknown_papermill_parameter_is_an_error_that_names_the_nearest(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_setting_that_a_notebook_does_not_take_is_an_error_not_a_default(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "papermill", "notebooks/04_results.ipynb", str(tmp_path / "out.ipynb"), "-p", "steps", "9"],
+                          cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode != 0 and "UserError: this notebook has no parameter 'steps': it takes out_dir" in done.stderr
+
+
 def test_plain_papermill_trains_from_any_working_directory(tmp_path, text_file):
     done = subprocess.run(
         [sys.executable, "-m", "papermill", "03_training.ipynb", str(tmp_path / "executed.ipynb"), "-p", "preset", "tiny", "-p", "steps", "2",
@@ -192,3 +202,24 @@ def test_a_missing_notebook_is_said_before_any_is_run(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="04_results.ipynb is missing"):
         run_notebooks(RunConfig.resolve({"preset": "tiny"}), RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_during_a_run_saves_the_training_builds_the_report_and_can_be_resumed(tmp_path, text_file):
+    given = {"preset": "tiny", "input_file": text_file, "out_dir": tmp_path / "run", "device": "cpu", "max_tokens": 300, "steps": 5000,
+             "target_loss": 1e-9, "log_every": 1, "eval_every": 5000, "save_every": 5000, "sample_every": 0}
+    process = subprocess.Popen([sys.executable, "-m", "gpt2_nb_utils", "run", *flags(given)], cwd=PROJECT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    directory = RunDirectory(given["out_dir"])
+    deadline = time.monotonic() + 240
+    while len(read_metrics(directory.metrics)) < 4:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    shown, complained = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in complained
+    assert "interrupted at step" in shown and str(directory.report / "index.html") in shown
+    step = directory.read_summary()["step"]
+    assert directory.read_summary()["status"] == "interrupted" and read_checkpoint(directory.last)["state"]["step"] == step >= 3
+    done = command("run", f"--out_dir={directory}", "--resume=auto", f"--steps={step + 2}")
+    assert done.returncode == 0, done.stderr
+    assert directory.read_summary()["step"] == step + 2 and [row.step for row in read_metrics(directory.metrics)] == list(range(step + 3))

@@ -7,6 +7,8 @@ which cell failed. What the notebooks do is their own affair.
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any, Callable
@@ -17,6 +19,7 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.training.stop_request import StopRequest
 
 SOURCES = Path(__file__).resolve().parents[2] / "notebooks"
 """The folder of the source notebooks, beside the package in the project's folder."""
@@ -44,6 +47,7 @@ def run_notebooks(config: RunConfig, directory: RunDirectory, names: tuple[str, 
 
     Raises:
         NotebookFailed: a cell failed; the partly executed notebook is kept.
+        KeyboardInterrupt: somebody asked to stop; training has saved what it had.
         UserError: a notebook is missing.
     """
     for name in names:
@@ -76,20 +80,22 @@ def parameters_for(source: Path, config: RunConfig) -> dict[str, Any]:
 
 def _execute(name: str, target: Path, config: RunConfig, directory: RunDirectory) -> None:
     import papermill
+    from papermill.engines import papermill_engines
 
-    _register_engine()
+    engine = _telling_engine()
+    papermill_engines.register(_ENGINE, engine)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     source = SOURCES / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     n_cells = len(nbformat.read(source, as_version=4).cells) + 1  # papermill adds the injected parameters
-    with _Watch(name, n_cells, directory) as watch:
-        _Engine.on_cell = watch.cell
+    with _Watch(name, n_cells, directory) as watch, StopRequest(engine.interrupt) as stop:
+        engine.on_cell = watch.cell
         try:
-            papermill.execute_notebook(
-                _as_seen_from_here(source), str(target), parameters_for(source, config), engine_name=_ENGINE,
-                kernel_name="python3", progress_bar=False, autosave_cell_every=0,
-                extra_arguments=["--log-level=40"])  # the kernel's own warnings would tear the progress line
+            papermill.execute_notebook(_as_seen_from_here(source), str(target), parameters_for(source, config),
+                                       engine_name=_ENGINE, kernel_name="python3", progress_bar=False, autosave_cell_every=0)
         except papermill.PapermillExecutionError as error:
+            if stop:
+                raise KeyboardInterrupt from None
             first_line = error.source.strip().splitlines()[0]
             raise NotebookFailed(
                 f"{name}.ipynb, cell {error.exec_count} (`{first_line}`): {error.ename}: {' '.join(error.evalue.split())} "
@@ -97,6 +103,8 @@ def _execute(name: str, target: Path, config: RunConfig, directory: RunDirectory
         except RuntimeError as error:  # nbclient: the kernel died, or did not start
             raise NotebookFailed(f"{name}.ipynb, cell {watch.cells_done + 1}: {' '.join(str(error).split())} (executed so far: "
                                  f"{target}); --resume auto goes on from the last checkpoint", 1) from None
+        if stop:
+            raise KeyboardInterrupt
 
 
 def _as_seen_from_here(path: Path) -> str:
@@ -113,34 +121,37 @@ def _ran_to_its_end(executed: Path) -> bool:
     return all(cell.metadata.get("papermill", {}).get("status") == "completed" for cell in cells)
 
 
-def _register_engine() -> None:
-    from papermill.engines import papermill_engines
+def _telling_engine() -> type:
+    """papermill's way to execute a notebook, which tells each cell that it starts and whose kernel can be interrupted."""
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import Engine
 
-    papermill_engines.register(_ENGINE, _Engine.build())
+    class TellingEngine(Engine):
+        on_cell: Callable[[int], None] = staticmethod(lambda index: None)
+        client: PapermillNotebookClient | None = None
 
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **_: Any) -> None:
+            start = nb_man.cell_start
 
-class _Engine:
-    """papermill's own engine, telling `on_cell` the number of each cell that it starts."""
+            def cell_start(cell: Any, cell_index: int, **more: Any) -> None:
+                cls.on_cell(cell_index)
+                start(cell, cell_index, **more)
 
-    on_cell: Callable[[int], None] = staticmethod(lambda index: None)
+            nb_man.cell_start = cell_start
+            # Level 40: the kernel's own warnings would tear the progress line.
+            cls.client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=120, timeout=None,
+                                                 extra_arguments=["--log-level=40"])
+            cls.client.execute()
 
-    @classmethod
-    def build(cls) -> type:
-        from papermill.engines import NBClientEngine
+        @classmethod
+        def interrupt(cls) -> None:
+            """Interrupt the kernel, as JupyterLab's stop button does: training then saves and ends."""
+            kernel = cls.client and cls.client.km and cls.client.km.provisioner
+            if kernel and kernel.pid:
+                os.kill(kernel.pid, signal.SIGINT)  # a kernel is in a process group of its own: Ctrl-C does not reach it
 
-        class TellingEngine(NBClientEngine):
-            @classmethod
-            def execute_managed_notebook(engine, nb_man, kernel_name, **kwargs):
-                start = nb_man.cell_start
-
-                def cell_start(cell, cell_index=None, **more):
-                    cls.on_cell(cell_index)
-                    return start(cell, cell_index, **more)
-
-                nb_man.cell_start = cell_start
-                return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
-
-        return TellingEngine
+    return TellingEngine
 
 
 class _Watch:
@@ -164,7 +175,7 @@ class _Watch:
         self._over.set()
         self._thread.join()
         self._progress.update(self.cells_done if kind else self._progress.total)
-        self._progress.close("failed" if kind else "")
+        self._progress.close("interrupted" if kind is KeyboardInterrupt else "failed" if kind else "")
 
     def _follow(self) -> None:
         while not self._over.wait(0.5):

@@ -7,6 +7,7 @@ from typing import Any
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.pipeline.notebooks import run_notebooks
 from gpt2_nb_utils.pipeline.report import build_report
+from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.start import start_run
 
 
@@ -14,7 +15,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     """Execute all notebooks and export the report.
 
     Returns:
-        The content of the run's `summary.json`.
+        The content of the run's `summary.json`; its status is `interrupted` where somebody asked to stop.
 
     Raises:
         UserError: bad input (nothing was written), or a notebook that failed (the report shows how far it came).
@@ -23,11 +24,20 @@ def run(config: RunConfig) -> dict[str, Any]:
     directory = started.directory
     try:
         run_notebooks(started.config, directory)
+    except KeyboardInterrupt:
+        _end_as("interrupted", directory)
+        build_report(directory)
+        return {**directory.read_summary(), "status": "interrupted"}
     except BaseException:
-        summary = directory.read_summary()
-        if summary["status"] == "running":
-            directory.write_json(directory.summary, {**summary, "status": "failed"})
+        _end_as("failed", directory)
         build_report(directory)
         raise
     build_report(directory)
     return directory.read_summary()
+
+
+def _end_as(status: str, directory: RunDirectory) -> None:
+    """Say how the run ended, where training itself could not."""
+    summary = directory.read_summary()
+    if summary["status"] == "running":
+        directory.write_json(directory.summary, {**summary, "status": status})

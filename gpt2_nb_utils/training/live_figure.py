@@ -9,6 +9,7 @@ import math
 import time
 
 from gpt2_nb_utils.notebook import figure_data
+from gpt2_nb_utils.training import figures
 from gpt2_nb_utils.training.run_log import Row
 
 _SECONDS_BETWEEN_DRAWINGS = 3.0
@@ -42,35 +43,12 @@ class LiveFigure:
     def _draw(self) -> None:
         from IPython.display import display
 
-        data, metadata = figure_data(self._figure(), self._alt())
+        data, metadata = figure_data(figures.live(self._rows, self._target, self._steps), self._alt())
         if self._handle is None:
             self._handle = display(data, metadata=metadata, raw=True, display_id=True)
         else:
             self._handle.update(data, metadata=metadata, raw=True)
         self._drawn_at = time.monotonic()
-
-    def _figure(self):
-        from matplotlib import pyplot
-
-        figure, (losses, rates) = pyplot.subplots(2, 1, figsize=(8, 5), sharex=True, height_ratios=(3, 1), layout="constrained")
-        batch = [(row.step, row.loss) for row in self._rows if row.loss is not None]
-        whole = [(row.step, row.train_loss) for row in self._rows if row.train_loss is not None]
-        rate = [(row.step, row.lr) for row in self._rows if row.lr is not None]
-        if batch:
-            losses.plot(*zip(*batch), color="0.55", linewidth=1.2, label="batch loss")
-        if whole:
-            losses.plot(*zip(*whole), "o-", color="black", markersize=5, linewidth=1, label="training loss")
-        losses.axhline(self._target, color="0.3", linestyle="--", linewidth=1, label=f"target {self._target}")
-        losses.set(ylabel="loss (nats per token)", yscale="log", xlim=(0, max(1, self._steps)))
-        losses.yaxis.set_major_formatter("{x:g}")
-        losses.grid(True, color="0.9")
-        losses.legend(loc="lower left", fontsize="small")
-        if rate:
-            rates.plot(*zip(*rate), color="black", linewidth=1.2)
-        rates.set(xlabel="step (optimizer updates)", ylabel="learning rate")
-        rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        rates.grid(True, color="0.9")
-        return figure
 
     def _alt(self) -> str:
         losses = [row.loss for row in self._rows if row.loss is not None and math.isfinite(row.loss)]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Any
+from typing import Any, Callable
 
 
 class StopRequest:
     """A context in which SIGINT and SIGTERM are remembered instead of obeyed; a second one leaves at once.
 
+    Args:
+        on_first: called when the first signal comes.
+
     Attributes:
         signal_number: the signal that came, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_first: Callable[[], None] | None = None) -> None:
         self.signal_number: int | None = None
+        self._on_first = on_first
         self._previous: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -35,3 +39,5 @@ class StopRequest:
         if self.signal_number is not None:
             raise KeyboardInterrupt
         self.signal_number = number
+        if self._on_first is not None:
+            self._on_first()
