@@ -289,13 +289,17 @@ def notebook_default(name: str) -> Any:
     return RunConfig.model_fields[name].default
 
 
+PARAMETERS_HEADER = "# Settings of this run. None leaves a value to the preset."
+"""The first line of every notebook's parameters cell, by which it is found again in a session."""
+
+
 def parameters_cell(names: Iterable[str] | None = None) -> str:
     """The source of a notebook's `parameters` cell for these settings (all, when None).
 
     The lines have the form that papermill's inspector reads: `name: annotation = value  # help`, with
     no second equals sign and no `|` in the annotation.
     """
-    lines = ["# Settings of this run. None leaves a value to the preset."]
+    lines = [PARAMETERS_HEADER]
     for name in names or RunConfig.model_fields:
         value = notebook_default(name)
         help_text = RunConfig.model_fields[name].description

@@ -59,7 +59,7 @@ def _assigned_names() -> tuple[list[str], list[str]]:
     shell = get_ipython()
     if shell is None:
         return [], []
-    latest = {_config.parameters_cell([]).strip(): "", "# Parameters": ""}
+    latest = {_config.PARAMETERS_HEADER: "", "# Parameters": ""}
     for source in shell.history_manager.input_hist_raw:
         first_line = source.lstrip().partition("\n")[0].strip()
         if first_line in latest:

@@ -7,6 +7,7 @@ output that is updated in place, so the file on disk shows what the reader last 
 from __future__ import annotations
 
 import html
+import shutil
 import sys
 import time
 
@@ -71,7 +72,9 @@ class Progress:
         self._draw(final=True)
 
     def _draw_in_terminal(self, final: bool) -> None:
-        sys.stderr.write(f"\r\x1b[2K{self._line}" + ("\n" if final else ""))
+        # A line that wraps could not be drawn over.
+        line = self._line if final else self._line[:shutil.get_terminal_size().columns - 1]
+        sys.stderr.write(f"\r\x1b[2K{line}" + ("\n" if final else ""))
         sys.stderr.flush()
 
     def _draw_in_log(self, final: bool) -> None:
