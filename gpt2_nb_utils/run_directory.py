@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -155,16 +156,17 @@ def _memory_gb() -> float | None:
 def command_line() -> str:
     """The command that started this process, as it was given.
 
-    Inside a Jupyter kernel it is the command that runs the notebook (papermill, `run`, or JupyterLab).
+    Inside a Jupyter kernel it is the command that runs the notebook, papermill or `run`. A Jupyter server's own command
+    line is not recorded: it may hold a password.
     """
-    import shlex
-
     words = sys.orig_argv
-    if "ipykernel_launcher" in " ".join(words):
+    if any("ipykernel_launcher" in word for word in words):
         try:
             import psutil
 
-            words = psutil.Process(os.getppid()).cmdline() or words
+            words = psutil.Process(os.getppid()).cmdline()
         except Exception:  # the parent may be gone or belong to somebody else
-            pass
+            words = []
+        if not any("papermill" in word or "gpt2_nb_utils" in word for word in words):
+            return "(notebook run by hand in Jupyter)"
     return shlex.join(words)
