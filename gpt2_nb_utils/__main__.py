@@ -39,9 +39,12 @@ def _train(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
 def _sample(args: argparse.Namespace, given: dict[str, Any]) -> int:
     from gpt2_nb_utils.results.sample import sample
+    from gpt2_nb_utils.run_directory import RunDirectory
 
     for text in sample(args.run_dir, given):
         print(text, end="\n\n")
+    if RunDirectory(args.run_dir).read_summary()["corpus"]["source"] == "demo":
+        print("(by a model that was trained on the demonstration corpus, not on the course's input.txt)", file=sys.stderr)
     return 0
 
 

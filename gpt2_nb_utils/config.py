@@ -10,7 +10,7 @@ import argparse
 import difflib
 from typing import Any, Iterable, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from gpt2_nb_utils.errors import UserError
 
@@ -113,7 +113,7 @@ class RunConfig(BaseModel):
         ("grad_clip", "max_grad_norm", "gradient_clip_val", "clip"), ge=0)
 
     steps: int = _setting(
-        30, "stop", "optimizer updates at most", ("max_steps", "num_steps", "max_iters", "iterations", "iters"), ge=0)
+        30, "stop", "optimizer updates at most", ("max_steps", "num_steps", "max_iters", "iterations", "iters"), gt=0)
     target_loss: float = _setting(
         TARGET_LOSS, "stop", "training loss over the whole corpus below which the run stops, in nats per token",
         ("target", "stop_loss", "loss_target", "threshold"), gt=0)
@@ -145,6 +145,17 @@ class RunConfig(BaseModel):
     compile: bool = _setting(False, "machine", "speed up the model with torch.compile", ("torch_compile",))
 
     _given: frozenset[str] = PrivateAttr(default=frozenset())
+
+    @field_validator("input_file", "out_dir", "resume", "prompt")
+    @classmethod
+    def _can_be_written_down(cls, text: str) -> str:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("holds bytes that are no UTF-8 text: use another name") from None
+        if "\0" in text:
+            raise ValueError("holds a NUL character: leave it out")
+        return text
 
     @model_validator(mode="after")
     def _settings_fit_each_other(self) -> RunConfig:
@@ -182,7 +193,7 @@ class RunConfig(BaseModel):
             config = cls(**merged)
         except ValidationError as error:
             raise UserError(_one_line(error)) from None
-        config._given = frozenset(given)
+        config._given = frozenset(name for name in given if (name, given[name]) != ("preset", "auto"))
         return config
 
     @property
@@ -228,7 +239,7 @@ def _one_line(error: ValidationError) -> str:
     if not problem["loc"]:
         return message
     message = message.replace("Input should be", "must be").replace("String should match pattern", "must match")
-    return f"{problem['loc'][0]} {problem['input']!r}: {message}"
+    return f"{problem['loc'][0]} {ascii(problem['input'])}: {message}"
 
 
 def default_text(name: str) -> str:

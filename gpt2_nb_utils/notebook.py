@@ -19,10 +19,15 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 
 
+def enter_project() -> None:
+    """Work from the project's folder: JupyterLab starts a notebook in `notebooks`, and paths are relative to the project."""
+    if Path("01_tokenization.ipynb").exists() and Path("../gpt2_nb_utils").is_dir():
+        os.chdir("..")
+
+
 def start() -> None:
-    """Print the versions in use and work from the project's folder, wherever the notebook was opened."""
-    if not Path("gpt2_nb_utils").is_dir() and Path("../gpt2_nb_utils").is_dir():
-        os.chdir("..")  # JupyterLab starts a notebook in its own folder; paths are relative to the project's
+    """Print the versions in use, and work from the project's folder."""
+    enter_project()
     packages = "  ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "matplotlib", "tiktoken"))
     print(f"Python {platform.python_version()}  {packages}")
 
@@ -38,17 +43,16 @@ def settings(namespace: dict[str, Any]) -> RunConfig:
         UserError: a parameter that no setting has (papermill itself would only warn), or a bad value.
     """
     parameters, injected = _assigned_names()
-    _config.check_names(injected)
+    _config.check_names([*parameters, *injected])
     for name in injected:
         if parameters and name not in parameters:
             raise UserError(f"this notebook has no parameter {name!r}: it takes {', '.join(parameters)}")
     given = {}
     for name in RunConfig.model_fields:
         value = namespace.get(name)
-        if value is not None and value != _config.notebook_default(name):
+        by_hand = name in injected or value != _config.notebook_default(name)
+        if value is not None and (by_hand or name == "resume"):
             given[name] = value
-    if "resume" in namespace:
-        given["resume"] = namespace["resume"]
     return RunConfig.resolve(given)
 
 
@@ -65,8 +69,7 @@ def _assigned_names() -> tuple[list[str], list[str]]:
         if first_line in latest:
             latest[first_line] = source
     parameters, injected = map(_targets, latest.values())
-    # A line that somebody added to the parameters cell by hand counts as theirs, not as the notebook's.
-    return [name for name in parameters if name in RunConfig.model_fields], [*parameters, *injected]
+    return parameters, injected
 
 
 def _targets(source: str) -> list[str]:

@@ -17,11 +17,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from gpt2_nb_utils.errors import UserError
 
 _MADE_BY_A_RUN = ("config.json", "summary.json", "environment.json", "logs", "samples", "checkpoints",
                   "figures", "notebooks", "report")
-_NOT_CONTENT = {".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
+_LOCK = ".lock"
+_NOT_CONTENT = {_LOCK, ".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -67,29 +70,37 @@ class RunDirectory:
         """Whether a run was ever started here."""
         return self.summary.exists() or self.last.exists() or self.best.exists()
 
-    def claim(self, resume: str = "", overwrite: bool = False) -> None:
-        """Make this the directory of a run that is about to start, or refuse.
+    def claim(self, resume: bool = False, overwrite: bool = False) -> filelock.BaseFileLock:
+        """Make this the directory of a run that is about to start or to go on, or refuse.
+
+        Returns:
+            A lock that keeps other processes out until it is released, or this process ends in whatever way.
 
         Raises:
-            UserError: it holds a run that is neither resumed nor to be overwritten, or it is some other
-                folder with files in it.
+            UserError: it holds a run that is neither resumed nor to be overwritten, another process is at work in it,
+                or it is some other folder with files in it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out_dir {self} is a file: name a folder")
-        if self.holds_run:
-            if overwrite:
-                for name in _MADE_BY_A_RUN:
-                    target = self.path / name
-                    shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-            elif not resume:
-                raise UserError(f"out_dir {self} already holds a run: go on with it (--resume auto), name another "
-                                f"folder (--out_dir), or throw it away (--overwrite)")
-        elif self.path.exists() and any(entry.name not in _NOT_CONTENT for entry in self.path.iterdir()):
+        if self.holds_run and not (resume or overwrite):
+            raise UserError(f"out_dir {self} already holds a run: go on with it (--resume auto), name another "
+                            f"folder (--out_dir), or throw it away (--overwrite)")
+        if not self.holds_run and self.path.exists() and any(entry.name not in _NOT_CONTENT for entry in self.path.iterdir()):
             raise UserError(f"out_dir {self} holds files but no run: name a new or empty folder (--out_dir)")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.path / _LOCK, timeout=0)
+            lock.acquire()
+        except filelock.Timeout:
+            raise UserError(f"out_dir {self}: another process is training there: wait for it, stop it, or name another "
+                            f"folder (--out_dir)") from None
         except OSError as error:
-            raise UserError(f"out_dir {self} cannot be made ({error.strerror}): name a folder you may write to") from None
+            raise UserError(f"out_dir {self} cannot be used ({error.strerror}): name a folder you may write to") from None
+        if overwrite and self.holds_run:
+            for name in _MADE_BY_A_RUN:
+                target = self.path / name
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        return lock
 
     def read_summary(self) -> dict[str, Any]:
         """The content of `summary.json`.
@@ -109,9 +120,12 @@ class RunDirectory:
             raise UserError(f"{self} is no run directory ({path.name} is missing): name the out_dir of a run, "
                             f"or start one with `python -m gpt2_nb_utils run --out_dir {self}`")
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                return content
+            raise ValueError
         except ValueError:
-            raise UserError(f"{path} is not valid JSON: restore it, or start the run anew with --overwrite") from None
+            raise UserError(f"{path} is not a valid JSON object: restore it, or start the run anew with --overwrite") from None
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         """Write `content` to one of the JSON files of the run, whole or not at all."""

@@ -111,7 +111,9 @@ def test_report_and_sample_work_on_a_finished_run(finished):
     (["run", "extra"], 2, ["'extra'"]),
     (["fly"], 2, ["fly", "run", "train"]),
     ([], 2, ["command"]),
-    (["sample", "no/such/run"], 2, ["no/such/run", "checkpoint"]),
+    (["sample", "no/such/run"], 2, ["no/such/run is no run directory"]),
+    (["train", "--steps", "0"], 2, ["steps 0", "greater than 0"]),
+    (["train", "--out_dir", b"out/\xff".decode("utf-8", "surrogateescape")], 2, ["out_dir", "no UTF-8"]),
     (["report", "no/such/run"], 2, ["no/such/run is no run directory"]),
     (["readme", "no/such/run"], 2, ["no/such/run is no run directory"]),
 ])
@@ -170,19 +172,80 @@ def test_each_notebook_gets_the_given_settings_that_it_knows():
             assert passed == {"preset": "tiny", "steps": 3, "seed": 5, "prompt": "O ", "out_dir": "out/run"}
 
 
+def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every_notebook(tmp_path, text_file):
+    out_dir = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-m", "gpt2_nb_utils", "run", *flags(
+        {"preset": "tiny", "input_file": text_file, "out_dir": out_dir, "device": "cpu", "max_tokens": 300, "steps": 2, "seed": 5})], cwd=PROJECT)
+    deadline = time.monotonic() + 120
+    while not (out_dir / "notebooks" / "01_tokenization.ipynb").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    done = command("run", f"--out_dir={out_dir}", "--resume=auto")
+    assert done.returncode == 0, done.stderr
+    for name in ("01_tokenization", "02_model", "03_training"):
+        assert str(text_file) in outputs(out_dir / "notebooks" / f"{name}.ipynb"), name
+    summary = RunDirectory(out_dir).read_summary()
+    assert (summary["seed"], summary["step"], summary["corpus"]["path"]) == (5, 2, text_file.as_posix())
+
+
+def test_run_goes_on_from_a_named_checkpoint(finished, tmp_path):
+    directory, _ = finished
+    done = command("run", f"--resume={directory.last}", f"--out_dir={tmp_path / 'branch'}", "--steps=5")
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step 4" in RunDirectory(tmp_path / "branch").log.read_text(encoding="utf-8")
+    assert RunDirectory(tmp_path / "branch").read_summary()["step"] == 5
+
+
+def test_a_run_on_the_demonstration_corpus_says_so_wherever_a_result_is_shown(tmp_path):
+    clone = tmp_path / "clone"  # a project without data/input.txt
+    clone.mkdir()
+    for name in ("gpt2_nb_utils", "notebooks"):
+        shutil.copytree(PROJECT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    done = command("run", "--preset=tiny", "--max_tokens=300", "--steps=2", "--sample_every=1", "--device=cpu", cwd=clone)
+    assert done.returncode == 0, done.stderr
+    directory = RunDirectory(clone / "out" / "run")
+    assert directory.read_summary()["corpus"]["source"] == "demo"
+    said = {"end of the command": done.stdout, "log": directory.log.read_text(encoding="utf-8"),
+            "samples": directory.samples.read_text(encoding="utf-8"),
+            **{page.name: page.read_text(encoding="utf-8") for page in directory.report.glob("*.html")},
+            "sample": command("sample", str(directory), "--max_new_tokens=2", cwd=clone).stderr}
+    readme = clone / "README.md"
+    shutil.copy(PROJECT / "README.md", readme)
+    assert command("readme", str(directory), cwd=clone).returncode == 0
+    for block in ("SUMMARY", "PLOT", "LOGS", "METRICS", "SAMPLES", "REPRO"):
+        said[block] = readme.read_text(encoding="utf-8").partition(f"AUTO:{block}:START")[2].partition(f"AUTO:{block}:END")[0]
+    assert [place for place, text in said.items() if "demonstration" not in text] == []
+
+
+def test_run_works_from_the_notebooks_folder_and_from_any_other(tmp_path, text_file):
+    for folder in ("notebooks", "tests"):
+        name = f"out_{tmp_path.name}_{folder}"
+        done = command("run", *flags({"preset": "tiny", "input_file": text_file, "out_dir": name, "max_tokens": 300, "steps": 1, "device": "cpu"}),
+                       cwd=PROJECT / folder)
+        directory = RunDirectory(PROJECT / name if folder == "notebooks" else PROJECT / folder / name)
+        try:
+            assert done.returncode == 0, done.stderr
+            assert directory.read_summary()["step"] == 1 and (directory.report / "04_results.html").exists()
+        finally:
+            shutil.rmtree(directory.path, ignore_errors=True)
+
+
 def stand_ins(folder: Path, **sources: list[str]) -> None:
     folder.mkdir()
     for name in NAMES:
         cells = [nbformat.v4.new_code_cell('out_dir: str = ""  # where', metadata={"tags": ["parameters"]})]
+        cells += [nbformat.v4.new_markdown_cell("prose")]
         cells += [nbformat.v4.new_code_cell(source) for source in sources.get(f"nb_{name[:2]}", [])]
         metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
 
 
 @pytest.mark.parametrize("source, words, status", [
-    ("x = 1\n1 / 0", r"02_model.ipynb, cell 4 \(`x = 1`\): ZeroDivisionError: division by zero", 1),
-    ("from gpt2_nb_utils.errors import UserError\nraise UserError('lower it')", "02_model.ipynb, cell 4 .*UserError: lower it", 2),
-    ("import os\nos._exit(3)", "02_model.ipynb, cell 4: .*[Kk]ernel died", 1),
+    ("x = 1\n1 / 0", r"02_model.ipynb, cell 5 of 6 \(`x = 1`\): ZeroDivisionError: division by zero", 1),
+    ("from gpt2_nb_utils.errors import UserError\nraise UserError('lower it')", "02_model.ipynb, cell 5 of 6 .*UserError: lower it", 2),
+    ("import os\nos._exit(3)", "02_model.ipynb, cell 5 of 6: .*[Kk]ernel died", 1),
 ])
 def test_a_failing_cell_is_named_and_the_partly_executed_notebook_kept(tmp_path, monkeypatch, source, words, status):
     stand_ins(tmp_path / "notebooks", nb_02=["print('so far')", source, "print('never')"])

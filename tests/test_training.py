@@ -416,5 +416,125 @@ def test_damaged_foreign_newer_and_missing_checkpoints_are_told_apart(settings, 
                         "newer.pt": "format 99", "none.pt": "no such checkpoint"}.items():
         with pytest.raises(UserError, match=words):
             read_checkpoint(tmp_path / name)
-    with pytest.raises(UserError, match="best.pt holds weights only"):
-        run(settings(resume=str(directory.best), out_dir=str(tmp_path / "other")))
+
+
+# Nothing is lost by a resume that cannot work
+
+
+def content_of(directory: RunDirectory) -> dict:
+    return {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda directory: {"resume": str(directory.best)}, "best.pt holds weights only.*name a last.pt"),
+    (lambda directory: {"resume": "auto", "preset": "sanity"}, "preset sanity differs from tiny"),
+    (lambda directory: {"resume": "auto", "steps": 2}, "steps 2 is below step 3, which the run has reached"),
+    (lambda directory: directory.samples.write_text("junk\n\n") and {"resume": "auto"}, "samples.txt line 1"),
+    (lambda directory: directory.last.unlink() or {"resume": "auto"}, "last.pt is missing.*restore it"),
+])
+def test_a_resume_that_cannot_work_leaves_the_run_as_it_was(settings, change, words):
+    _, directory = run(settings(steps=3))
+    given = {"out_dir": str(directory.path), **change(directory)}
+    before = content_of(directory)
+    with pytest.raises(UserError, match=words):
+        run(given)
+    assert content_of(directory) == before
+
+
+def test_metrics_that_somebody_edited_do_not_stop_a_resume(settings):
+    _, directory = run(settings(steps=3))
+    with directory.metrics.open("a", encoding="utf-8") as file:
+        file.write("x,1,2,3,4,5,6,7,8,9\n")
+    run({"out_dir": str(directory.path), "resume": "auto", "steps": 4})
+    assert [row.step for row in read_metrics(directory.metrics)] == [0, 1, 2, 3, 4]
+
+
+def test_a_named_checkpoint_goes_on_in_its_own_directory_or_in_a_new_one_but_never_over_another_run(settings, tmp_path):
+    _, first = run(settings(steps=3, out_dir=str(tmp_path / "first")))
+    _, second = run(settings(steps=3, out_dir=str(tmp_path / "second"), seed=7))
+    before = content_of(second)
+    with pytest.raises(UserError, match="second already holds a run"):
+        run({"resume": str(first.last), "out_dir": str(second.path), "steps": 5})
+    assert content_of(second) == before
+    branched, third = run({"resume": str(first.last), "out_dir": str(tmp_path / "third"), "steps": 5})
+    assert branched["step"] == 5 and branched["seed"] == 1337 and third.best.exists()
+    assert read_checkpoint(first.last)["state"]["step"] == 3
+    own = train(RunConfig.resolve({"resume": str(first.last), "steps": 5}))
+    assert own["config"]["out_dir"] == str(first.path) and own["step"] == 5
+    for name, tensor in read_checkpoint(first.last)["model"].items():
+        assert torch.equal(tensor, read_checkpoint(third.last)["model"][name])
+
+
+def test_a_second_process_in_the_same_directory_is_refused_and_a_lock_left_behind_is_not_in_the_way(settings):
+    given = settings(steps=100_000, eval_every=100_000, save_every=100_000, sample_every=0, target_loss=1e-9)
+    process = subprocess.Popen([sys.executable, "-m", "gpt2_nb_utils", "train", *(f"--{name}={value}" for name, value in given.items())],
+                               stderr=subprocess.DEVNULL)
+    directory = RunDirectory(given["out_dir"])
+    try:
+        deadline = time.monotonic() + 120
+        while len(read_metrics(directory.metrics)) < 3:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        for more in ({"resume": "auto"}, {"overwrite": True}):
+            with pytest.raises(UserError, match="another process is training there"):
+                run(given | more)
+    finally:
+        process.kill()
+        process.wait()
+    summary, _ = run(given | {"overwrite": True, "steps": 1})
+    assert summary["status"] == "steps_done"
+
+
+def test_each_command_that_went_on_with_a_run_is_recorded(settings):
+    def command(*words):
+        subprocess.run([sys.executable, "-m", "gpt2_nb_utils", "train", *words], check=True, capture_output=True)
+
+    given = settings(steps=2)
+    command(*(f"--{name}={value}" for name, value in given.items()))
+    command(f"--out_dir={given['out_dir']}", "--resume=auto", "--steps=4")
+    summary = RunDirectory(given["out_dir"]).read_summary()
+    assert "--steps=2" in summary["command"]
+    (resumed,) = summary["resumed_with"]
+    assert resumed["step"] == 2 and resumed["command"].endswith("--resume=auto --steps=4")
+
+
+# best.pt and the summary speak of the same model
+
+
+def test_best_pt_is_the_model_whose_loss_the_summary_calls_best_even_when_training_only_hurts(settings):
+    summary, directory = run(settings(steps=6, eval_every=2, lr=5.0, clip_grad=0))
+    recorded = read_checkpoint(directory.best)["state"]
+    assert summary["train_loss"] > 10.9  # it did hurt
+    assert (summary["best_train_loss"], summary["best_train_loss_step"]) == (recorded["train_loss"], recorded["step"])
+
+
+def test_a_best_model_that_is_younger_than_the_last_checkpoint_is_kept_in_the_books(settings):
+    _, directory = run(settings(steps=3))
+    last = directory.last.read_bytes()
+    summary, _ = run({"out_dir": str(directory.path), "resume": "auto", "steps": 6})
+    assert summary["best_train_loss_step"] == 6
+    directory.last.write_bytes(last)  # as if killed after best.pt of step 6 and before its last.pt
+    summary, _ = run({"out_dir": str(directory.path), "resume": "auto", "steps": 4, "lr": 0.0})
+    assert summary["best_train_loss_step"] == read_checkpoint(directory.best)["state"]["step"] == 6
+
+
+def test_an_estimate_cannot_hide_a_target_that_the_batches_say_is_near(settings, monkeypatch):
+    monkeypatch.setattr(loop, "training_loss", lambda model, windows, precision, n_windows=0, on_windows=None:
+                        CorpusLoss(0.5, 64, n_windows, whole=False) if n_windows else CorpusLoss(0.09, 511, 8, whole=True))
+    monkeypatch.setattr(loop, "training_step", lucky(loop.training_step))
+    summary, _ = run(settings(steps=3, eval_windows=2))
+    assert summary["status"] == "target_reached" and summary["train_loss_windows"] == "all"
+
+
+def test_sample_openings_come_from_the_tokens_that_the_model_sees(settings, text_file):
+    _, directory = run(settings(steps=1, max_tokens=200, num_prompts=4))
+    seen = text_file.read_text(encoding="utf-8")[:200 * 8]
+    for sample in read_samples(directory.samples)[1:]:
+        assert seen.index(sample.prompt) < 200 * 5
+
+
+def test_a_text_shorter_than_max_tokens_is_no_excerpt(settings, tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("A short text, to be sure. " * 10, encoding="utf-8")
+    summary, directory = run(settings(steps=1, input_file=str(path), max_tokens=5000))
+    assert summary["config"]["max_tokens"] == 0 and "whole corpus" in directory.log.read_text(encoding="utf-8")

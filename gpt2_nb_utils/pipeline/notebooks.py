@@ -42,8 +42,8 @@ class NotebookFailed(UserError):
 def run_notebooks(config: RunConfig, directory: RunDirectory, names: tuple[str, ...] = NAMES) -> None:
     """Execute notebooks with the settings of a run.
 
-    The run directory is claimed already. With `resume` set, notebooks that had run to their end are not run again,
-    but for those from 03 on while the training is unfinished.
+    The run directory is claimed already. With `resume` set, 01 and 02 are not run again if they had run to their end;
+    03 goes on with the training and 04 shows its results.
 
     Raises:
         NotebookFailed: a cell failed; the partly executed notebook is kept.
@@ -62,20 +62,24 @@ def run_notebooks(config: RunConfig, directory: RunDirectory, names: tuple[str, 
 
 
 def parameters_for(source: Path, config: RunConfig) -> dict[str, Any]:
-    """The parameters of a notebook that differ from the defaults of its parameters cell.
+    """The parameters that give a notebook the settings of a run.
 
     Args:
         source: a notebook with a cell tagged `parameters`.
         config: complete settings.
+
+    Returns:
+        The preset, the run directory, and all that differs from what the preset gives: a resumed run has settings that
+        nobody gave this time.
     """
     import papermill
 
     known = papermill.inspect_notebook(str(source))
-    wanted = {**config.given, "preset": config.preset, "out_dir": config.out_dir}
+    usual = RunConfig.resolve({"preset": config.preset})
     # The directory is this run's by now: its notebooks go on in it.
-    wanted.update(resume="auto", overwrite=False)
-    defaults = {"resume": "auto", "overwrite": False}
-    return {name: value for name, value in wanted.items() if name in known and defaults.get(name) != value}
+    always, never = {"preset", "out_dir"}, {"resume", "overwrite"}
+    return {name: value for name, value in config.model_dump().items()
+            if name in known and name not in never and (name in always or value != getattr(usual, name))}
 
 
 def _execute(name: str, target: Path, config: RunConfig, directory: RunDirectory) -> None:
@@ -98,10 +102,10 @@ def _execute(name: str, target: Path, config: RunConfig, directory: RunDirectory
                 raise KeyboardInterrupt from None
             first_line = error.source.strip().splitlines()[0]
             raise NotebookFailed(
-                f"{name}.ipynb, cell {error.exec_count} (`{first_line}`): {error.ename}: {' '.join(error.evalue.split())} "
+                f"{name}.ipynb, cell {watch.cells_done + 1} of {n_cells} (`{first_line}`): {error.ename}: {' '.join(error.evalue.split())} "
                 f"(executed so far: {target})", 2 if error.ename == "UserError" else 1) from None
         except RuntimeError as error:  # nbclient: the kernel died, or did not start
-            raise NotebookFailed(f"{name}.ipynb, cell {watch.cells_done + 1}: {' '.join(str(error).split())} (executed so far: "
+            raise NotebookFailed(f"{name}.ipynb, cell {watch.cells_done + 1} of {n_cells}: {' '.join(str(error).split())} (executed so far: "
                                  f"{target}); --resume auto goes on from the last checkpoint", 1) from None
         if stop:
             raise KeyboardInterrupt
@@ -139,9 +143,9 @@ def _telling_engine() -> type:
                 start(cell, cell_index, **more)
 
             nb_man.cell_start = cell_start
-            # Level 40: the kernel's own warnings would tear the progress line.
+            # Level 50: what the kernel itself says would tear the progress line.
             cls.client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=120, timeout=None,
-                                                 extra_arguments=["--log-level=40"])
+                                                 extra_arguments=["--log-level=50"])
             cls.client.execute()
 
         @classmethod

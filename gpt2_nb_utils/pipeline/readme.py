@@ -50,7 +50,10 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
     for name, start, stop in places:
         line_end = _line_end(old, start)
         # Text of a corpus, a model or a log must not open or close a block: a space breaks the imitation.
-        content = _BLOCKS[name](facts, readme).replace("<!--AUTO:", "<!-- AUTO:").strip("\n")
+        content = _BLOCKS[name](facts, readme)
+        if facts.caveat:
+            content = f"*{_text(facts.caveat)}*\n\n{content}"
+        content = content.replace("<!--AUTO:", "<!-- AUTO:").strip("\n")
         inside = f"\n{content}\n".encode("utf-8", errors="replace").replace(b"\n", line_end)
         new, end = new + old[end:start] + inside, stop
     new += old[end:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.notebook import enter_project
 from gpt2_nb_utils.pipeline.notebooks import run_notebooks
 from gpt2_nb_utils.pipeline.report import build_report
 from gpt2_nb_utils.run_directory import RunDirectory
@@ -20,10 +21,13 @@ def run(config: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: bad input (nothing was written), or a notebook that failed (the report shows how far it came).
     """
+    enter_project()
     started = start_run(config)
-    directory = started.directory
+    config, directory = started.config, started.directory
+    started.lock.release()  # for the kernel in which notebook 03 trains
+    del started  # a checkpoint to resume from is large, and the kernel reads its own
     try:
-        run_notebooks(started.config, directory)
+        run_notebooks(config, directory)
     except KeyboardInterrupt:
         _end_as("interrupted", directory)
         build_report(directory)

@@ -44,6 +44,7 @@ class RunFacts:
     metrics: list[Row]
     samples: list[Sample]
     notes: tuple[str, ...]
+    caveat: str | None
     conditions: tuple[Condition, ...]
 
     @property
@@ -71,8 +72,10 @@ class RunFacts:
 
     @property
     def command(self) -> str:
-        """The command of the run, exactly as it was given."""
-        return self.summary.get("command") or UNKNOWN
+        """The command of the run, exactly as it was given, and below it each that went on with it."""
+        resumed = [f"{each.get('command')}  # went on at step {count(each.get('step'))}"
+                   for each in self.summary.get("resumed_with") or []]
+        return "\n".join([self.summary.get("command") or UNKNOWN, *resumed])
 
     @property
     def best_training_loss(self) -> str:
@@ -185,7 +188,10 @@ def read_run(run: RunDirectory) -> RunFacts:
     summary = {**summary, "config": config}
     metrics = _or_note(notes, lambda: _read_rows(run.metrics), []) if run.metrics.exists() else []
     samples = _or_note(notes, lambda: read_samples(run.samples), []) if run.samples.exists() else []
-    return RunFacts(run, summary, config, environment, metrics, samples, tuple(notes),
+    caveat = verdict.corpus_caveat(summary)
+    if caveat:
+        notes.insert(0, caveat)
+    return RunFacts(run, summary, config, environment, metrics, samples, tuple(notes), caveat,
                     verdict.conditions(summary, config, metrics))
 
 
@@ -214,7 +220,7 @@ def _read_rows(path: Path) -> list[Row]:
 def _time(summary: dict[str, Any]) -> str:
     seconds, wall, speed = (summary.get(name) for name in ("seconds", "wall_seconds", "tok_per_s"))
     parts = [] if seconds is None else [f"{duration(seconds)} of training"]
-    parts += [] if wall is None else [f"{duration(wall)} in all"]
+    parts += [] if wall is None else [f"{duration(wall)} with measurements, samples and checkpoints"]
     parts += [] if speed is None else [f"{speed:,.0f} tokens/s"]
     return ", ".join(parts) or UNKNOWN
 

@@ -16,7 +16,7 @@ from IPython.display import HTML
 from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.results.blocks import beside, box, note, say
 from gpt2_nb_utils.results.run import RunResults
-from gpt2_nb_utils.results.verdict import (RANDOM_LOSS, Condition, conditions, count, explanation, extent, headline,
+from gpt2_nb_utils.results.verdict import (RANDOM_LOSS, Condition, conditions, corpus_caveat, count, explanation, extent, headline,
                                            loss_text, measured_on, reached)
 from gpt2_nb_utils.tokenization.display import table
 from gpt2_nb_utils.training.samples_file import Sample
@@ -32,17 +32,9 @@ def conditions_of(run: RunResults) -> tuple[Condition, ...]:
 
 def caveats(run: RunResults) -> list[str]:
     """What must be said before any figure of this run is read, a sentence each."""
-    summary, corpus, config = run.summary, run.summary.get("corpus") or {}, run.config
-    said = []
-    if corpus.get("source") == "demo":
-        said.append("This run was trained on the demonstration corpus (Python's own documentation), because no "
-                    "input.txt was there. Nothing below counts for the course.")
-    elif corpus.get("is_course_input") is False and not config.max_tokens:
-        said.append(f"This run was trained on another text ({corpus.get('path')}), not on the course's input.txt. "
-                    f"Nothing below counts for the course.")
-    elif config.max_tokens and corpus.get("is_course_input") is not True:
-        said.append(f"This run saw an excerpt only: the first {count(corpus.get('tokens'))} tokens of "
-                    f"{corpus.get('path')} (max_tokens). Nothing below counts for the course.")
+    summary, config = run.summary, run.config
+    caveat = corpus_caveat({**summary, "config": config.model_dump()})
+    said = [caveat] if caveat else []
     if summary.get("status") in ("failed", "interrupted", "running"):
         how = {"failed": "ended in an error", "interrupted": "was interrupted",
                "running": "is still running, or was killed"}

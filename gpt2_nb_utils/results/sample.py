@@ -24,8 +24,10 @@ def sample(run_dir: str, given: dict[str, Any]) -> list[str]:
         UserError: no run there, no checkpoint, or a bad value.
     """
     directory = RunDirectory(run_dir)
+    if not directory.holds_run:
+        directory.read_summary()  # says what is missing
     checkpoint = read_checkpoint(directory.best if directory.best.exists() else directory.last)
-    given = {"num_prompts": 1, "seed": secrets.randbelow(2**31), **given}
+    given = {"num_prompts": 1, "seed": secrets.randbelow(2**31), "device": "auto", **given}
     config = RunConfig.resolve(given, saved=checkpoint["config"])
     precision = Precision.of(config)
     model = model_from(checkpoint, precision.device)

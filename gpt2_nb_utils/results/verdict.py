@@ -176,6 +176,21 @@ def extent(windows: str | int | None, max_tokens: int | None) -> str:
     return f"estimated on {windows:,} windows" if isinstance(windows, int) else "on an unrecorded part of the corpus"
 
 
+def corpus_caveat(summary: dict[str, Any]) -> str | None:
+    """What must be said beside every result of a run that was not trained on the course's whole file; else None."""
+    corpus, max_tokens = summary.get("corpus") or {}, (summary.get("config") or {}).get("max_tokens")
+    if corpus.get("source") == "demo":
+        return ("This run was trained on the demonstration corpus (Python's own documentation), because no input.txt was "
+                "there: it does not count for the course.")
+    if corpus.get("is_course_input") is False and not max_tokens:
+        return (f"This run was trained on another text ({corpus.get('path')}), not on the course's input.txt: it does not "
+                f"count for the course.")
+    if max_tokens and corpus.get("is_course_input") is not True:
+        return (f"This run saw an excerpt only, the first {count(corpus.get('tokens'))} tokens of {corpus.get('path')} "
+                f"(max_tokens): it does not count for the course.")
+    return None
+
+
 def count(value: Any) -> str:
     """A whole number with thousands separators, or that it is not recorded."""
     return UNKNOWN if value is None else f"{value:,.0f}"

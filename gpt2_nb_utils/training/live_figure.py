@@ -32,7 +32,8 @@ class LiveFigure:
 
     def __call__(self, row: Row) -> None:
         """Take in a row of the metrics, and draw if the last drawing is some seconds old."""
-        self._rows.append(row)
+        # A resumed run does some steps again: their rows take the place of those from before.
+        self._rows = [*(earlier for earlier in self._rows if earlier.step < row.step), row]
         if time.monotonic() - self._drawn_at > _SECONDS_BETWEEN_DRAWINGS:
             self._draw()
 

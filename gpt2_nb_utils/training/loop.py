@@ -12,7 +12,7 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.tokenization.windows import WindowOrder
-from gpt2_nb_utils.training.checkpoints import save_checkpoint
+from gpt2_nb_utils.training.checkpoints import read_checkpoint, save_checkpoint
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, training_loss
 from gpt2_nb_utils.training.optimizer import build_optimizer, set_learning_rate
 from gpt2_nb_utils.training.recorder import Recorder
@@ -64,6 +64,7 @@ class _Training:
             self.loss_sum = torch.compile(self.loss_sum)
         if self.run.checkpoint is not None:
             self._restore(self.run.checkpoint)
+            self.run.checkpoint = None
         self.record = Recorder(self.run, self.state, self.model.n_params, on_row)
 
     def train(self) -> dict[str, Any]:
@@ -91,10 +92,10 @@ class _Training:
                         record.samples(self.model)
                     if state.step % config.save_every == 0 or last or stop:
                         self.save_last()
-                    if last and not self.run.directory.best.exists():
-                        self.save_best()  # training only made it worse; there is a model to look at all the same
                     progress.update(state.step, loss=f"{state.loss:.4f}", **self._figures())
                     record.summary()
+                if not self.run.directory.last.exists():
+                    self.save_last()  # stopped before the first step: there is something to go on from all the same
             status = "target_reached" if self.target_reached else "interrupted" if stop else "steps_done"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -133,10 +134,15 @@ class _Training:
         return result.grad_norm
 
     def measure(self) -> bool:
-        """Measure the training loss: estimated first, whole when that comes near the target. True for a new best."""
+        """Measure the training loss: estimated first, whole when the target seems near. True for a new best.
+
+        Either sign of nearness is enough: the estimate, and the smoothed batch loss, which an unlucky choice of windows
+        for the estimate cannot hide.
+        """
         state = self.state
         improved = state.count_measurement(self._training_loss(self.config.eval_windows))
-        if state.train_loss_windows != "all" and state.train_loss < NEAR_TARGET * self.config.target_loss:
+        nearest = min(state.train_loss, state.train_loss if state.smoothed_loss is None else state.smoothed_loss)
+        if state.train_loss_windows != "all" and nearest < NEAR_TARGET * self.config.target_loss:
             improved = state.count_measurement(self._training_loss(0)) or improved
         state.smoothed_loss_when_measured = state.smoothed_loss
         return improved
@@ -191,15 +197,16 @@ class _Training:
                 "corpus_sha256": self.run.corpus.sha256, "state": self.state.to_dict()}
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
-        try:
-            self.model.load_state_dict(checkpoint["model"])
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            self.scaler.load_state_dict(checkpoint["scaler"])
-            random_states = checkpoint["random_states"]
-        except (KeyError, RuntimeError, ValueError):
-            raise UserError("this checkpoint cannot be gone on with (best.pt holds weights only, and sizes must match): "
-                            "name a last.pt of the same model, or start a new run") from None
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        random_states = checkpoint["random_states"]
         self.state = State(**checkpoint["state"])
+        if self.run.directory.best.exists():
+            # It may be younger than last.pt, where the run was killed between the two.
+            self.state.take_best_of(State(**read_checkpoint(self.run.directory.best)["state"]))
+        else:
+            self.state.take_best_of(State())  # gone, or left behind in another directory: the next one is the best here
         torch.set_rng_state(random_states["cpu"])
         if self.precision.device.type == "cuda" and "cuda" in random_states:
             torch.cuda.set_rng_state(random_states["cuda"], self.precision.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, Callable
 
 import torch
@@ -29,9 +30,8 @@ class Recorder:
 
     def __init__(self, run: Run, state: State, n_params: int, on_row: Callable[[Row], None] | None = None):
         self.run, self.state, self._on_row = run, state, on_row
-        resumed = run.checkpoint is not None
-        self._log = RunLog(run.directory.log, run.directory.metrics, step=state.step if resumed else None)
-        self._prompts = sample_prompts(run.config, run.corpus.text)
+        self._log = RunLog(run.directory.log, run.directory.metrics, step=state.step if run.resumed else None)
+        self._prompts = sample_prompts(run.config, run.training_text)
         self._speed_from = (state.seconds, state.tokens_seen)
         self._wall_before, self._begun = state.wall_seconds, time.monotonic()
         self._told_at = 0.0
@@ -74,6 +74,8 @@ class Recorder:
         path = self.run.directory.samples
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn = draw_samples(model, self.run.config, self._prompts, self.state.step)
+        if self.run.corpus.source == "demo":
+            drawn = [replace(sample, settings={**sample.settings, "corpus": "demonstration"}) for sample in drawn]
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(format_sample(sample) for sample in drawn))
 
@@ -93,8 +95,10 @@ class Recorder:
         """Write the last state and return the content of `summary.json`."""
         state = self.state
         summary = self.summary(status)
-        self._log.line(f"{status} at step {state.step}, {duration(state.seconds)} of training, {duration(state.wall_seconds)} in all")
+        self._log.line(f"{status} at step {state.step}, {duration(state.seconds)} of training, "
+                       f"{duration(state.wall_seconds)} with measurements, samples and checkpoints")
         self._log.close()
+        self.run.lock.release()
         return summary
 
     def _keep_samples(self) -> None:
@@ -106,15 +110,15 @@ class Recorder:
 
     def _introduce(self, n_params: int) -> None:
         run, config = self.run, self.run.config
-        self._log.line(f"new run in {run.directory}" if run.checkpoint is None else
+        self._log.line(f"new run in {run.directory}" if not run.resumed else
                        f"resumed at step {self.state.step} in {run.directory}")
         self._log.line(f"device {run.precision.device_name}  amp {run.precision.amp}  torch {torch.__version__}")
         self._log.line("arguments " + "  ".join(f"{name}={value!r}" for name, value in config.model_dump().items()))
         self._log.line(f"corpus {run.corpus.describe()}")
         for note in run.corpus.notes:
             self._log.line(f"corpus note: {note}")
-        origin = f"random weights (seed {config.seed})" if run.checkpoint is None else f"the checkpoint of step {self.state.step}"
+        origin = f"random weights (seed {config.seed})" if not run.resumed else f"the checkpoint of step {self.state.step}"
         self._log.line(f"model {n_params:,} parameters, from {origin}")
         self._log.line(f"tokens {len(run.windows.tokens):,}  windows {len(run.windows):,} of {config.seq_len}")
         self._log.line(f"tokens per step {config.tokens_per_step:,}  steps {config.steps:,}  "
-                       f"epochs {config.steps * config.tokens_per_step / run.windows.n_targets:.2f}")
+                       f"epochs {config.steps * config.batch_size * config.grad_accum / len(run.windows):.2f}")

@@ -80,7 +80,7 @@ class RunLog:
         if metrics.exists() and step is not None:
             with metrics.open(encoding="utf-8", newline="") as file:
                 lines = list(csv.reader(file))[1:]
-            kept = [cells for cells in lines if len(cells) == len(COLUMNS) and int(cells[0]) <= step]
+            kept = [cells for cells in lines if len(cells) == len(COLUMNS) and cells[0].isdecimal() and int(cells[0]) <= step]
         write_atomically(metrics, "".join(",".join(cells) + "\n" for cells in [COLUMNS, *kept]))
         self._log = log.open("a" if step is not None else "w", encoding="utf-8", newline="\n")
 

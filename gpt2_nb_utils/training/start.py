@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 
 from gpt2_nb_utils.config import RunConfig
@@ -14,17 +16,12 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.run_directory import RunDirectory, command_line, environment
-from gpt2_nb_utils.tokenization.bpe import encode
+from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
 from gpt2_nb_utils.tokenization.windows import Windows
-from gpt2_nb_utils.training.checkpoints import read_checkpoint
 from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.resume import checkpoint_to_resume, is_own, resumed_config
 from gpt2_nb_utils.training.state import State
-
-_KEPT_ON_RESUME = ("max_tokens", "seed", "block_size", "n_layer", "n_head", "n_embd", "batch_size", "seq_len", "grad_accum",
-                   "randomize_batches", "optimizer", "amp")
-"""Settings that a resumed run cannot change: its weights, its optimizer or its place in the data depend on them."""
-
 
 @dataclass
 class Run:
@@ -36,8 +33,10 @@ class Run:
         corpus: the text.
         windows: its tokens, in windows of `seq_len`.
         precision: device and number format.
-        checkpoint: what it goes on from, or None for a new run.
+        checkpoint: what it goes on from, or None; drop it once restored, for it is as large as the whole run.
         summary: what `summary.json` says now.
+        lock: keeps other processes out of the directory until it is released.
+        resumed: whether it goes on from a checkpoint.
     """
 
     config: RunConfig
@@ -47,6 +46,13 @@ class Run:
     precision: Precision
     checkpoint: dict[str, Any] | None
     summary: dict[str, Any]
+    lock: filelock.BaseFileLock
+    resumed: bool
+
+    @property
+    def training_text(self) -> str:
+        """The text that the model sees: the corpus, or the excerpt of it."""
+        return decode(self.windows.tokens.numpy()) if self.config.max_tokens else self.corpus.text
 
     @property
     def model_config(self) -> GPT2Config:
@@ -85,32 +91,52 @@ def start_run(config: RunConfig) -> Run:
     Raises:
         UserError: the corpus, the checkpoint, the device or the directory is not fit; nothing was written then.
     """
+    config = resumed_config(config)
     directory = RunDirectory(config.out_dir)
-    config, checkpoint = _resumed(config, directory)
+    checkpoint = checkpoint_to_resume(config)
     precision = Precision.of(config)
     corpus = load_corpus(config.input_file)
     ids = torch.from_numpy(encode(corpus.text))
     n_all = len(ids)
+    if config.max_tokens >= n_all:
+        config = config.model_copy(update={"max_tokens": 0})  # an excerpt of everything is no excerpt
     if config.max_tokens:
         ids = ids[:config.max_tokens]
     windows = Windows(ids, config.seq_len)
     if checkpoint is not None and checkpoint["corpus_sha256"] != corpus.sha256:
         raise UserError(f"the checkpoint was trained on another text (sha256 {checkpoint['corpus_sha256'][:12]}…) than "
                         f"{corpus.path} ({corpus.sha256[:12]}…): name that text (--input_file) or start a new run (--out_dir)")
-    directory.claim(config.resume, config.overwrite)
+    own = bool(config.resume) and directory.path.exists() and is_own(config)
+    lock = directory.claim(own, config.overwrite)
+    if checkpoint is not None and Path(config.resume) != directory.last and config.resume != "auto":
+        directory.last.parent.mkdir(exist_ok=True)
+        shutil.copyfile(config.resume, directory.last.with_suffix(".copy"))
+        directory.last.with_suffix(".copy").replace(directory.last)
+        config = config.model_copy(update={"resume": "auto"})  # from here on it is this directory's own
     previous = directory.read_summary() if directory.summary.exists() else {}
     summary = {
-        "preset": config.preset, "command": previous.get("command") or command_line(), "seed": config.seed,
+        "preset": config.preset, "command": previous.get("command") or command_line(),
+        "resumed_with": _resumed_with(previous, checkpoint), "seed": config.seed,
         "device": precision.device_name, "amp": precision.amp, "torch": torch.__version__,
         "n_params": parameter_count(model_sizes(config)), "config": config.model_dump(),
         "corpus": {"source": corpus.source, "path": corpus.path, "sha256": corpus.sha256, "chars": corpus.chars,
                    "tokens": len(ids), "is_course_input": corpus.is_course_input and len(ids) == n_all},
     }
-    run = Run(config, directory, corpus, windows, precision, checkpoint, summary)
+    run = Run(config, directory, corpus, windows, precision, checkpoint, summary, lock, resumed=checkpoint is not None)
     directory.write_json(directory.config, config.model_dump())
     directory.write_json(directory.environment, _environment(directory, resumed=checkpoint is not None))
     run.write_summary("running", State(**checkpoint["state"]) if checkpoint else State())
     return run
+
+
+def _resumed_with(previous: dict[str, Any], checkpoint: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The commands that went on with the run, each with the step from which it did."""
+    commands = previous.get("resumed_with") or []
+    if checkpoint is not None:
+        this = {"step": checkpoint["state"]["step"], "command": command_line()}
+        if this not in commands[-1:]:  # `run` and the notebook in it are one command
+            return [*commands, this]
+    return commands
 
 
 def _environment(directory: RunDirectory, resumed: bool) -> dict[str, Any]:
@@ -119,25 +145,3 @@ def _environment(directory: RunDirectory, resumed: bool) -> dict[str, Any]:
         return environment()
     first = directory.read_json(directory.environment)
     return {**first, "resumed": [*first.get("resumed", []), environment()]}
-
-
-def _resumed(config: RunConfig, directory: RunDirectory) -> tuple[RunConfig, dict[str, Any] | None]:
-    """The config and the checkpoint from which the run goes on; the config as given and None for a new run."""
-    checkpoint = None
-    if config.resume == "auto":
-        if config.overwrite or not directory.holds_run:
-            return config, None
-        if directory.last.exists():
-            checkpoint = read_checkpoint(directory.last)
-        saved = directory.read_config()
-    elif config.resume:
-        checkpoint = read_checkpoint(Path(config.resume))
-        saved = checkpoint["config"]
-    else:
-        return config, None
-    for name, value in config.given.items():
-        if name in _KEPT_ON_RESUME and name in saved and value != saved[name]:
-            raise UserError(f"{name} {value} differs from {saved[name]}, with which the run in {directory} was started: leave it "
-                            f"out to go on with that run, or start a new one in another --out_dir")
-    given = {name: value for name, value in config.given.items()} | {"out_dir": config.out_dir}
-    return RunConfig.resolve(given, saved=saved), checkpoint

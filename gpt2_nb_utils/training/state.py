@@ -78,10 +78,11 @@ class State:
     def count_measurement(self, measured: CorpusLoss) -> bool:
         """Take in a measured training loss; True when it is the best so far.
 
-        A measurement of the whole corpus outranks every estimate, whichever is lower.
+        A measurement of the whole corpus outranks every estimate, whichever is lower. Random weights are no result, so
+        step 0 is never the best.
         """
         self.train_loss, self.train_loss_windows, self.train_loss_step = measured.loss, measured.windows, self.step
-        if not math.isfinite(measured.loss):
+        if self.step == 0 or not math.isfinite(measured.loss):
             return False
         best_is_whole = self.best_train_loss_windows == "all"
         if self.best_train_loss is not None:
@@ -92,3 +93,8 @@ class State:
         self.best_train_loss, self.best_train_loss_windows = measured.loss, measured.windows
         self.best_train_loss_step = self.step
         return True
+
+    def take_best_of(self, other: State) -> None:
+        """Take over the best training loss of another state of the same run: the one that best.pt was written with."""
+        self.best_train_loss, self.best_train_loss_windows = other.best_train_loss, other.best_train_loss_windows
+        self.best_train_loss_step = other.best_train_loss_step
