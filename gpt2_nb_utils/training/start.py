@@ -113,6 +113,8 @@ def start_run(config: RunConfig) -> Run:
         shutil.copyfile(config.resume, directory.last.with_suffix(".copy"))
         directory.last.with_suffix(".copy").replace(directory.last)
         config = config.model_copy(update={"resume": "auto"})  # from here on it is this directory's own
+    if checkpoint is None:
+        config = config.model_copy(update={"resume": ""})  # nothing was there to go on with: the record says so
     previous = directory.read_summary() if directory.summary.exists() else {}
     summary = {
         "preset": config.preset, "command": previous.get("command") or command_line(),
