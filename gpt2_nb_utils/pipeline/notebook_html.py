@@ -17,6 +17,7 @@ import nbformat
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters import ansi2html
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from traitlets.config import Config
 
 from gpt2_nb_utils.pipeline import images
@@ -116,6 +117,7 @@ def notebook_body(notebook: Any, pages: dict[str, str], level: int = 0) -> tuple
         "parameters_name": _parameters_name,
         "focusable": lambda source: source.replace("<pre>", '<pre tabindex="0">', 1),
     }
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # one box per stream, not per flush
     for name, function in filters.items():
         exporter.register_filter(name, function)
     body, _ = exporter.from_notebook_node(notebook)
