@@ -186,8 +186,8 @@ def corpus_caveat(summary: dict[str, Any]) -> str | None:
         return (f"This run was trained on another text ({corpus.get('path')}), not on the course's input.txt: it does not "
                 f"count for the course.")
     if max_tokens and corpus.get("is_course_input") is not True:
-        return (f"This run saw an excerpt only, the first {count(corpus.get('tokens'))} tokens of {corpus.get('path')} "
-                f"(max_tokens): it does not count for the course.")
+        return (f"This run saw an excerpt only: the first {count(corpus.get('tokens'))} tokens of {corpus.get('path')} "
+                f"(max_tokens). It does not count for the course.")
     return None
 
 
