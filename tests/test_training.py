@@ -190,7 +190,7 @@ def test_the_training_loss_counts_every_prediction_once_and_an_estimate_says_so(
 
 def test_a_whole_measurement_outranks_every_estimate():
     state = State(step=1)
-    assert state.count_measurement(CorpusLoss(0.05, 10, 1, whole=False))
+    assert state.count_measurement(CorpusLoss(0.05, 10, 1, whole=False)) and not state.reached(0.1)
     assert state.count_measurement(CorpusLoss(0.30, 100, 9, whole=True))
     assert not state.count_measurement(CorpusLoss(0.04, 10, 1, whole=False))
     assert state.best_train_loss == 0.30 and not state.reached(0.1)
@@ -218,6 +218,15 @@ def test_an_overflow_halves_the_scale_and_leaves_the_weights():
     assert result.skipped and not math.isfinite(result.grad_norm)
     assert scaler.get_scale() == 2.0**39
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_gradients_that_are_not_finite_leave_the_weights_in_fp32_too():
+    model = small_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x = y = torch.tensor([[1, 2, 3]])
+    result = training_step(lambda x, y: model.loss(x, y, "sum") * float("nan"), list(model.parameters()),
+                           torch.optim.SGD(model.parameters(), lr=1.0), CPU.scaler(), CPU, [(x, y)], 1.0)
+    assert result.skipped and all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
 def test_amp_auto_is_fp32_on_a_cpu_and_a_missing_gpu_is_said():
@@ -475,7 +484,7 @@ def test_a_second_process_in_the_same_directory_is_refused_and_a_lock_left_behin
         while len(read_metrics(directory.metrics)) < 3:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        for more in ({"resume": "auto"}, {"overwrite": True}):
+        for more in ({"resume": "auto", "steps": 3}, {"overwrite": True, "steps": 3}):
             with pytest.raises(UserError, match="another process is training there"):
                 run(given | more)
     finally:
