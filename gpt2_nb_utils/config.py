@@ -93,8 +93,18 @@ class RunConfig(BaseModel):
     randomize_batches: bool = _setting(
         True, "optimisation", "draw the windows of each epoch in a new random order; false reads the file in order",
         ("shuffle", "shuffle_batches", "random_batches"))
-    optimizer: Literal["adamw"] = _setting("adamw", "optimisation", "rule that turns gradients into updates", ("optim",))
-    lr: float = _setting(3e-4, "optimisation", "peak learning rate", ("learning_rate", "max_lr", "peak_lr"), ge=0)
+    optimizer: Literal["adamw", "muon"] = _setting(
+        "adamw", "optimisation", "rule that turns gradients into updates; muon takes the matrices of the blocks, AdamW the rest",
+        ("optim",))
+    lr: float = _setting(
+        3e-4, "optimisation", "peak learning rate; of the matrices in the blocks where the next two are set",
+        ("learning_rate", "max_lr", "peak_lr", "matrix_lr"), ge=0)
+    embedding_lr: float = _setting(
+        0.0, "optimisation", "peak learning rate of the token and position embeddings; 0 takes lr",
+        ("lr_embeddings", "embed_lr", "wte_lr"), ge=0)
+    vector_lr: float = _setting(
+        0.0, "optimisation", "peak learning rate of biases and LayerNorms; 0 takes lr",
+        ("scalar_lr", "norm_lr", "bias_lr", "lr_rest"), ge=0)
     lr_schedule: Literal["constant", "linear", "cosine", "wsd"] = _setting(
         "cosine", "optimisation", "learning rate after the warm-up; wsd is stable first and decays at the end",
         ("scheduler", "schedule", "lr_scheduler", "lr_scheduler_type", "lr_decay"))
@@ -106,8 +116,9 @@ class RunConfig(BaseModel):
         0.5, "optimisation", "share of the steps over which wsd decays", ("cooldown", "decay_fraction"), gt=0, le=1)
     weight_decay: float = _setting(
         0.1, "optimisation", "decay of the weight matrices; biases and norms take none of it", ("wd", "l2"), ge=0)
-    beta1: float = _setting(0.9, "optimisation", "decay of the gradient mean in AdamW", ("adam_beta1", "momentum"), ge=0, lt=1)
+    beta1: float = _setting(0.9, "optimisation", "decay of the gradient mean in AdamW", ("adam_beta1",), ge=0, lt=1)
     beta2: float = _setting(0.95, "optimisation", "decay of the squared-gradient mean in AdamW", ("adam_beta2",), ge=0, lt=1)
+    momentum: float = _setting(0.95, "optimisation", "decay of the gradient mean in Muon", ("muon_momentum",), ge=0, lt=1)
     clip_grad: float = _setting(
         1.0, "optimisation", "largest gradient norm; 0 means no clipping",
         ("grad_clip", "max_grad_norm", "gradient_clip_val", "clip"), ge=0)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from gpt2_nb_utils.model import figures, measurements
 from gpt2_nb_utils.model.gpt2 import GPT2, IGNORE_INDEX, Attention, GPT2Config, causal_mask
+from gpt2_nb_utils.model.head_loss import head_loss
 from gpt2_nb_utils.model.initialisation import expected_std
 from gpt2_nb_utils.model.kv_cache import KVCache
 from gpt2_nb_utils.model.parts import parameter_count, parameter_parts
@@ -102,6 +103,41 @@ def test_the_loss_of_a_token_sequence_is_the_one_transformers_computes_from_labe
     with torch.no_grad():
         theirs = other(tokens, labels=tokens).loss  # shifts the labels itself
     torch.testing.assert_close(model.loss(tokens[:, :-1], tokens[:, 1:]).detach(), theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("confidence", [0.1, 10.0])
+def test_the_heads_gradients_in_bf16_are_right_to_bf16_even_where_the_target_is_nearly_certain(confidence):
+    """Softmax minus truth is a small difference of numbers near 1: formed in bf16, nothing of it would be left."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(500, 32, generator=generator)
+    targets = torch.randint(0, 500, (150,), generator=generator)
+    targets[::7] = IGNORE_INDEX
+    hidden = torch.randn(150, 32, generator=generator) + confidence * 0.1 * weight[targets.clamp(min=0)]
+
+    def gradients(compute, dtype):
+        h, w = hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
+        loss = compute(h, w)
+        loss.backward()
+        return loss.item(), h.grad.double(), w.grad.double()
+
+    exact = gradients(lambda h, w: F.cross_entropy(h @ w.T, targets, ignore_index=IGNORE_INDEX, reduction="sum"), torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = gradients(lambda h, w: head_loss(h, w, targets, IGNORE_INDEX, "sum"), torch.float32)
+    assert ours[0] == pytest.approx(exact[0], rel=0.02)
+    for gradient, truth in zip(ours[1:], exact[1:]):
+        assert (gradient - truth).norm() < 0.02 * truth.norm()
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_losses_without_gradients_are_those_of_the_plain_formula(reduction):
+    model = shaken()
+    x, y = ids(7, 22), ids(7, 22, seed=6)  # 154 rows: more than are taken at once
+    y[2, 3:9] = IGNORE_INDEX
+    with torch.no_grad():
+        plain = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), ignore_index=IGNORE_INDEX, reduction=reduction)
+        torch.testing.assert_close(model.loss(x, y, reduction).flatten(), plain.flatten(), atol=1e-5, rtol=1e-5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(model.loss(x, y, reduction).flatten(), plain.flatten(), atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -23,7 +23,9 @@ from gpt2_nb_utils.training import loop
 from gpt2_nb_utils.training.checkpoints import load_model, read_checkpoint, save_checkpoint
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, training_loss
 from gpt2_nb_utils.training.loop import train
-from gpt2_nb_utils.training.optimizer import build_optimizer
+from gpt2_nb_utils.training import muon
+from gpt2_nb_utils.training.muon import Muon, orthogonalise
+from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.run_log import COLUMNS, RunLog, read_metrics
 from gpt2_nb_utils.training.samples_file import read_samples
@@ -154,6 +156,114 @@ def test_an_update_is_the_one_of_the_adamw_paper():
         theta = theta - 0.01 * (m / (1 - 0.8**t) / ((v / (1 - 0.9**t)).sqrt() + 1e-8) + 0.1 * theta)
         optimizer.step()
     torch.testing.assert_close(weight.double(), theta, rtol=1e-5, atol=1e-7)
+
+
+# Muon
+
+
+def singular_values(matrix):
+    return torch.linalg.svdvals(matrix.double())
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (24, 96), (96, 24), (3, 24, 96)])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_orthogonalising_equalises_singular_values_and_keeps_their_vectors(shape, scale):
+    matrices = scale * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    matrices[..., 0, :] *= 30  # one direction dominates, as in a gradient
+    result = orthogonalise(matrices)
+    assert result.shape == matrices.shape
+    for before, after in zip(matrices.reshape(-1, *shape[-2:]), result.reshape(-1, *shape[-2:])):
+        assert singular_values(before).max() > 5 * singular_values(before).median()
+        assert 0.6 < singular_values(after).min() and singular_values(after).max() < 1.3
+        u, _, vh = torch.linalg.svd(before.double(), full_matrices=False)
+        seen_along = u.mT @ after.double() @ vh.mT  # diagonal where the singular vectors stayed the same
+        torch.testing.assert_close(seen_along, torch.diag(seen_along.diagonal()), rtol=0, atol=1e-3)
+
+
+def test_the_gram_iteration_is_the_plain_one():
+    a, b, c = muon.QUINTIC
+    wide = torch.randn(16, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = wide / wide.norm()
+    for _ in range(muon.ITERATIONS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalise(wide.float()).double(), x, rtol=1e-4, atol=1e-4)  # m x 4m: by the Gram matrix
+    narrower = wide[:, :24]
+    x = narrower / narrower.norm()
+    for _ in range(muon.ITERATIONS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalise(narrower.float()).double(), x, rtol=1e-4, atol=1e-4)  # plain
+
+
+def test_an_update_is_that_of_torchs_own_muon():
+    """Theirs takes weights (out, in), ours (in, out) as GPT-2 stores them; theirs computes in bf16."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(16, 48, generator=generator)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.T.clone())
+    settings = dict(lr=0.02, weight_decay=0.1, momentum=0.9)
+    our_optimizer = Muon([ours], dtype=torch.bfloat16, **settings)
+    their_optimizer = torch.optim.Muon([theirs], nesterov=True, adjust_lr_fn="original", **settings)
+    for _ in range(4):
+        gradient = torch.randn(16, 48, generator=generator)
+        ours.grad, theirs.grad = gradient.clone(), gradient.T.clone()
+        our_optimizer.step()
+        their_optimizer.step()
+    moved = (ours - start).norm()
+    assert moved > 0.1
+    assert (ours.detach() - theirs.detach().T).norm() < 0.05 * moved  # bf16 rounds in another order
+
+
+def test_queries_keys_and_values_are_three_matrices():
+    model = small_model()
+    config = RunConfig.resolve({"preset": "tiny", "optimizer": "muon", "lr": 0.02, "weight_decay": 0.0, "momentum": 0.0})
+    weight = model.transformer.h[0].attn.c_attn.weight
+    before = weight.detach().clone()
+    optimizer = build_optimizer(model, config)
+    model.loss(torch.tensor([[1, 2, 3, 4]]), torch.tensor([[2, 3, 4, 5]])).backward()
+    gradient = weight.grad.clone()
+    optimizer.step()
+    for name, moved, part in zip("qkv", (weight.detach() - before).chunk(3, dim=1), gradient.chunk(3, dim=1)):
+        torch.testing.assert_close(moved, -0.02 * orthogonalise(part), rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_each_kind_of_parameter_has_its_own_rate(optimizer):
+    model = small_model()
+    config = RunConfig.resolve({"preset": "tiny", "optimizer": optimizer, "lr": 0.03, "embedding_lr": 0.008, "vector_lr": 0.002})
+    built = build_optimizer(model, config)
+    set_learning_rate(built, 0.5)
+    rates = {id(p): group["lr"] for group in built.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        peak = 0.008 if name.endswith(("wte.weight", "wpe.weight")) else 0.002 if parameter.dim() < 2 else 0.03
+        assert rates[id(parameter)] == pytest.approx(peak / 2), name
+    if optimizer == "muon":
+        with_muon = {id(p) for group in built.parts[0].param_groups for p in group["params"]}
+        assert with_muon == {id(p) for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("transformer.h.")}
+
+
+def test_rates_that_are_not_given_are_those_of_the_matrices():
+    built = build_optimizer(small_model(), RunConfig.resolve({"preset": "tiny", "lr": 0.01}))
+    assert {group["peak_lr"] for group in built.param_groups} == {0.01}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_optimizer_keeps_its_averages_and_takes_the_new_settings(optimizer):
+    model = small_model()
+    settings = {"preset": "tiny", "optimizer": optimizer, "lr": 0.01}
+    first = build_optimizer(model, RunConfig.resolve(settings))
+    model.loss(torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]])).backward()
+    first.step()
+    second = build_optimizer(model, RunConfig.resolve({**settings, "lr": 0.002, "weight_decay": 0.3}))
+    restore_optimizer(second, first.state_dict())
+    assert {group["peak_lr"] for group in second.param_groups} == {0.002}
+    assert {group["weight_decay"] for group in second.param_groups} == {0.0, 0.3}
+    averages = {id(p): state for part in getattr(first, "parts", [first]) for p, state in part.state.items()}
+    restored = {id(p): state for part in getattr(second, "parts", [second]) for p, state in part.state.items()}
+    assert averages.keys() == restored.keys() == {id(p) for p in model.parameters()}
+    for key, state in averages.items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(restored[key][name])), name
 
 
 @pytest.mark.parametrize("schedule, expected", [

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2_nb_utils.model.head_loss import head_loss_sum
+from gpt2_nb_utils.model.head_loss import head_loss
 from gpt2_nb_utils.model.initialisation import initialise
 from gpt2_nb_utils.model.kv_cache import KVCache
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX
@@ -177,15 +177,7 @@ class GPT2(nn.Module):
         Args:
             reduction: `mean`, `sum`, or `none` for one value per target, (B, T).
         """
-        hidden = self.hidden(x)
-        weight = self.transformer.wte.weight
-        autocast = torch.is_autocast_enabled(x.device.type)
-        if torch.is_grad_enabled() and reduction != "none" and x.device.type == "cpu" and not autocast:
-            total = head_loss_sum(hidden.flatten(0, 1), weight, y.flatten(), IGNORE_INDEX)
-            return total if reduction == "sum" else total / (y != IGNORE_INDEX).sum()
-        logits = F.linear(hidden, weight).flatten(0, 1)  # (B·T, V)
-        # In fp32 whatever the autocast: an fp16 sum of 50,257 exponentials overflows.
-        losses = F.cross_entropy(logits.float(), y.flatten(), ignore_index=IGNORE_INDEX, reduction=reduction)
+        losses = head_loss(self.hidden(x).flatten(0, 1), self.transformer.wte.weight, y.flatten(), IGNORE_INDEX, reduction)
         return losses.view(y.shape) if reduction == "none" else losses
 
     @torch.no_grad()

@@ -4,59 +4,112 @@ The plain way writes N × 50,257 logits, reads them for the softmax, and writes 
 traffic and the page faults of those buffers cost more than the arithmetic. Here one small buffer holds the logits of
 some rows, turns into their gradient, and is used again. The numbers are those of the plain formula.
 
-It serves fp32 on a CPU. On a GPU, and under autocast, the plain way is used.
+It serves a CPU, in fp32 and in bf16. On a GPU the plain way is used.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+_ROWS_AT_ONCE = 64
+"""Rows whose logits stay in the cache of a CPU while they are turned into losses or gradients: 13 MB in fp32."""
 
-def head_loss_sum(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-    """Summed cross-entropy, in nats, of a linear head.
+
+def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
+    """Cross-entropy, in nats, of a linear head. The matrix products follow autocast; exponentials and sums are fp32.
 
     Args:
         hidden: what the head sees, (N, C).
         weight: the head's weight, (V, C).
         targets: token ids (N,); `ignore_index` is left out.
+        reduction: `mean`, `sum`, or `none` for one value per target, 0 for those left out.
 
     Returns:
-        A scalar. Its gradients with respect to `hidden` and `weight` are computed together with it.
+        A scalar, or (N,).
     """
-    return _HeadLossSum.apply(hidden, weight, targets, ignore_index)
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    by_rows = device == "cpu" and dtype in (weight.dtype, torch.bfloat16)
+    if by_rows and torch.is_grad_enabled() and reduction != "none":
+        total = _HeadLossSum.apply(hidden, weight, targets, ignore_index, dtype)
+        return total if reduction == "sum" else total / (targets != ignore_index).sum()
+    if by_rows and not torch.is_grad_enabled():
+        losses = _losses_by_rows(hidden.to(dtype), weight.to(dtype), targets, ignore_index)
+        return losses if reduction == "none" else losses.sum() if reduction == "sum" else (
+            losses.sum() / (targets != ignore_index).sum())
+    logits = F.linear(hidden, weight)  # (N, V)
+    # In fp32 whatever the autocast: an fp16 sum of 50,257 exponentials overflows.
+    return F.cross_entropy(logits.to(weight.dtype), targets, ignore_index=ignore_index, reduction=reduction)
+
+
+def _losses_by_rows(hidden: Tensor, head: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    logits = head.new_empty(_ROWS_AT_ONCE, len(head))
+    return torch.cat([
+        F.cross_entropy(torch.mm(h, head.t(), out=logits[:len(h)]).to(torch.promote_types(head.dtype, torch.float32)), y,
+                        ignore_index=ignore_index, reduction="none")
+        for h, y in zip(hidden.split(_ROWS_AT_ONCE), targets.split(_ROWS_AT_ONCE))])
 
 
 class _HeadLossSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dtype: torch.dtype) -> Tensor:
         N, C = hidden.shape
         # Each chunk reads and writes the whole (V, C) gradient once, so wide models take more rows at a time.
         rows = min(N, max(32, C))
-        buffer = hidden.new_empty(rows, weight.size(0))  # (rows, V)
+        exact = dtype == weight.dtype
+        buffer = hidden.new_empty(rows, weight.size(0), dtype=dtype)  # (rows, V)
+        scratch = None if exact else weight.new_empty(min(rows, _ROWS_AT_ONCE), weight.size(0))
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        keep = (targets != ignore_index).to(hidden.dtype).unsqueeze(1)  # (N, 1): 1 where a target counts
-        counted = targets.masked_fill(targets == ignore_index, 0)
-        total = hidden.new_zeros((), dtype=torch.float64)
+        hidden, head = hidden.to(dtype), weight.to(dtype)
+        keep = (targets != ignore_index).to(weight.dtype).unsqueeze(1)  # (N, 1): 1 where a target counts
+        counted = targets.masked_fill(targets == ignore_index, 0).unsqueeze(1)  # (N, 1)
+        normalisers = weight.new_empty(N, 1)
+        total = weight.new_zeros((), dtype=torch.float64)
         for start in range(0, N, rows):
             chunk = slice(start, min(start + rows, N))
             h, y, k = hidden[chunk], counted[chunk], keep[chunk]
-            logits = torch.mm(h, weight.t(), out=buffer[:len(h)])
-            at_target = logits.gather(1, y.unsqueeze(1))
-            largest = logits.amax(dim=1, keepdim=True)
-            exponentials = logits.sub_(largest).exp_()
-            normaliser = exponentials.sum(dim=1, keepdim=True)
-            total += ((normaliser.log() + largest - at_target) * k).sum(dtype=torch.float64)
-            # The gradient of the logits is softmax minus truth. Dividing by the normaliser after the products, and
-            # subtracting the truth's one row of the weight, spares two passes over the (rows, V) buffer.
-            share = k / normaliser
-            d_hidden[chunk] = torch.mm(exponentials, weight).mul_(share).sub_(weight[y] * k)
-            d_weight.addmm_(exponentials.t(), h * share)
-            d_weight.index_add_(0, y, h * k, alpha=-1)
+            products = torch.mm(h, head.t(), out=buffer[:len(h)])
+            if exact:
+                losses = _logits_to_gradients(products, y, normalisers[chunk])
+            else:
+                losses = torch.cat([
+                    _through_scratch(part, scratch, y_part, normaliser) for part, y_part, normaliser
+                    in zip(*(t.split(_ROWS_AT_ONCE) for t in (products, y, normalisers[chunk])))])
+            total += (losses * k).sum(dtype=torch.float64)
+            share = k / normalisers[chunk]
+            d_hidden[chunk] = torch.mm(products, head) * share
+            scaled = (h * share).to(dtype)
+            if exact:
+                d_weight.addmm_(products.t(), scaled)
+            else:
+                d_weight += torch.mm(products.t(), scaled)  # summed over the chunks in fp32
         ctx.save_for_backward(d_hidden, d_weight)
-        return total.to(hidden.dtype)
+        return total.to(weight.dtype)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grad_output, d_weight * grad_output, None, None
+        return d_hidden * grad_output, d_weight * grad_output, None, None, None
+
+
+def _logits_to_gradients(logits: Tensor, y: Tensor, normaliser: Tensor) -> Tensor:
+    """Turn fp32 logits (n, V) into their gradients times the softmax's normaliser, in place; returns the losses (n, 1).
+
+    The gradient is softmax minus truth. Left undivided here, it is divided after the products, where the rows are
+    C wide instead of V.
+    """
+    at_target = logits.gather(1, y)
+    largest = logits.amax(dim=1, keepdim=True)
+    exponentials = logits.sub_(largest).exp_()
+    torch.sum(exponentials, dim=1, keepdim=True, out=normaliser)
+    exponentials.scatter_add_(1, y, -normaliser)
+    return normaliser.log() + largest - at_target
+
+
+def _through_scratch(products: Tensor, scratch: Tensor, y: Tensor, normaliser: Tensor) -> Tensor:
+    logits = scratch[:len(products)].copy_(products)
+    losses = _logits_to_gradients(logits, y, normaliser)
+    products.copy_(logits)
+    return losses

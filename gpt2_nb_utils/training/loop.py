@@ -14,7 +14,7 @@ from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.tokenization.windows import WindowOrder
 from gpt2_nb_utils.training.checkpoints import read_checkpoint, save_checkpoint
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, training_loss
-from gpt2_nb_utils.training.optimizer import build_optimizer, set_learning_rate
+from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
 from gpt2_nb_utils.training.recorder import Recorder
 from gpt2_nb_utils.training.run_log import Row
 from gpt2_nb_utils.training.schedule import learning_rate_factor
@@ -56,7 +56,7 @@ class _Training:
         self.state = State()
         self.model = GPT2(self.run.model_config, seed=self.config.seed).to(self.precision.device)
         self.parameters = list(self.model.parameters())
-        self.optimizer = build_optimizer(self.model, self.config)
+        self.optimizer = build_optimizer(self.model, self.config, self.precision.muon_dtype)
         self.scaler = self.precision.scaler()
         self.order = WindowOrder(len(self.run.windows), self.config.seed, self.config.randomize_batches)
         self.loss_sum = lambda x, y: self.model.loss(x, y, reduction="sum")
@@ -77,13 +77,13 @@ class _Training:
                     self.measure()  # where random weights start
                     record.row(lr=None, grad_norm=None, loss_scale=self._loss_scale)
                 while state.step < config.steps and not self.target_reached and not stop:
-                    lr = config.lr * learning_rate_factor(state.step, config)
-                    grad_norm = self.step(lr)
+                    factor = learning_rate_factor(state.step, config)
+                    grad_norm = self.step(factor)
 
                     measured = state.step % config.eval_every == 0 or state.step == config.steps or self._seems_near
                     improved = self.measure() if measured else False
                     if measured or state.step % config.log_every == 0 or state.step == 1:
-                        record.row(lr, grad_norm, self._loss_scale)
+                        record.row(config.lr * factor, grad_norm, self._loss_scale)
                     if improved:
                         self.save_best()
 
@@ -113,14 +113,18 @@ class _Training:
         """Whether the training loss over the whole corpus was measured below the target."""
         return self.state.reached(self.config.target_loss)
 
-    def step(self, lr: float) -> float:
-        """One optimizer update on the next windows; returns the gradient norm before clipping."""
+    def step(self, factor: float) -> float:
+        """One optimizer update on the next windows, at this share of the peak learning rates.
+
+        Returns:
+            The gradient norm before clipping.
+        """
         config, state, windows = self.config, self.state, self.run.windows
         begun = time.perf_counter()
         n_windows = config.batch_size * config.grad_accum
         indices = self.order.take(state.windows_drawn, n_windows)
         micro_batches = [windows.batch(indices[i:i + config.batch_size]) for i in range(0, n_windows, config.batch_size)]
-        set_learning_rate(self.optimizer, lr)
+        set_learning_rate(self.optimizer, factor)
         result = training_step(self.loss_sum, self.parameters, self.optimizer, self.scaler, self.precision,
                                micro_batches, config.clip_grad)
         self.precision.wait()
@@ -130,7 +134,7 @@ class _Training:
                              f"loss scale now {self.scaler.get_scale():g}")
         if state.skipped_in_a_row >= SKIPS_IN_A_ROW:
             raise UserError(f"{SKIPS_IN_A_ROW} steps in a row had no finite gradients (loss {result.loss:g} at step "
-                            f"{state.step}, lr {lr:g}): lower lr or choose --amp fp32; the last good checkpoint is kept")
+                            f"{state.step}, lr {config.lr * factor:g}): lower lr or choose --amp fp32; the last good checkpoint is kept")
         return result.grad_norm
 
     def measure(self) -> bool:
@@ -198,7 +202,7 @@ class _Training:
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        restore_optimizer(self.optimizer, checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         random_states = checkpoint["random_states"]
         self.state = State(**checkpoint["state"])

@@ -59,6 +59,14 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
 
     @property
+    def muon_dtype(self) -> torch.dtype:
+        """Number format of Muon's matrix products, which bear a coarse one: fp32 where the run is fp32, else bf16.
+
+        Never fp16: a CPU computes it in software, and the iteration has no need of its finer steps.
+        """
+        return torch.float32 if self.amp == "fp32" else torch.bfloat16
+
+    @property
     def device_name(self) -> str:
         """The device as a person knows it."""
         if self.device.type == "cuda":
