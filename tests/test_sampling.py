@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 import transformers
 
+from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.model.sampling import context_start, generate, next_token
+from gpt2_nb_utils.training.samples import draw_samples
 
 SIZES = GPT2Config(block_size=32, n_layer=2, n_head=4, n_embd=32, vocab_size=101)
 
@@ -43,6 +46,27 @@ def test_the_cache_changes_no_token_also_past_block_size(model, how, n_prompt, n
     assert len(cached[0]) == n_prompt + n_new
     assert cached[0][:n_prompt].tolist() == prompt(n_prompt).tolist()
     assert len(set(cached[0][n_prompt:].tolist())) > 3  # one token for ever would prove little
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_positions_that_training_never_reached_are_not_used(model, cached):
+    """A model trained on windows of 8 tokens has random position embeddings from 8 on."""
+    untrained = copy.deepcopy(model)
+    with torch.no_grad():
+        untrained.transformer.wpe.weight[8:] = float("nan")
+    text = generate(untrained, [prompt(5)], 40, temperature=0, use_cache=cached, context=8)[0]
+    assert text.tolist() == generate(model, [prompt(5)], 40, temperature=0, context=8)[0].tolist()
+    assert text.tolist() != generate(model, [prompt(5)], 40, temperature=0)[0].tolist()
+
+
+def test_a_runs_samples_see_no_more_than_its_windows(model, monkeypatch):
+    config = RunConfig.resolve({"preset": "tiny", "seq_len": 16, "block_size": 64, "max_new_tokens": 30})
+    trained = GPT2(GPT2Config(block_size=64, n_layer=1, n_head=2, n_embd=16))
+    longest = []
+    embed = GPT2.embed
+    monkeypatch.setattr(GPT2, "embed", lambda self, x, past=0: longest.append(past + x.size(1)) or embed(self, x, past))
+    draw_samples(trained, config, ["First Citizen:"], step=0)
+    assert max(longest) == 16
 
 
 @pytest.mark.parametrize("how", [dict(temperature=0), dict(temperature=0.9, top_k=20)])

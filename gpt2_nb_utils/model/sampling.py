@@ -14,16 +14,16 @@ from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.kv_cache import KVCache
 
 
-def context_start(n_tokens: int, block_size: int) -> int:
+def context_start(n_tokens: int, longest: int) -> int:
     """Index of the first token that the model still sees when `n_tokens` are there.
 
-    Up to `block_size` tokens all are seen. Positions are learned for absolute places, so every slide means computing
+    Up to `longest` tokens all are seen. Positions are learned for absolute places, so every slide means computing
     the context anew; sliding by half a block at a time makes that rare.
     """
-    if n_tokens <= block_size:
+    if n_tokens <= longest:
         return 0
-    stride = max(1, block_size // 2)
-    return -(-(n_tokens - block_size) // stride) * stride
+    stride = max(1, longest // 2)
+    return -(-(n_tokens - longest) // stride) * stride
 
 
 def next_token(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None = None) -> Tensor:
@@ -61,12 +61,15 @@ def generate(
     top_k: int = 0,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
+    context: int | None = None,
 ) -> list[Tensor]:
     """Continue each prompt by `max_new_tokens` tokens.
 
     Args:
         prompts: token ids, each (t,) with t ≥ 1. Prompts of one length share a batch.
         use_cache: False computes the whole context for each token: the plain path, for comparison.
+        context: tokens that the model sees at most; block_size if None. A model trained on windows of `seq_len` tokens has
+            learned no position after those: give it `seq_len`.
 
     Returns:
         Prompt and continuation, each (t + max_new_tokens,), on the CPU.
@@ -83,7 +86,8 @@ def generate(
         for length in sorted({len(prompt) for prompt in prompts}):
             members = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
             ids = torch.stack([torch.as_tensor(prompts[index]) for index in members]).to(model.device)  # (B, t)
-            ids = _continue(model, ids, max_new_tokens, temperature, top_k, generator, use_cache).cpu()
+            ids = _continue(model, ids, max_new_tokens, temperature, top_k, generator, use_cache,
+                            min(context or model.config.block_size, model.config.block_size)).cpu()
             results.update(zip(members, ids))
     finally:
         model.train(was_training)
@@ -91,16 +95,15 @@ def generate(
 
 
 def _continue(model: GPT2, ids: Tensor, max_new_tokens: int, temperature: float, top_k: int,
-              generator: torch.Generator | None, use_cache: bool) -> Tensor:
-    block_size, n_layer = model.config.block_size, model.config.n_layer
+              generator: torch.Generator | None, use_cache: bool, context: int) -> Tensor:
     cache, cache_from = None, -1
     for _ in range(max_new_tokens):
-        start = context_start(ids.size(1), block_size)
+        start = context_start(ids.size(1), context)
         if not use_cache:
             h = model.hidden(ids[:, start:])
         else:
             if start != cache_from:  # the first token, or the context has slid: fill the cache anew
-                cache, cache_from = KVCache(n_layer, block_size), start
+                cache, cache_from = KVCache(model.config.n_layer, context), start
             h = model.hidden(ids[:, start + len(cache):], cache)
         logits = h[:, -1] @ model.transformer.wte.weight.t()  # (B, V): only the last position is needed
         ids = torch.cat([ids, next_token(logits, temperature, top_k, generator).unsqueeze(1)], dim=1)

@@ -43,7 +43,7 @@ def draw_samples(model: GPT2, config: RunConfig, prompts: list[str], step: int) 
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     ids = [torch.from_numpy(encode(prompt)) for prompt in prompts]
     texts = [decode(row.numpy()) for row in
-             generate(model, ids, config.max_new_tokens, config.temperature, config.top_k, generator)]
+             generate(model, ids, config.max_new_tokens, config.temperature, config.top_k, generator, context=config.seq_len)]
     settings = {"prompts": len(prompts), "temperature": config.temperature, "top_k": config.top_k}
     return [Sample(step=step, prompt_index=number, prompt=prompt, text=text, settings=settings)
             for number, (prompt, text) in enumerate(zip(prompts, texts), start=1)]
