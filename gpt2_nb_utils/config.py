@@ -29,9 +29,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         eval_windows=16, sample_every=15, save_every=15, max_new_tokens=60,
     ),
     "full": dict(
-        max_tokens=0, block_size=1024, n_layer=12, n_head=12, n_embd=768, batch_size=8, seq_len=1024, grad_accum=2, steps=2000,
-        lr=6e-4, lr_schedule="cosine", warmup_steps=50, weight_decay=0.0, log_every=10, eval_every=50,
-        eval_windows=32, sample_every=200, save_every=200, max_new_tokens=100,
+        max_tokens=0, block_size=1024, n_layer=12, n_head=12, n_embd=768, batch_size=16, seq_len=128, grad_accum=5, steps=198,
+        optimizer="muon", lr=0.02, embedding_lr=0.012, vector_lr=0.002, momentum=0.9, lr_schedule="wsd", warmup_steps=10,
+        weight_decay=0.0, clip_grad=0.0, log_every=1, eval_every=11, eval_windows=32, sample_every=33, save_every=11,
+        max_new_tokens=100,
     ),
 }
 """What each preset sets. A setting given by hand wins over its preset."""
@@ -255,15 +256,14 @@ def _one_line(error: ValidationError) -> str:
 
 def default_text(name: str) -> str:
     """How help texts state the default of a setting: one value, or one per preset."""
-    presets_of: dict[Any, list[str]] = {}
-    for preset, values in PRESETS.items():
-        if name in values:
-            presets_of.setdefault(values[name], []).append(preset)
-    if len(presets_of) == 1:
-        return str(next(iter(presets_of)))
-    if presets_of:
-        return ", ".join(f"{' and '.join(presets)} {value}" for value, presets in presets_of.items())
     default = RunConfig.model_fields[name].default
+    presets_of: dict[Any, list[str]] = {}
+    if any(name in values for values in PRESETS.values()):
+        for preset, values in PRESETS.items():
+            presets_of.setdefault(values.get(name, default), []).append(preset)
+    if len(presets_of) > 1:
+        return ", ".join(f"{' and '.join(presets)} {value}" for value, presets in presets_of.items())
+    default = next(iter(presets_of), default)
     return "empty" if default == "" else str(default).lower() if isinstance(default, bool) else str(default)
 
 

@@ -12,6 +12,7 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.tokenization.windows import WindowOrder
+from gpt2_nb_utils.training.allocator import keep_freed_memory
 from gpt2_nb_utils.training.checkpoints import read_checkpoint, save_checkpoint
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, training_loss
 from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
@@ -52,6 +53,7 @@ class _Training:
 
     def __init__(self, config: RunConfig, on_row: Callable[[Row], None] | None):
         self.run = start_run(config)
+        keep_freed_memory()
         self.config, self.precision = self.run.config, self.run.precision
         self.state = State()
         self.model = GPT2(self.run.model_config, seed=self.config.seed).to(self.precision.device)
@@ -186,7 +188,10 @@ class _Training:
         save_checkpoint(self.run.directory.best, {**self._identity(), "model": self.model.state_dict()})
 
     def save_last(self) -> None:
-        """Write last.pt: everything that a resumed run needs."""
+        """Write last.pt: everything that a resumed run needs. A run that has diverged does not replace the good one."""
+        if not all(parameter.isfinite().all() for parameter in self.parameters):
+            self.record.line(f"step {self.state.step}/{self.config.steps}  not saved: weights are not finite")
+            return
         self.record.update_wall_seconds()
         random_states = {"cpu": torch.get_rng_state()}
         if self.precision.device.type == "cuda":
