@@ -1,4 +1,4 @@
-"""The commands: `python -m gpt2_nb_utils run | train | sample | report | readme`.
+"""The commands: `python -m gpt2_nb_utils run | train | sweep | sample | report | readme`.
 
 Here flags are read and the work is handed on; nothing is done here. Heavy modules are imported by the command that
 needs them, so that `--help` answers at once.
@@ -35,6 +35,18 @@ def _train(args: argparse.Namespace, given: dict[str, Any]) -> int:
     from gpt2_nb_utils.training.loop import train
 
     return _tell(train(RunConfig.resolve(given)))
+
+
+def _sweep(args: argparse.Namespace, given: dict[str, Any]) -> int:
+    from pathlib import Path
+
+    from gpt2_nb_utils.pipeline.sweep import sweep
+    from gpt2_nb_utils.pipeline.sweep_files import FIGURE, MARKDOWN
+
+    folder = Path(args.out_dir)
+    outcomes = sweep(Path(args.spec), folder, args.keep_checkpoints)
+    print("", (folder / MARKDOWN).read_text(encoding="utf-8"), f"figure      {folder / FIGURE}", sep="\n")
+    return INTERRUPTED if any(outcome.status == "interrupted" for outcome in outcomes) else 0
 
 
 def _sample(args: argparse.Namespace, given: dict[str, Any]) -> int:
@@ -93,6 +105,7 @@ _SAMPLE_FLAGS = ("prompt", "num_prompts", "max_new_tokens", "top_k", "temperatur
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, dict[str, Any]], int], str]] = {
     "run": (_run, "all notebooks, headless, and the report: from the text to index.html"),
     "train": (_train, "the training of notebook 03 alone"),
+    "sweep": (_sweep, "train every run of a TOML file of settings, and set them side by side in a table and a figure"),
     "sample": (_sample, "let the model of a run continue a prompt"),
     "report": (_report, "the executed notebooks of a run as self-contained HTML"),
     "readme": (_readme, "put the results of a run between the AUTO markers of a README"),
@@ -109,6 +122,11 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False)
         if name in ("run", "train"):
             add_flags(command)
+        elif name == "sweep":
+            command.add_argument("spec", metavar="SPEC", help="TOML file: [common] settings, [runs.NAME] with what differs")
+            command.add_argument("--out_dir", default="out/sweep", metavar="DIR",
+                                 help="folder for the runs, the table and the figure (default: %(default)s)")
+            command.add_argument("--keep_checkpoints", action="store_true", help="leave checkpoints/best.pt of each run there")
         else:
             command.add_argument("run_dir", nargs="?", default=RunConfig.model_fields["out_dir"].default,
                                  metavar="RUN_DIR", help="run directory (default: %(default)s)")

@@ -168,7 +168,7 @@ def _memory_gb() -> float | None:
 
 
 def command_line() -> str:
-    """The command that started this process, as it was given.
+    """The command that started this process, as it was given, but for where this machine keeps its programs.
 
     Inside a Jupyter kernel it is the command that runs the notebook, papermill or `run`. A Jupyter server's own command
     line is not recorded: it may hold a password.
@@ -183,4 +183,11 @@ def command_line() -> str:
             words = []
         if not any("papermill" in word or "gpt2_nb_utils" in word for word in words):
             return "(notebook run by hand in Jupyter)"
-    return shlex.join(words)
+    return shlex.join(_without_folders(words))
+
+
+def _without_folders(words: list[str]) -> list[str]:
+    """The program without its folder: that tells a reader nothing, and may hold the name of a user."""
+    if len(words) > 1 and Path(words[1]).is_absolute():
+        return [Path(words[1]).name, *words[2:]]  # an installed script such as papermill, with the interpreter before it
+    return [Path(words[0]).name if Path(words[0]).is_absolute() else words[0], *words[1:]] if words else words

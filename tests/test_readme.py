@@ -206,3 +206,27 @@ def test_text_of_a_run_cannot_leave_its_block_its_fence_or_its_cell(tmp_path):
                 assert "<" not in line
         assert fence is None, name
     assert "<script>" not in re.sub(r"(?s)^(`{3,})\w*\n.*?\n\1$", "", blocks["REPRO"], flags=re.MULTILINE)
+
+
+# The optional block
+
+
+def test_runs_beside_each_other_are_shown_a_line_each(tmp_path):
+    first = make_run(tmp_path / "out" / "first", summary(tokens_seen=1111))
+    make_run(tmp_path / "out" / "sec|ond", summary(tokens_seen=2222))
+    (tmp_path / "out" / "no run").mkdir()
+    readme = tmp_path / "README.md"
+    readme.write_text(empty_readme(names=(*NAMES, "RUNS")), encoding="utf-8")
+    assert fill_readme(first, readme)
+    block = readme.read_text(encoding="utf-8").split("<!--AUTO:RUNS:START-->")[1].split("<!--AUTO:RUNS:END-->")[0]
+    lines = [line for line in block.splitlines() if line]
+    assert len(lines) == 4 and "1,111" in lines[2] and "2,222" in lines[3]
+    assert lines[2].startswith("| first |") and lines[3].startswith("| sec\\|ond |")
+    assert not fill_readme(first, readme)
+
+
+def test_half_of_the_optional_block_is_an_error(run, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(empty_readme() + "<!--AUTO:RUNS:START-->", encoding="utf-8")
+    with pytest.raises(UserError, match="AUTO:RUNS:END--> is missing"):
+        fill_readme(run, readme)

@@ -1,6 +1,6 @@
 """The results of a run inside a README: the text between its AUTO markers, and not a byte beside it.
 
-It knows Markdown and the six blocks. It deliberately reads and writes bytes: a README's line ends, encoding mark
+It knows Markdown and the blocks. It deliberately reads and writes bytes: a README's line ends, encoding mark
 and everything outside the blocks are its author's.
 """
 
@@ -14,8 +14,10 @@ from typing import Callable
 from urllib.parse import quote
 
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.pipeline import markdown
 from gpt2_nb_utils.pipeline.figures import figures
 from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run, visible
+from gpt2_nb_utils.pipeline.runs_table import runs_table
 from gpt2_nb_utils.results.verdict import count
 from gpt2_nb_utils.run_directory import RunDirectory
 
@@ -25,12 +27,12 @@ _LONGEST_LINE = 1500
 
 
 def fill_readme(run: RunDirectory, readme: Path) -> bool:
-    """Write the results of a run, finished or not, into the six AUTO blocks of a README.
+    """Write the results of a run, finished or not, into the AUTO blocks of a README.
 
     Args:
         run: the run whose results are shown.
         readme: a file with `<!--AUTO:NAME:START-->` and `<!--AUTO:NAME:END-->` once each, for NAME in SUMMARY,
-            PLOT, LOGS, METRICS, SAMPLES and REPRO.
+            PLOT, LOGS, METRICS, SAMPLES and REPRO. RUNS, a table of this run and those beside it, may be absent.
 
     Returns:
         whether the file changed (a second call changes nothing).
@@ -51,8 +53,8 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
         line_end = _line_end(old, start)
         # Text of a corpus, a model or a log must not open or close a block: a space breaks the imitation.
         content = _BLOCKS[name](facts, readme)
-        if facts.caveat:
-            content = f"*{_text(facts.caveat)}*\n\n{content}"
+        if facts.caveat and name != "RUNS":  # there each line says its own text
+            content = f"*{markdown.text(facts.caveat)}*\n\n{content}"
         content = content.replace("<!--AUTO:", "<!-- AUTO:").strip("\n")
         inside = f"\n{content}\n".encode("utf-8", errors="replace").replace(b"\n", line_end)
         new, end = new + old[end:start] + inside, stop
@@ -69,7 +71,7 @@ def _places(content: bytes, readme: Path) -> list[tuple[str, int, int]]:
     for name in _BLOCKS:
         for edge in ("START", "END"):
             found = sum(marker[:2] == (name, edge) for marker in markers)
-            if found != 1:
+            if found != 1 and not (name in _OPTIONAL and not any(marker[0] == name for marker in markers)):
                 how = f"stands there {found} times" if found else "is missing"
                 raise UserError(f"{readme}: marker <!--AUTO:{name}:{edge}--> {how}: have it exactly once")
     places = []
@@ -112,10 +114,10 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _summary(facts: RunFacts, readme: Path) -> str:
     mark = "✓" if facts.reached else "✗"
-    conditions = [f"{_text(condition.asks)}: {MARKS[condition.state]} {condition.state}"
+    conditions = [f"{markdown.text(condition.asks)}: {MARKS[condition.state]} {condition.state}"
                   for condition in facts.conditions]
-    return "\n".join([f"**{mark} {_text(facts.headline)}.** {_text(facts.explanation)}", "",
-                      "Conditions: " + "; ".join(conditions) + ".", "", _table(("", "this run"), facts.table())])
+    return "\n".join([f"**{mark} {markdown.text(facts.headline)}.** {markdown.text(facts.explanation)}", "",
+                      "Conditions: " + "; ".join(conditions) + ".", "", markdown.table(("", "this run"), facts.table())])
 
 
 def _plot(facts: RunFacts, readme: Path) -> str:
@@ -126,7 +128,7 @@ def _plot(facts: RunFacts, readme: Path) -> str:
         target = os.path.relpath(main.path.resolve(), readme.resolve().parent)
     except ValueError:
         raise UserError(f"{main.path} and {readme} are on different drives: keep the run beside the README") from None
-    return f"![{_text(main.alt)}]({quote(Path(target).as_posix())})"
+    return f"![{markdown.text(main.alt)}]({quote(Path(target).as_posix())})"
 
 
 def _logs(facts: RunFacts, readme: Path) -> str:
@@ -148,7 +150,7 @@ def _metrics(facts: RunFacts, readme: Path) -> str:
     heads = ("step", "epoch", "batch loss", "training loss", "learning rate", "gradient norm", "tokens/s")
     rows = [["–" if getattr(row, name) is None else format(getattr(row, name), form) for name, form in forms.items()]
             for row in facts.metric_rows(12)]
-    return f"{_table(heads, rows)}\n\nTraining loss: {_text(facts.last_training_loss)}."
+    return f"{markdown.table(heads, rows)}\n\nTraining loss: {markdown.text(facts.last_training_loss)}."
 
 
 def _samples(facts: RunFacts, readme: Path) -> str:
@@ -159,7 +161,7 @@ def _samples(facts: RunFacts, readme: Path) -> str:
     for samples in (before, after):
         for sample in samples[:1]:
             settings = ", ".join(f"{name} {value}" for name, value in sample.settings.items() if name != "prompts")
-            how = f" ({_text(settings)})" if settings else ""
+            how = f" ({markdown.text(settings)})" if settings else ""
             parts += [f"Step {count(sample.step)}, prompt {_code(sample.prompt)}{how}:", _fenced(visible(sample.text))]
     return "\n\n".join(parts)
 
@@ -168,19 +170,17 @@ def _repro(facts: RunFacts, readme: Path) -> str:
     rows = [("Seed", str(facts.summary.get("seed", "not recorded"))), ("Best training loss", facts.best_training_loss),
             ("Best batch loss", facts.best_batch_loss), *facts.machine]
     return "\n\n".join(["The command of this run, exactly as it was given:", _fenced(facts.command, "sh"),
-                        _table(("", "this run"), rows)])
+                        markdown.table(("", "this run"), rows)])
+
+
+def _runs(facts: RunFacts, readme: Path) -> str:
+    return runs_table(facts.run.path.resolve().parent)
 
 
 _BLOCKS: dict[str, Callable[[RunFacts, Path], str]] = {
-    "SUMMARY": _summary, "PLOT": _plot, "LOGS": _logs, "METRICS": _metrics, "SAMPLES": _samples, "REPRO": _repro,
+    "SUMMARY": _summary, "PLOT": _plot, "LOGS": _logs, "METRICS": _metrics, "SAMPLES": _samples, "REPRO": _repro, "RUNS": _runs,
 }
-
-
-def _text(value: object) -> str:
-    """One line of plain text that Markdown and HTML leave alone."""
-    line = " ".join(visible(str(value)).split())
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", line)
+_OPTIONAL = {"RUNS"}
 
 
 def _code(value: str) -> str:
@@ -198,8 +198,3 @@ def _fenced(text: str, language: str = "text") -> str:
 
 def _longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
-
-
-def _table(head: tuple[str, ...], rows: object) -> str:
-    lines = [head, ["---"] * len(head), *([_text(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gpt2_nb_utils.config import TARGET_LOSS
+from gpt2_nb_utils.curves import label_ends, moving_average, one_panel, plain_log_axis, smoothing_rows
 from gpt2_nb_utils.results.verdict import RANDOM_LOSS, loss_text
 from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE
 from gpt2_nb_utils.training.run_log import Row
@@ -22,6 +22,10 @@ from gpt2_nb_utils.training.run_log import Row
 BLUE, GREY = "#1f5a96", "0.58"
 _LOG_FROM = 5.0
 """A largest value so many times the smallest gets a logarithmic axis: below, a linear one is easier to read."""
+_FLOOR_WITHIN = 200
+"""A floor so many times below all else is not drawn on a logarithmic axis: the curves would have too little of it."""
+_FLOOR_FROM = 0.03
+"""A floor below this share of a linear axis is not drawn: it would lie on the axis, and on the line of the target."""
 _MANY = 60
 """Rows from which single ones are no longer marked with a dot."""
 
@@ -36,14 +40,16 @@ _QUANTITIES = {
 }
 
 
-def loss_figure(rows: Sequence[Row], target: float = TARGET_LOSS) -> Figure:
+def loss_figure(rows: Sequence[Row], target: float = TARGET_LOSS, floor: float | None = None) -> Figure:
     """Batch loss, its moving average, and the training loss as marked points, with target and random guess as lines.
 
     Args:
         rows: the metrics so far; one row, or none, will do.
         target: the training loss to reach, nats per token.
+        floor: the training loss that no model can beat (`prefix_entropy`), nats per token; drawn where the axis of
+            the curves can reach down to it. None where it is not known.
     """
-    figure, axes = _axes(8, 4.2)
+    figure, axes = one_panel(8, 4.2)
     batch, training = _points(rows, "loss"), _points(rows, "train_loss")
     ends: list[tuple[str, float, str]] = []
     if batch:
@@ -60,14 +66,17 @@ def loss_figure(rows: Sequence[Row], target: float = TARGET_LOSS) -> Figure:
                   markerfacecolor="white", markeredgewidth=1.5, zorder=4)
         ends.append(("training loss ◇", losses[-1], BLUE))
     drawn = [loss for _, loss in batch + training]
-    _loss_axis(axes, drawn, target)
+    if _loss_axis(axes, drawn, target, floor):
+        axes.axhline(floor, color="black", linewidth=1.2)
+        axes.axhspan(axes.get_ylim()[0], floor, facecolor="none", edgecolor="0.6", linewidth=0, hatch="////")
+        ends.append((f"floor {floor:.3g}", floor, "black"))
     axes.axhline(target, color="black", linewidth=1.2, linestyle="--")
     axes.axhline(RANDOM_LOSS, color="black", linewidth=1.0, linestyle=(0, (1, 2)))
     ends += [(f"target {target:g}", target, "black"),
              (f"random guess\nln {VOCAB_SIZE:,} = {RANDOM_LOSS:.3f}", RANDOM_LOSS, "black")]
     axes.set_ylabel("loss (nats per token)")
     _steps_and_epochs(axes, rows)
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
     return figure
 
 
@@ -121,22 +130,12 @@ def in_words(rows: Sequence[Row], name: str) -> str:
             f"highest {number(peak)} at step {peak_step:,}, lowest {number(low)} at step {low_step:,}.")
 
 
-def loss_in_words(rows: Sequence[Row], target: float = TARGET_LOSS) -> str:
-    """What the loss figure says, for those who cannot see it."""
-    return f"{in_words(rows, 'loss')} {in_words(rows, 'train_loss')} Target {target:g}, random guess {RANDOM_LOSS:.3f}."
-
-
-def smoothing_rows(n_rows: int) -> int:
-    """Over how many rows the moving average of `n_rows` goes: a fortieth of them, at least 5."""
-    return max(5, n_rows // 40)
-
-
-def moving_average(values: Sequence[float], n_rows: int) -> list[float]:
-    """The mean of each value and those before it, `n_rows` in all (fewer at the start)."""
-    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - n_rows)
-    return ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
+def loss_in_words(rows: Sequence[Row], target: float = TARGET_LOSS, floor: float | None = None) -> str:
+    """What the loss figure says, for those who cannot see it; the floor too where it lies too low to be drawn."""
+    lines = f"Target {target:g}, random guess {RANDOM_LOSS:.3f}"
+    if floor is not None:
+        lines += f", floor that no training can beat {loss_text(floor)}"
+    return f"{in_words(rows, 'loss')} {in_words(rows, 'train_loss')} {lines}."
 
 
 def _points(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
@@ -147,7 +146,7 @@ def _points(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
 
 def _curve(rows: Sequence[Row], name: str, level: float | None = None, level_name: str = "",
            may_be_log: bool = False) -> Figure:
-    figure, axes = _axes(8, 2.8)
+    figure, axes = one_panel(8, 2.8)
     points = _points(rows, name)
     if points:
         steps, values = zip(*points)
@@ -155,7 +154,7 @@ def _curve(rows: Sequence[Row], name: str, level: float | None = None, level_nam
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         shown = [*values, *([level] if level else [])]
         if may_be_log and min(shown) > 0 and max(shown) > _LOG_FROM * min(shown):
-            _plain_log_axis(axes, min(shown) / 1.3, max(shown) * 1.3)
+            plain_log_axis(axes, min(shown) / 1.3, max(shown) * 1.3)
         else:
             axes.set_ylim(0, 1.08 * max(shown) or 1)
     else:
@@ -165,19 +164,8 @@ def _curve(rows: Sequence[Row], name: str, level: float | None = None, level_nam
     if level:
         axes.axhline(level, color="black", linewidth=1.2, linestyle="--")
         if points:
-            _label_ends(axes, [(level_name, level, "black")])
+            label_ends(axes, [(level_name, level, "black")])
     return figure
-
-
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("0.4")
-    axes.tick_params(color="0.4")
-    axes.grid(True, color="0.92", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _nothing_yet(axes: Axes) -> None:
@@ -185,25 +173,21 @@ def _nothing_yet(axes: Axes) -> None:
     axes.set_yticks([])
 
 
-def _loss_axis(axes: Axes, drawn: Sequence[float], target: float) -> None:
-    """Logarithmic when the losses themselves span much: then every factor towards the target is the same way."""
+def _loss_axis(axes: Axes, drawn: Sequence[float], target: float, floor: float | None) -> bool:
+    """Logarithmic when the losses themselves span much: then every factor towards the target is the same way.
+
+    Returns:
+        Whether the axis has room for the floor.
+    """
     top = max([RANDOM_LOSS, *drawn])
     positive = [loss for loss in drawn if loss > 0]
     if positive and max(positive) > _LOG_FROM * min(positive):
-        _plain_log_axis(axes, 0.75 * min([target, *positive]), 1.25 * top)
-    else:
-        axes.set_ylim(0, 1.08 * top)
-
-
-def _plain_log_axis(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic axis with plain numbers: 0.1, 0.2, 0.5, 1, 2, 5, 10 …"""
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if len(decades) <= 5 else (1,)
-    axes.yaxis.set_major_locator(FixedLocator([factor * 10.0**decade for decade in decades for factor in factors]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+        lowest = min([target, *positive])
+        has_floor = floor is not None and floor > lowest / _FLOOR_WITHIN
+        plain_log_axis(axes, min(0.75 * lowest, 0.6 * floor if has_floor else lowest), 1.25 * top)
+        return has_floor
+    axes.set_ylim(0, 1.08 * top)
+    return floor is not None and floor > _FLOOR_FROM * top
 
 
 def _steps_and_epochs(axes: Axes, rows: Sequence[Row]) -> None:
@@ -220,22 +204,3 @@ def _steps_and_epochs(axes: Axes, rows: Sequence[Row]) -> None:
         above.set_xlabel("epochs", color="0.35", fontsize=9)
         above.tick_params(color="0.6", labelcolor="0.35", labelsize=8)
         above.spines["top"].set_visible(False)
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
-    """Write (text, y value, colour) beside the right edge, pushed apart where they would lie on each other."""
-    to_share = axes.transData + axes.transAxes.inverted()
-    wanted = sorted((float(to_share.transform((0, y))[1]), text, colour) for text, y, colour in ends)
-    height = 11.5 / 72 / (axes.figure.get_size_inches()[1] * 0.78)  # of one line, as a share of the axes
-    halves = [height * (1 + text.count("\n")) / 2 for _, text, _ in wanted]
-    places = [share for share, _, _ in wanted]
-    for i in range(1, len(places)):  # up from below
-        places[i] = max(places[i], places[i - 1] + halves[i - 1] + halves[i])
-    for i in reversed(range(len(places))):  # a pile that grew over the top comes down again
-        ceiling = places[i + 1] - halves[i + 1] - halves[i] if i + 1 < len(places) else 1.0
-        places[i] = min(places[i], ceiling)
-    for (share, text, colour), place in zip(wanted, places):
-        moved = abs(place - share) > 0.01
-        arrow = dict(arrowstyle="-", color="0.6", linewidth=0.7, shrinkA=0, shrinkB=0) if moved else None
-        axes.annotate(text, (1.0, share), xycoords="axes fraction", xytext=(1.03, place), textcoords="axes fraction",
-                      va="center", fontsize=9, color=colour, arrowprops=arrow, annotation_clip=False)

@@ -15,6 +15,7 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.results.run import RunResults, TrainedModel
+from gpt2_nb_utils.tokenization.floor import prefix_entropy
 from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, token_losses
 from gpt2_nb_utils.training.precision import Precision
@@ -148,6 +149,14 @@ def precision_here(run: RunResults, device: str) -> Precision:
     same_kind = ran_on_cpu == (precision.device.type == "cpu")
     amp = run.summary.get("amp")
     return Precision(precision.device, amp) if same_kind and amp in ("fp16", "bf16") else precision
+
+
+def floor(run: RunResults) -> float | None:
+    """The loss that no training of this run can beat (`prefix_entropy`), nats per token; None where its text is missing."""
+    try:
+        return prefix_entropy(run.windows)
+    except UserError:
+        return None
 
 
 def unigram_entropy(windows: Windows) -> float:

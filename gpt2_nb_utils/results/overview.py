@@ -13,15 +13,19 @@ from typing import Any
 
 from IPython.display import HTML
 
+from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.results.blocks import beside, box, note, say
 from gpt2_nb_utils.results.run import RunResults
 from gpt2_nb_utils.results.verdict import (RANDOM_LOSS, Condition, conditions, corpus_caveat, count, explanation, extent, headline,
                                            loss_text, measured_on, reached)
 from gpt2_nb_utils.tokenization.display import table
+from gpt2_nb_utils.tokenization.floor import prefix_entropy
+from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.samples_file import Sample
 
 _MARKS = {"met": "✓\u00a0met", "not met": "✗\u00a0not\u00a0met", "unknown": "?\u00a0unknown"}
+_FLOOR_LENGTHS = (128, 256, 512, 1024)
 _SOURCES = {"input_file": "input file", "download": "downloaded file", "demo": "demonstration corpus"}
 
 
@@ -88,6 +92,25 @@ def _best(summary: dict[str, Any], max_tokens: int) -> str:
         return "not measured yet"
     return (f"{loss_text(summary['best_train_loss'])} at step {count(summary.get('best_train_loss_step'))} "
             f"({extent(summary.get('best_train_loss_windows'), max_tokens)})")
+
+
+def floors(run: RunResults) -> HTML:
+    """The floor of the training loss by length of the windows, on the tokens of this run; its own `seq_len` in bold."""
+    try:
+        tokens = run.windows.tokens
+    except UserError as error:
+        return say(f"The floor is not shown: {error}.")
+    own, target = run.config.seq_len, run.config.target_loss
+    lengths = {own, *(length for length in _FLOOR_LENGTHS if length <= len(tokens))}
+    floor_of = {length: prefix_entropy(Windows(tokens, length)) for length in sorted(lengths)}
+    rows: list[list[Any]] = [[f"{length:,}", loss_text(floor), f"{floor / target:.1%}"]
+                             for length, floor in floor_of.items()]
+    here = list(floor_of).index(own)
+    rows[here] = [HTML(f"<b>{cell}</b>") for cell in (f"{own:,} (this run)", *rows[here][1:])]
+    shown = table(("seq_len", "floor (nats per token)", "share of the target"), rows)
+    if floor_of[own] < target:
+        return shown
+    return HTML(note(f"Windows of {own:,} tokens cannot reach the target of {target:g}: raise seq_len.") + shown.data)
 
 
 def yardsticks(run: RunResults, frequencies: float, loss: float) -> HTML:

@@ -12,7 +12,6 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.tokenization.windows import WindowOrder
-from gpt2_nb_utils.training.allocator import keep_freed_memory
 from gpt2_nb_utils.training.checkpoints import read_checkpoint, save_checkpoint
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, training_loss
 from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
@@ -53,7 +52,6 @@ class _Training:
 
     def __init__(self, config: RunConfig, on_row: Callable[[Row], None] | None):
         self.run = start_run(config)
-        keep_freed_memory()
         self.config, self.precision = self.run.config, self.run.precision
         self.state = State()
         self.model = GPT2(self.run.model_config, seed=self.config.seed).to(self.precision.device)
