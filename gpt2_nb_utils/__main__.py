@@ -46,7 +46,9 @@ def _sweep(args: argparse.Namespace, given: dict[str, Any]) -> int:
     folder = Path(args.out_dir)
     outcomes = sweep(Path(args.spec), folder, args.keep_checkpoints)
     print("", (folder / MARKDOWN).read_text(encoding="utf-8"), f"figure      {folder / FIGURE}", sep="\n")
-    return INTERRUPTED if any(outcome.status == "interrupted" for outcome in outcomes) else 0
+    if any(outcome.status == "interrupted" for outcome in outcomes):
+        return INTERRUPTED
+    return 1 if all(outcome.status == "failed" for outcome in outcomes) else 0
 
 
 def _sample(args: argparse.Namespace, given: dict[str, Any]) -> int:

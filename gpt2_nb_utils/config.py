@@ -31,10 +31,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "full": dict(
         max_tokens=0, block_size=1024, n_layer=12, n_head=12, n_embd=768, batch_size=16, seq_len=128, grad_accum=3, steps=330,
         optimizer="muon", lr=0.02, embedding_lr=0.004, vector_lr=0.002, momentum=0.9, lr_schedule="wsd", warmup_steps=20,
-        weight_decay=0.0, log_every=1, eval_every=22, eval_windows=32, sample_every=55, save_every=11, max_new_tokens=100,
+        weight_decay=0.0, log_every=1, eval_every=22, eval_windows=32, sample_every=55, save_every=110, max_new_tokens=100,
     ),
 }
 """What each preset sets. A setting given by hand wins over its preset."""
+
+_RECIPE = ("optimizer", "lr", "embedding_lr", "vector_lr", "momentum")
 
 GROUPS = {
     "data": "Where the text comes from and where the run goes",
@@ -94,7 +96,7 @@ class RunConfig(BaseModel):
         True, "optimisation", "draw the windows of each epoch in a new random order; false reads the file in order",
         ("shuffle", "shuffle_batches", "random_batches"))
     optimizer: Literal["adamw", "muon"] = _setting(
-        "adamw", "optimisation", "rule that turns gradients into updates; muon takes the matrices of the blocks, AdamW the rest",
+        "adamw", "optimisation", "adamw for everything, or muon for the matrices of the blocks and AdamW for the rest; lr given alone means adamw",
         ("optim",))
     lr: float = _setting(
         3e-4, "optimisation", "peak learning rate; of the matrices in the blocks where the next two are set",
@@ -199,7 +201,7 @@ class RunConfig(BaseModel):
             preset = given.get("preset", "auto")
             if preset == "auto":
                 preset = "full" if _cuda_is_wanted(given.get("device", "auto")) else "sanity"
-            merged = {**PRESETS.get(preset, {}), **given, "preset": preset}
+            merged = {**_preset_for(preset, given), **given, "preset": preset}
         try:
             config = cls(**merged)
         except ValidationError as error:
@@ -216,6 +218,21 @@ class RunConfig(BaseModel):
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer update sees (before the last, shorter window of the corpus)."""
         return self.batch_size * self.seq_len * self.grad_accum
+
+
+def _preset_for(preset: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The values of a preset, without its optimizer and rates where somebody brings their own.
+
+    They were found together: AdamW with Muon's rate would diverge, and Muon with AdamW's would hardly learn. So another
+    optimizer, or a bare `lr` under a preset that trains with Muon, means AdamW with one rate for everything.
+    """
+    values = PRESETS.get(preset, {})
+    preset_optimizer = values.get("optimizer", "adamw")
+    own_optimizer = given.get("optimizer", preset_optimizer) != preset_optimizer
+    bare_rate = "lr" in given and "optimizer" not in given and preset_optimizer == "muon"
+    if own_optimizer or bare_rate:
+        return {name: value for name, value in values.items() if name not in _RECIPE}
+    return values
 
 
 def _cuda_is_wanted(device: str) -> bool:

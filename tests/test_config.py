@@ -131,3 +131,15 @@ def test_a_source_notebook_holds_no_outputs_and_names_the_plain_kernel(path):
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             assert cell["outputs"] == [] and cell["execution_count"] is None
+
+
+@pytest.mark.parametrize("given, expected", [
+    ({}, ("muon", 0.02, 0.004)),
+    ({"embedding_lr": 0.006}, ("muon", 0.02, 0.006)),
+    ({"optimizer": "muon", "lr": 0.03}, ("muon", 0.03, 0.004)),
+    ({"lr": 3e-4}, ("adamw", 3e-4, 0.0)),  # the course's own command, on a GPU
+    ({"optimizer": "adamw"}, ("adamw", 3e-4, 0.0)),
+])
+def test_rates_that_were_found_for_one_optimizer_are_not_handed_to_another(given, expected):
+    config = RunConfig.resolve({"preset": "full", **given})
+    assert (config.optimizer, config.lr, config.embedding_lr) == expected

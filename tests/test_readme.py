@@ -214,14 +214,18 @@ def test_text_of_a_run_cannot_leave_its_block_its_fence_or_its_cell(tmp_path):
 def test_runs_beside_each_other_are_shown_a_line_each(tmp_path):
     first = make_run(tmp_path / "out" / "first", summary(tokens_seen=1111))
     make_run(tmp_path / "out" / "sec|ond", summary(tokens_seen=2222))
+    make_run(tmp_path / "out" / "third", summary(epoch="x"))  # damaged: left out
+    demo = {**summary()["corpus"], "source": "demo", "sha256": "0" * 64, "is_course_input": False}
+    make_run(tmp_path / "out" / "demo", summary(corpus=demo, target_reached=True, status="target_reached", tokens_seen=3333))
     (tmp_path / "out" / "no run").mkdir()
     readme = tmp_path / "README.md"
     readme.write_text(empty_readme(names=(*NAMES, "RUNS")), encoding="utf-8")
     assert fill_readme(first, readme)
     block = readme.read_text(encoding="utf-8").split("<!--AUTO:RUNS:START-->")[1].split("<!--AUTO:RUNS:END-->")[0]
     lines = [line for line in block.splitlines() if line]
-    assert len(lines) == 4 and "1,111" in lines[2] and "2,222" in lines[3]
-    assert lines[2].startswith("| first |") and lines[3].startswith("| sec\\|ond |")
+    assert len(lines) == 5 and "1,111" in lines[3] and "2,222" in lines[4]
+    assert "3,333" in lines[2] and "demonstration corpus" in lines[2] and lines[2].endswith("| not reached |")
+    assert lines[3].startswith("| first |") and lines[4].startswith("| sec\\|ond |")
     assert not fill_readme(first, readme)
 
 

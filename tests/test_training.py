@@ -166,7 +166,7 @@ def singular_values(matrix):
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (24, 96), (96, 24), (3, 24, 96)])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_orthogonalising_equalises_singular_values_and_keeps_their_vectors(shape, scale):
     matrices = scale * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     matrices[..., 0, :] *= 30  # one direction dominates, as in a gradient
@@ -346,15 +346,47 @@ def test_amp_auto_is_fp32_on_a_cpu_and_a_missing_gpu_is_said():
             Precision.of(RunConfig.resolve({"preset": "tiny", "device": "cuda:7"}))
 
 
-def test_a_run_that_diverges_stops_after_a_bound_and_keeps_its_checkpoint(settings):
+def test_a_run_that_diverges_stops_after_a_bound_and_keeps_its_last_good_checkpoint(settings):
+    _, directory = run(settings(steps=3))
+    good = directory.last.read_bytes()
     with pytest.raises(UserError, match="20 steps in a row.*lower lr"):
-        run(settings(steps=100, lr=1e30, save_every=1, clip_grad=0, sample_every=0, eval_every=1000))
-    directory = RunDirectory(settings()["out_dir"])
+        run(settings(steps=100, lr=1e30, save_every=1, clip_grad=0, sample_every=0, eval_every=1000, resume="auto"))
     assert directory.read_summary()["status"] == "failed"
-    assert "failed" in directory.log.read_text(encoding="utf-8")
-    kept = read_checkpoint(directory.last)
-    assert kept["state"]["step"] < 40
-    assert all(weight.isfinite().all() for weight in kept["model"].values())
+    log = directory.log.read_text(encoding="utf-8")
+    assert "failed" in log and "not saved" in log
+    assert directory.last.read_bytes() == good  # neither the ruined weights nor those of the skipped steps replaced it
+
+
+def test_a_run_too_short_to_hit_the_bound_does_not_end_as_if_all_were_well(settings):
+    with pytest.raises(UserError, match="the loss is nan at the last step, 8: lower lr"):
+        run(settings(steps=8, lr=1e30, save_every=1, clip_grad=0, sample_every=0, eval_every=1000))
+    assert RunDirectory(settings()["out_dir"]).read_summary()["status"] == "failed"
+
+
+def test_a_checkpoint_with_another_layout_of_the_optimizer_is_said_before_anything_is_written(settings):
+    _, directory = run(settings(steps=2))
+    content = read_checkpoint(directory.last)
+    content["optimizer"]["param_groups"] = content["optimizer"]["param_groups"][:2]  # as before embeddings had their own
+    save_checkpoint(directory.last, content)
+    before = directory.summary.read_bytes()
+    with pytest.raises(UserError, match="older version.*--overwrite"):
+        run(settings(steps=4, resume="auto"))
+    assert directory.summary.read_bytes() == before
+
+
+def test_an_overflow_in_the_part_of_one_optimizer_holds_both_back():
+    model = small_model()
+    optimizer = build_optimizer(model, RunConfig.resolve({"preset": "tiny", "optimizer": "muon", "lr": 0.01}))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    x = y = torch.tensor([[1, 2, 3]])
+    for name in ("transformer.wte.weight", "transformer.h.0.mlp.c_fc.weight"):
+        handle = dict(model.named_parameters())[name].register_hook(lambda gradient: gradient * float("inf"))
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        scale = scaler.get_scale()
+        result = training_step(lambda x, y: model.loss(x, y, "sum"), list(model.parameters()), optimizer, scaler, CPU, [(x, y)], 1.0)
+        handle.remove()
+        assert result.skipped and scaler.get_scale() == scale / 2
+        assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
 # What a run writes

@@ -1,7 +1,7 @@
 """Head and cross-entropy in one, row chunk by row chunk, with the gradient formed in place.
 
 The plain way writes N × 50,257 logits, reads them for the softmax, and writes as many gradients: on a CPU the memory
-traffic and the page faults of those buffers cost more than the arithmetic. Here one small buffer holds the logits of
+traffic and the page faults of those buffers cost more than the arithmetic. Here one buffer holds the logits of
 some rows, turns into their gradient, and is used again. The numbers are those of the plain formula.
 
 It serves a CPU, in fp32 and in bf16. On a GPU the plain way is used.

@@ -32,7 +32,8 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
     Args:
         run: the run whose results are shown.
         readme: a file with `<!--AUTO:NAME:START-->` and `<!--AUTO:NAME:END-->` once each, for NAME in SUMMARY,
-            PLOT, LOGS, METRICS, SAMPLES and REPRO. RUNS, a table of this run and those beside it, may be absent.
+            PLOT, LOGS, METRICS, SAMPLES and REPRO. RUNS, a table of the runs under
+            out/reference beside the README (or of those beside this run), may be absent.
 
     Returns:
         whether the file changed (a second call changes nothing).
@@ -174,7 +175,8 @@ def _repro(facts: RunFacts, readme: Path) -> str:
 
 
 def _runs(facts: RunFacts, readme: Path) -> str:
-    return runs_table(facts.run.path.resolve().parent)
+    reference = readme.resolve().parent / "out" / "reference"
+    return runs_table(reference if reference.is_dir() else facts.run.path.resolve().parent)
 
 
 _BLOCKS: dict[str, Callable[[RunFacts, Path], str]] = {

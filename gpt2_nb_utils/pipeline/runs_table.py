@@ -1,48 +1,52 @@
 """Several runs side by side, a line each: what a preset costs and what it reaches, from the runs that show it.
 
-It knows the summaries of runs and Markdown tables.
+It knows the summaries of runs and Markdown tables; whether a run counts, it takes from `results.verdict`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.pipeline import markdown
+from gpt2_nb_utils.pipeline.run_facts import RunFacts, read_run
 from gpt2_nb_utils.progress import duration
-from gpt2_nb_utils.results.verdict import count, loss_text, measured_on
+from gpt2_nb_utils.results.verdict import count
 from gpt2_nb_utils.run_directory import RunDirectory
 
-_HEAD = ("run", "parameters", "tokens of text", "tokens a step", "epochs", "tokens seen", "training", "machine", "training loss")
+_HEAD = ("run", "text", "parameters", "tokens a step", "epochs", "tokens seen", "training", "machine", "training loss",
+         "course target")
 
 
 def runs_table(folder: Path) -> str:
     """A Markdown table of all runs in a folder, in the order of their names.
 
     Args:
-        folder: its subfolders are run directories; those without a readable summary are left out.
+        folder: its subfolders are run directories; what is none, or cannot be read, is left out.
     """
     rows = []
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         try:
-            rows.append(_row(path.name, RunDirectory(str(path)).read_summary()))
-        except UserError:
-            continue  # no run
+            rows.append(_row(path.name, read_run(RunDirectory(str(path)))))
+        except (UserError, OSError, ValueError, TypeError, AttributeError):
+            continue  # no run, or a damaged one: the table of the others is worth having
     return markdown.table(_HEAD, rows)
 
 
-def _row(name: str, summary: dict[str, Any]) -> list[str]:
-    config, corpus = summary.get("config") or {}, summary.get("corpus") or {}
+def _row(name: str, facts: RunFacts) -> list[str]:
+    summary, config = facts.summary, facts.config
     per_step = [config.get(part) for part in ("batch_size", "seq_len", "grad_accum")]
-    best = summary.get("best_train_loss")
-    measured = measured_on({**summary, "train_loss": best, "train_loss_windows": summary.get("best_train_loss_windows")})
-    reached = "target reached" if summary.get("target_reached") else "target not reached"
     return [
-        name, count(summary.get("n_params")), count(corpus.get("tokens")),
+        name, _text(facts), count(summary.get("n_params")),
         count(per_step[0] * per_step[1] * per_step[2]) if all(per_step) else "–",
         "–" if summary.get("epoch") is None else f"{summary['epoch']:.2f}", count(summary.get("tokens_seen")),
         "–" if summary.get("seconds") is None else duration(summary["seconds"]),
-        f"{summary.get('device')}, {summary.get('amp')}",
-        "not measured" if best is None else f"{loss_text(best)} ({measured}): {reached}",
+        f"{summary.get('device')}, {summary.get('amp')}", facts.best_training_loss, "reached" if facts.reached else "not reached",
     ]
+
+
+def _text(facts: RunFacts) -> str:
+    """Which text, and how much of it."""
+    facts_by_name = dict(facts.table())
+    size = f"{count((facts.summary.get('corpus') or {}).get('tokens'))} tokens"
+    return f"{facts_by_name['Corpus']}, {'first ' if facts.config.get('max_tokens') else ''}{size}"

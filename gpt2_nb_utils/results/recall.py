@@ -64,7 +64,7 @@ def recall(model: GPT2, windows: Windows, n: int = 8, prefix: int = 32, length: 
     starts = [(2 * i + 1) * n_fitting // (2 * n) * seq_len for i in range(n)] if n < n_fitting else [
         i * seq_len for i in range(n_fitting)]
     prompts = [tokens[start:start + prefix] for start in starts]
-    texts = generate(model, prompts, length, temperature=0)
+    texts = generate(model, prompts, length, temperature=0, context=seq_len)
     return [Recall(start, prompt, tokens[start + prefix:start + prefix + length].cpu(), text[prefix:])
             for start, prompt, text in zip(starts, prompts, texts)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, Callable
 
@@ -94,6 +95,9 @@ class _Training:
                         self.save_last()
                     progress.update(state.step, loss=f"{state.loss:.4f}", **self._figures())
                     record.summary()
+                if state.loss is not None and not math.isfinite(state.loss):
+                    raise UserError(f"the loss is {state.loss:g} at the last step, {state.step}: lower lr or choose --amp fp32; "
+                                    f"the last good checkpoint is kept")
                 if not self.run.directory.last.exists():
                     self.save_last()  # stopped before the first step: there is something to go on from all the same
             status = "target_reached" if self.target_reached else "interrupted" if stop else "steps_done"
@@ -187,8 +191,8 @@ class _Training:
 
     def save_last(self) -> None:
         """Write last.pt: everything that a resumed run needs. A run that has diverged does not replace the good one."""
-        if not all(parameter.isfinite().all() for parameter in self.parameters):
-            self.record.line(f"step {self.state.step}/{self.config.steps}  not saved: weights are not finite")
+        if not self._computes():
+            self.record.line(f"step {self.state.step}/{self.config.steps}  not saved: the weights give no finite loss")
             return
         self.record.update_wall_seconds()
         random_states = {"cpu": torch.get_rng_state()}
@@ -198,6 +202,13 @@ class _Training:
             **self._identity(), "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "random_states": random_states,
         })
+
+    @torch.no_grad()
+    def _computes(self) -> bool:
+        """Whether the weights still give a finite loss: an update can ruin them before any loss shows it."""
+        x, y = self.run.windows.batch([0])
+        with self.precision.autocast():
+            return bool(self.model.loss(x.to(self.precision.device), y.to(self.precision.device), "sum").isfinite())
 
     def _identity(self) -> dict[str, Any]:
         return {"model_config": self.run.model_config.to_dict(), "config": self.config.model_dump(),

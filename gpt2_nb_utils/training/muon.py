@@ -38,7 +38,8 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     """
     if matrices.size(-2) > matrices.size(-1):
         return orthogonalise(matrices.mT, dtype).mT
-    x = matrices.to(dtype)
+    largest = matrices.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(matrices.dtype).tiny)
+    x = (matrices / largest).to(dtype)  # squares of the largest gradients would overflow in the norm
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # now no singular value exceeds 1
     if dtype == torch.float32 and x.size(-1) >= 2 * x.size(-2):
         return _factor_from_gram(x @ x.mT) @ x
@@ -82,7 +83,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self) -> None:
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}

@@ -95,6 +95,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer | TwoOptimizers, factor: 
         group["lr"] = group["peak_lr"] * factor
 
 
+def fits(state: dict[str, Any], config: RunConfig) -> bool:
+    """Whether a saved optimizer has the parts and groups that this config builds."""
+    if config.optimizer == "muon":
+        return "parts" in state
+    return len(state.get("param_groups", ())) == 3
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer | TwoOptimizers, state: dict[str, Any]) -> None:
     """Take over the averages of a saved optimizer, but not its settings: a resumed run may change those.
 

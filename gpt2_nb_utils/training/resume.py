@@ -12,6 +12,7 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
+from gpt2_nb_utils.training.optimizer import fits
 from gpt2_nb_utils.training.samples_file import read_samples
 
 _KEPT = ("preset", "max_tokens", "seed", "block_size", "n_layer", "n_head", "n_embd", "batch_size", "seq_len", "grad_accum",
@@ -69,6 +70,9 @@ def checkpoint_to_resume(config: RunConfig) -> dict[str, Any] | None:
     if not {"optimizer", "scaler", "random_states", "state"} <= content.keys():
         raise UserError(f"{path} holds weights only (best.pt is for grading), not the optimizer and the place in the data: name "
                         f"a last.pt")
+    if not fits(content["optimizer"], config):
+        raise UserError(f"{path} was written by an older version of this program, whose optimizer was laid out otherwise: train "
+                        f"anew in another --out_dir, or throw the run away (--overwrite)")
     if config.steps < content["state"]["step"]:
         raise UserError(f"steps {config.steps} is below step {content['state']['step']}, which the run has reached: raise steps")
     if directory.samples.exists():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX
+from gpt2_nb_utils.training.optimizer import TwoOptimizers
 from gpt2_nb_utils.training.precision import Precision
 
 
@@ -32,7 +33,7 @@ class StepResult:
 def training_step(
     loss_sum: Callable[[Tensor, Tensor], Tensor],
     parameters: list[Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | TwoOptimizers,
     scaler: torch.amp.GradScaler,
     precision: Precision,
     micro_batches: Iterable[tuple[Tensor, Tensor]],
