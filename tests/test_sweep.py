@@ -366,7 +366,7 @@ def outcome(name: str, loss: float | None, status: str = "steps_done", tokens: i
 EXAMPLE = [
     outcome("muon", 0.5, optimizer="muon", lr="0.03"), outcome("muon-low", 0.75, optimizer="muon", lr="0.01"),
     outcome("adamw", 2.0, optimizer="adamw", lr="0.002"), outcome("adamw-high", 4.5, optimizer="adamw", lr="0.03"),
-    outcome("wild", None, "failed", optimizer="adamw", lr="9.0"),
+    outcome("wild", None, "failed", optimizer="muon", lr="9.0"),
 ]
 
 
@@ -436,6 +436,16 @@ def test_the_losers_are_told_with_numbers_of_the_table():
     assert len(recipe.losers(Sweep(EXAMPLE[:2], {})).splitlines()) == 2  # next and last are one
     assert "nothing to compare" in recipe.losers(Sweep(EXAMPLE[:1], {}))
     assert "Lowest: muon, training loss 0.5000" in recipe.in_words(example()) and "adamw-high" in recipe.in_words(example())
+
+
+def test_runs_are_described_against_the_one_that_all_vary_which_need_not_be_the_best():
+    varied = [outcome("best", 0.1, optimizer="muon", lr="0.3"), outcome("base", 0.2, optimizer="muon", lr="0.2"),
+              outcome("other", 0.3, optimizer="adamw", lr="0.2"), outcome("low", 0.4, optimizer="muon", lr="0.1")]
+    told = recipe.losers(Sweep(varied, {})).splitlines()
+    assert told[0] == "best: best, training loss 0.1000 after 2 epochs (lr 0.3 (not 0.2))"
+    assert told[1] == "next: base, +0.1000 nats per token"
+    assert "what it does otherwise than base" in recipe.comparison(Sweep(varied, {})).data
+    assert any("(optimizer adamw (not muon))" in line for line in told)
 
 
 def test_text_of_a_sweep_is_text_in_the_comparison():

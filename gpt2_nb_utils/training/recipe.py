@@ -15,7 +15,7 @@ from torch import Tensor
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.tokenization.display import table
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, Windows
-from gpt2_nb_utils.training.sweep_results import Outcome, Sweep
+from gpt2_nb_utils.training.sweep_results import Outcome, Sweep, different
 
 _WIDTH, _TOKENS, _WINDOWS = 64, 64, 8
 """The example: a model 64 wide, and a batch of 8 windows of 64 tokens."""
@@ -77,22 +77,22 @@ def behind(outcome: Outcome, best: Outcome) -> float | None:
     return outcome.train_loss - best.train_loss if outcome.ranked else None
 
 
-def differences(outcome: Outcome, best: Outcome) -> str:
-    """What a run did otherwise than the best one: `lr 0.01 (not 0.03), optimizer adamw (not muon)`."""
-    return ", ".join(f"{name} {value} (not {best.settings[name]})" for name, value in outcome.settings.items()
-                     if value != best.settings[name])
+def differences(outcome: Outcome, base: Outcome) -> str:
+    """What a run did otherwise than another: `lr 0.01 (not 0.03), optimizer adamw (not muon)`."""
+    return ", ".join(f"{name} {outcome.settings[name]} (not {base.settings[name]})" for name in different(outcome, base))
 
 
 def comparison(sweep: Sweep) -> HTML:
-    """Each run of a sweep beside the best one: what it did otherwise, and what that cost."""
-    best = sweep.best
+    """Each run of a sweep: what it did otherwise than the run that all vary, and how far it stayed behind the best."""
+    best, base = sweep.best, sweep.base
     rows = []
     for outcome in sweep.outcomes:
         told = outcome.status.replace("_", " ") + (f": {outcome.reason}" if outcome.reason else "")
         loss = f"{outcome.train_loss:.4f}" if outcome.ranked else told
         cost = "the best" if outcome is best else "" if best is None or not outcome.ranked else f"{behind(outcome, best):+.4f}"
-        rows.append((outcome.name, "" if best is None else differences(outcome, best), outcome.tokens_per_step, loss, cost))
-    return table(("run", "what it does otherwise than the best", "tokens per step", "training loss", "above the best"), rows)
+        rows.append((outcome.name, differences(outcome, base), outcome.tokens_per_step, loss, cost))
+    otherwise = f"what it does otherwise than {base.name}" if base else "what it does"
+    return table(("run", otherwise, "tokens per step", "training loss", "above the best"), rows)
 
 
 def losers(sweep: Sweep) -> str:
@@ -102,8 +102,12 @@ def losers(sweep: Sweep) -> str:
         return "Fewer than two runs came to their end: there is nothing to compare."
     best, *others = finished
 
+    def how(outcome: Outcome) -> str:
+        told = differences(outcome, sweep.base)
+        return f" ({told})" if told else ""
+
     def line(place: str, outcome: Outcome) -> str:
-        return f"{place}: {outcome.name}, {behind(outcome, best):+.4f} nats per token ({differences(outcome, best)})"
+        return f"{place}: {outcome.name}, {behind(outcome, best):+.4f} nats per token{how(outcome)}"
 
     told = {others[0].name: line("next", others[0])}
     for name in dict.fromkeys(outcome.settings.get("optimizer") for outcome in others):
@@ -111,7 +115,7 @@ def losers(sweep: Sweep) -> str:
         if first is not best:
             told.setdefault(first.name, line(f"best of {name}", first))
     told.setdefault(others[-1].name, line("last", others[-1]))
-    lines = [f"best: {best.name}, training loss {best.train_loss:.4f} after {best.epochs:.3g} epochs", *told.values()]
+    lines = [f"best: {best.name}, training loss {best.train_loss:.4f} after {best.epochs:.3g} epochs{how(best)}", *told.values()]
     lines += [f"{outcome.status.replace('_', ' ')}: {outcome.name}" for outcome in sweep.outcomes if not outcome.ranked]
     return "\n".join(lines)
 

@@ -78,6 +78,16 @@ class Sweep:
         """The run that won; None where none came to its end."""
         return self.outcomes[0] if self.outcomes and self.outcomes[0].ranked else None
 
+    @property
+    def base(self) -> Outcome | None:
+        """The run from which all others differ least: the one that a spec varies, one thing at a time."""
+        return min(self.outcomes, key=lambda one: sum(len(different(one, other)) for other in self.outcomes), default=None)
+
+
+def different(outcome: Outcome, other: Outcome) -> list[str]:
+    """The names of the settings in which two runs differ."""
+    return [name for name, value in outcome.settings.items() if value != other.settings[name]]
+
 
 def best_first(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Runs that reached the target, by the tokens they took; then the others by training loss; then what did not finish."""
