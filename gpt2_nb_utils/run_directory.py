@@ -27,14 +27,15 @@ _LOCK = ".lock"
 _NOT_CONTENT = {_LOCK, ".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text beside `path` and rename it, so that no reader ever meets half a file."""
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Write text (as UTF-8) or bytes beside `path` and rename it, so that no reader ever meets half a file."""
+    content = content.encode("utf-8") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(beside, 0o644)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(beside, mode)
         os.replace(beside, path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)

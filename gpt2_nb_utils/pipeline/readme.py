@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Callable
 from urllib.parse import quote
@@ -19,7 +18,7 @@ from gpt2_nb_utils.pipeline.figures import figures
 from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run, visible
 from gpt2_nb_utils.pipeline.runs_table import runs_table
 from gpt2_nb_utils.results.verdict import count
-from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
 
 _MARKER = re.compile(rb"<!--AUTO:([A-Z]+):(START|END)-->")
 _LOG_LINES = (12, 8)  # how many of the first and of the last lines of a log are shown
@@ -62,7 +61,8 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
     new += old[end:]
     if new == old:
         return False
-    _replace(readme.resolve(), new)
+    place = readme.resolve()
+    write_atomically(place, new, mode=place.stat().st_mode & 0o7777)
     return True
 
 
@@ -98,19 +98,6 @@ def _line_end(content: bytes, start: int) -> bytes:
     if following == b"\r\n" or (not following.startswith(b"\n") and b"\r\n" in content):
         return b"\r\n"
     return b"\n"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside and rename, so that a README is never half written; it keeps its permissions."""
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(beside, path.stat().st_mode & 0o7777)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
 
 
 def _summary(facts: RunFacts, readme: Path) -> str:

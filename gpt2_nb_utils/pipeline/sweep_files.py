@@ -5,7 +5,7 @@ It knows what the directories of the runs hold now, finished or not. It delibera
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ def write_files(spec: Spec, out_dir: Path) -> list[Outcome]:
     write_atomically(out_dir / MARKDOWN, _as_markdown(spec, outcomes, corpus))
     title = f"{spec.title} (demonstration corpus)".strip() if is_demo else spec.title
     figure = recipe_figures.curves(result, min(config.target_loss for config in spec.runs.values()), title)
-    beside = out_dir / f".{FIGURE}"
-    figure.savefig(beside, format="png", dpi=110, bbox_inches="tight")
-    os.replace(beside, out_dir / FIGURE)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
+    write_atomically(out_dir / FIGURE, picture.getvalue())
     return outcomes
 
 
