@@ -455,7 +455,7 @@ DEMO = dict(corpus=dict(source="demo", sha256="0" * 64, is_course_input=False))
 @pytest.mark.parametrize("change, asks, state, words", [
     (dict(summary=dict(best_train_loss=0.099999)), "training loss below 0.099999", "not met", "not below the target"),
     (dict(summary=dict(best_train_loss=None, train_loss=0.1)), "training loss below 0.099999", "not met", "0.100000"),
-    (dict(summary=dict(best_train_loss_windows=16)), "measured on the whole corpus", "not met",
+    (dict(summary=dict(best_train_loss_windows=16)), "measured on every prediction of its text", "not met",
      "only estimated on 16 windows"),
     (dict(summary=DEMO), "on the course's input.txt", "not met", "demonstration corpus"),
     (dict(summary=EXCERPT, config=dict(max_tokens=2048)), "on all of its tokens", "not met", "excerpt of 2,048 tokens"),
@@ -495,7 +495,7 @@ def test_a_summary_with_nothing_in_it_is_judged_unknown_and_never_reached():
 
 def test_the_real_run_is_judged_by_what_it_recorded(run):
     states = {condition.asks: condition.state for condition in overview.conditions_of(run)}
-    assert states == {"training loss below 0.099999": "not met", "measured on the whole corpus": "met",
+    assert states == {"training loss below 0.099999": "not met", "measured on every prediction of its text": "met",
                       "on the course's input.txt": "not met", "on all of its tokens": "not met",
                       "at least 124,000,000 parameters": "not met", "from random weights": "met",
                       "the run came to its end": "met"}

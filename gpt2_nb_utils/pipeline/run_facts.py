@@ -101,13 +101,19 @@ class RunFacts:
         best, step = self.summary.get("best_batch_loss"), self.summary.get("best_batch_step")
         return UNKNOWN if best is None else f"{loss_text(best)} at step {count(step)} (one batch: proves nothing)"
 
-    def table(self) -> list[tuple[str, str]]:
-        """The facts as (name, value), in the order in which a grader asks."""
-        summary, corpus = self.summary, self.summary.get("corpus") or {}
+    @property
+    def text(self) -> str:
+        """Which text the run trained on, without its size."""
+        corpus = self.summary.get("corpus") or {}
         kind = _SOURCES.get(corpus.get("source"), corpus.get("source") or UNKNOWN)
         name = str(corpus.get("path") or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
         is_course = corpus.get("is_course_input") or corpus.get("sha256") == COURSE_SHA256
         course = "the course's input.txt" if is_course else "not the course's file" if corpus.get("sha256") else UNKNOWN
+        return f"{kind}{f' {name}' if name else ''}: {course}"
+
+    def table(self) -> list[tuple[str, str]]:
+        """The facts as (name, value), in the order in which a grader asks."""
+        summary, corpus = self.summary, self.summary.get("corpus") or {}
         max_tokens = self.config.get("max_tokens")
         size = f"{count(corpus.get('chars'))} characters, {count(corpus.get('tokens'))} tokens"
         if max_tokens:
@@ -122,7 +128,7 @@ class RunFacts:
             ("Target", f"below {target:g} over the whole corpus" + ("" if target == TARGET_LOSS else
                                                                      f" (the course asks for {TARGET_LOSS:g})")),
             ("Best batch loss", self.best_batch_loss),
-            ("Corpus", f"{kind}{f' {name}' if name else ''}: {course}"),
+            ("Corpus", self.text),
             ("Corpus size", size),
             ("Corpus sha256", corpus.get("sha256") or UNKNOWN),
             ("Parameters", count(summary.get("n_params")) + (f" ({shape})" if shape else "")),

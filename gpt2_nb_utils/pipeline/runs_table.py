@@ -47,6 +47,5 @@ def _row(name: str, facts: RunFacts) -> list[str]:
 
 def _text(facts: RunFacts) -> str:
     """Which text, and how much of it."""
-    facts_by_name = dict(facts.table())
     size = f"{count((facts.summary.get('corpus') or {}).get('tokens'))} tokens"
-    return f"{facts_by_name['Corpus']}, {'first ' if facts.config.get('max_tokens') else ''}{size}"
+    return f"{facts.text}, {'first ' if facts.config.get('max_tokens') else ''}{size}"

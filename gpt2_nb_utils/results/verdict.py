@@ -65,7 +65,7 @@ def conditions(summary: dict[str, Any], config: dict[str, Any], rows: Sequence[R
     big = "unknown" if n_params is None else _state(n_params >= COURSE_MIN_PARAMS)
     return (
         Condition(f"training loss below {TARGET_LOSS:g}", below, shows),
-        Condition("measured on the whole corpus", whole,
+        Condition("measured on every prediction of its text", whole,
                   f"the loss is only {covers}" if whole == "not met" else covers),
         _on_the_course_file(summary.get("corpus") or {}),
         _on_all_tokens(summary.get("corpus") or {}, max_tokens),
