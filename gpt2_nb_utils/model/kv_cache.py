@@ -51,15 +51,15 @@ class KVCache:
         if self._end > self.capacity:
             raise ValueError(f"{self._end} tokens exceed the cache's capacity {self.capacity}")
         self.lengths = [length + T for length in before]
-        new, keys = torch.arange(T, device=x.device), torch.arange(self._end, device=x.device)
         if min(before) == longest:
             self._slots = (slice(None), slice(None), slice(longest, self._end))
-            self.mask = None if T == 1 or longest == 0 else keys <= (longest + new)[:, None]  # (T, K)
+            self.mask = None if T == 1 or longest == 0 else torch.ones(
+                T, self._end, dtype=torch.bool, device=x.device).tril(longest)  # (T, K)
             return longest
         past = torch.tensor(before, device=x.device)  # (B,)
-        slots = past[:, None] + new  # (B, T)
+        slots = past[:, None] + torch.arange(T, device=x.device)  # (B, T)
         self._slots = (torch.arange(B, device=x.device)[:, None], slice(None), slots)
-        self.mask = (keys <= slots[:, :, None])[:, None]  # (B, 1, T, K)
+        self.mask = (torch.arange(self._end, device=x.device) <= slots[:, :, None])[:, None]  # (B, 1, T, K)
         return past
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
