@@ -137,7 +137,8 @@ class RunConfig(BaseModel):
         16, "stop", "windows on which the training loss is estimated; 0 measures the whole corpus each time",
         ("eval_iters", "eval_batches"), ge=0)
     save_every: int = _setting(
-        100, "stop", "steps between two writes of checkpoints/last.pt", ("save_interval", "save_steps", "checkpoint_every"), gt=0)
+        100, "stop", "steps between two saves of checkpoints/last.pt; it is written less often where that would take over 3 % of the time",
+        ("save_interval", "save_steps", "checkpoint_every"), gt=0)
 
     sample_every: int = _setting(100, "samples", "steps between two generations; 0 means none", ("sample_interval",), ge=0)
     prompt: str = _setting(

@@ -5,6 +5,7 @@ It knows names and files. It deliberately does not know how a run is trained or 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -15,31 +16,40 @@ import tempfile
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Iterator
 
 import filelock
 
 from gpt2_nb_utils.errors import UserError
 
-_MADE_BY_A_RUN = ("config.json", "summary.json", "environment.json", "logs", "samples", "checkpoints",
+_MADE_BY_A_RUN = ("config.json", "summary.json", "environment.json", "tokens.bin", "logs", "samples", "checkpoints",
                   "figures", "notebooks", "report")
 _LOCK = ".lock"
 _NOT_CONTENT = {_LOCK, ".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
 
 
-def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
-    """Write text (as UTF-8) or bytes beside `path` and rename it, so that no reader ever meets half a file."""
-    content = content.encode("utf-8") if isinstance(content, str) else content
+@contextlib.contextmanager
+def written_beside(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """A file beside `path` to write into, which takes that name at the end, or goes where anything failed.
+
+    No reader ever meets half a file, and a kill at any moment leaves the previous one whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
         os.chmod(beside, mode)
         os.replace(beside, path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Write text (as UTF-8) or bytes beside `path` and rename it."""
+    with written_beside(path, mode) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 class RunDirectory:
@@ -54,6 +64,7 @@ class RunDirectory:
         self.config = self.path / "config.json"
         self.summary = self.path / "summary.json"
         self.environment = self.path / "environment.json"
+        self.tokens = self.path / "tokens.bin"
         self.log = self.path / "logs" / "train.log"
         self.metrics = self.path / "logs" / "train_metrics.csv"
         self.samples = self.path / "samples" / "samples.txt"
@@ -101,6 +112,9 @@ class RunDirectory:
             for name in _MADE_BY_A_RUN:
                 target = self.path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        for checkpoint in (self.best, self.last):
+            for cut_short in checkpoint.parent.glob(f".{checkpoint.name}.*"):  # by a kill in the midst of writing it
+                cut_short.unlink(missing_ok=True)
         return lock
 
     def read_summary(self) -> dict[str, Any]:

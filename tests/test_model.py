@@ -304,15 +304,18 @@ def test_more_tokens_than_block_size_are_refused_also_across_a_cache():
     cache = KVCache(SMALL.n_layer, 24)
     with torch.no_grad():
         model(ids(1, 20), cache)
-        with pytest.raises(ValueError, match="25 tokens exceed block_size 24"):
+        with pytest.raises(ValueError, match="25 tokens exceed the cache's capacity 24"):
             model(ids(1, 5), cache)
+    with torch.no_grad(), pytest.raises(ValueError, match="25 tokens exceed block_size 24"):
+        model(ids(1, 25), KVCache(SMALL.n_layer, 30))
 
 
 def test_a_cache_that_is_full_refuses_more():
     cache = KVCache(n_layer=1, capacity=4)
-    cache.extend(0, torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2))
+    cache.begin(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="5 tokens exceed the cache's capacity 4"):
-        cache.extend(0, torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+        cache.begin(torch.zeros(1, 2))
+    assert len(cache) == 3
 
 
 @pytest.mark.parametrize("cuts", [[1] * 12, [5, 1, 6], [12], [1, 11]])
@@ -325,6 +328,32 @@ def test_logits_through_a_cache_are_those_without_whatever_the_pieces(cuts):
         expected = model(x)
     assert len(cache) == 12
     torch.testing.assert_close(torch.cat(logits, dim=1), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_logits_through_a_cache_whose_rows_hold_unequally_much_are_those_of_each_row_alone():
+    model, x = shaken(), ids(3, 12)
+    cache = KVCache(SMALL.n_layer, SMALL.block_size)
+    with torch.no_grad():
+        model(x[:, :7], cache)
+        cache.keep([7, 2, 0])  # what stood behind is written over
+        two, one = model(x[:, 7:9], cache), model(x[:, 9:10], cache)
+        assert cache.lengths == [10, 5, 3] and len(cache) == 10
+        for row, kept in enumerate((7, 2, 0)):
+            alone = model(torch.cat([x[row, :kept], x[row, 7:10]])[None])[0, kept:]
+            torch.testing.assert_close(torch.cat([two[row], one[row]]), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_taken_from_another_cache_are_that_caches():
+    model, x = shaken(), ids(3, 8)
+    cache, other = KVCache(SMALL.n_layer, 12), KVCache(SMALL.n_layer, 3)
+    with torch.no_grad():
+        model(x[:, :5], cache)
+        model(x[[2, 0], 5:8], other)
+        cache.take([2, 0], other)
+        cache.keep([3, 5, 2])
+        last = model(x[:, :1], cache)[:, 0]
+        for row, before in enumerate((x[0, 5:8], x[1, :5], x[2, 5:7])):
+            torch.testing.assert_close(last[row], model(torch.cat([before, x[row, :1]])[None])[0, -1], atol=1e-5, rtol=1e-5)
 
 
 # -- what notebook 02 shows ------------------------------------------------------------------------------------------

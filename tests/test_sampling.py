@@ -64,8 +64,8 @@ def test_a_runs_samples_see_no_more_than_its_windows(model, monkeypatch):
     trained = GPT2(GPT2Config(block_size=64, n_layer=1, n_head=2, n_embd=16))
     longest = []
     embed = GPT2.embed
-    monkeypatch.setattr(GPT2, "embed", lambda self, x, past=0: longest.append(past + x.size(1)) or embed(self, x, past))
-    draw_samples(trained, config, ["First Citizen:"], step=0)
+    monkeypatch.setattr(GPT2, "embed", lambda self, x, past=0: longest.append(int(torch.as_tensor(past).max()) + x.size(1)) or embed(self, x, past))
+    draw_samples(trained, config, ["First Citizen:", "Before we proceed any further, hear me speak."], step=0)
     assert max(longest) == 16
 
 
@@ -78,11 +78,33 @@ def test_prompts_of_different_lengths_come_back_in_order_the_same_with_and_witho
         assert a.tolist() == b.tolist()
 
 
-def test_greedy_text_of_a_prompt_does_not_depend_on_its_neighbours(model):
-    prompts = [prompt(7, 1), prompt(3, 2), prompt(7, 3)]
-    together = generate(model, prompts, 20, temperature=0)
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("context", [None, 8, 1])
+def test_greedy_text_of_a_prompt_does_not_depend_on_its_neighbours_also_past_the_context(model, cached, context):
+    """The contexts of these prompts slide at different tokens; one is longer than block_size, one a single token."""
+    prompts = [prompt(length, seed) for seed, length in enumerate((7, 3, 7, 40, 1, 31))]
+    together = generate(model, prompts, 60, temperature=0, use_cache=cached, context=context)
+    assert len({tuple(text[-60:].tolist()) for text in together}) > 1
     for given, text in zip(prompts, together):
-        assert generate(model, [given], 20, temperature=0)[0].tolist() == text.tolist()
+        alone = generate(model, [given], 60, temperature=0, use_cache=False, context=context)[0]
+        assert text.tolist() == alone.tolist()
+
+
+def test_prompts_of_different_lengths_share_each_forward_pass(model, monkeypatch):
+    shapes = []
+    embed = GPT2.embed
+    monkeypatch.setattr(GPT2, "embed", lambda self, x, past=0: shapes.append(tuple(x.shape)) or embed(self, x, past))
+    generate(model, [prompt(7, 1), prompt(3, 2), prompt(12, 3)], 10, temperature=0)
+    assert shapes == [(3, 11)] + [(3, 1)] * 10  # the prompts but for their last tokens, then a token of each at a time
+
+
+def test_only_the_rows_whose_context_slides_are_computed_anew(model, monkeypatch):
+    shapes = []
+    embed = GPT2.embed
+    monkeypatch.setattr(GPT2, "embed", lambda self, x, past=0: shapes.append(tuple(x.shape)) or embed(self, x, past))
+    generate(model, [prompt(7, 1), prompt(4, 2)], 10, temperature=0, context=8)
+    # Each row slides by 4 when it has 9 tokens, and again when it has 13.
+    assert [shape for shape in shapes if shape != (2, 1)] == [(2, 6)] + [(1, 4)] * 4
 
 
 def test_greedy_tokens_are_those_of_transformers(model):

@@ -14,10 +14,15 @@ import tiktoken.load
 import tiktoken.registry
 import torch
 
+from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.results.run import load_run
+from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization import bpe, corpus as corpus_module, display
 from gpt2_nb_utils.tokenization import decode, encode, load_corpus, merge_steps, pieces, token_strings
 from gpt2_nb_utils.tokenization import IGNORE_INDEX, VOCAB_SIZE, WindowOrder, Windows, gpt2_encoding
+from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
+from gpt2_nb_utils.training import start
 
 REAL = Path(__file__).parents[1] / "data" / "input.txt"
 needs_real_corpus = pytest.mark.skipif(
@@ -395,6 +400,77 @@ def test_a_carrier_package_with_other_content_is_not_used(no_network, monkeypatc
     monkeypatch.setattr(bpe, "_FILES", {name: "0" * 64 for name in bpe._FILES})
     assert not bpe._fill(no_network / "cache")
     assert not (no_network / "cache").exists()
+
+
+# --- tokens of a run, kept -------------------------------------------------------------------------------------------
+
+def test_kept_tokens_are_those_of_the_text(text_file, tmp_path):
+    corpus = load_corpus(str(text_file))
+    write_tokens(tmp_path / "tokens.bin", encode(corpus.text))
+    ids = read_tokens(tmp_path / "tokens.bin", corpus)
+    assert ids.dtype == np.int64 and ids.tolist() == encode(corpus.text).tolist()
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: b"", lambda content: content[:-1], lambda content: content[:-2], lambda content: content + content[:2],
+    lambda content: b"\xff\xff" + content[2:], lambda content: content[2:4] + content[:2] + content[4:], lambda content: content * 9,
+    lambda content: content.replace(content[:2], (50256).to_bytes(2, "little"), 1),
+])
+def test_kept_tokens_that_do_not_spell_the_text_are_not_believed(text_file, tmp_path, damage):
+    corpus, path = load_corpus(str(text_file)), tmp_path / "tokens.bin"
+    write_tokens(path, encode(corpus.text))
+    path.write_bytes(damage(path.read_bytes()))
+    assert read_tokens(path, corpus) is None
+
+
+def test_the_special_token_is_not_taken_for_the_text_that_looks_like_it(tmp_path):
+    (tmp_path / "input.txt").write_text("a text with <|endoftext|> in it", encoding="utf-8")
+    corpus = load_corpus(str(tmp_path / "input.txt"))
+    before, after = corpus.text.split("<|endoftext|>")
+    write_tokens(tmp_path / "tokens.bin", np.array([*encode(before), bpe.END_OF_TEXT, *encode(after)]))
+    assert read_tokens(tmp_path / "tokens.bin", corpus) is None
+
+
+def test_kept_tokens_of_another_text_or_none_at_all_are_no_tokens(text_file, tmp_path):
+    (tmp_path / "other.txt").write_text("another text altogether", encoding="utf-8")
+    write_tokens(tmp_path / "tokens.bin", encode("another text altogether"))
+    corpus = load_corpus(str(text_file))
+    assert read_tokens(tmp_path / "tokens.bin", corpus) is None
+    assert read_tokens(tmp_path / "missing.bin", corpus) is None and read_tokens(tmp_path, corpus) is None
+
+
+def test_where_no_file_can_be_written_there_is_none(tmp_path):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    write_tokens(tmp_path / "file" / "tokens.bin", encode("a text"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_second_start_of_a_run_encodes_nothing_and_one_with_a_damaged_file_mends_it(settings, monkeypatch):
+    encoded = []
+    monkeypatch.setattr(start, "encode", lambda text: encoded.append(len(text)) or encode(text))
+
+    def tokens_of_start(**more) -> list[int]:
+        run = start.start_run(RunConfig.resolve(settings(**more)))
+        run.lock.release()
+        return run.windows.tokens.tolist()
+
+    path = RunDirectory(settings()["out_dir"]).tokens
+    first = tokens_of_start()
+    intact = path.read_bytes()
+    assert tokens_of_start(resume="auto") == first and len(encoded) == 1
+    assert tokens_of_start(overwrite=True) == first and len(encoded) == 1 and path.read_bytes() == intact
+    path.write_bytes(intact[:-1])
+    assert tokens_of_start(resume="auto") == first and len(encoded) == 2 and path.read_bytes() == intact
+
+
+def test_another_cut_of_the_same_text_is_not_seen_by_what_judges_a_run(settings):
+    start.start_run(RunConfig.resolve(settings())).lock.release()
+    run = load_run(settings()["out_dir"])
+    expected = encode(run.corpus.text)[:512]
+    forged = np.concatenate([encode(char) for char in run.corpus.text])
+    write_tokens(run.directory.tokens, forged)
+    assert read_tokens(run.directory.tokens, run.corpus) is not None  # it does spell the text
+    assert run.windows.tokens.tolist() == expected.tolist() != forged[:512].tolist()
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------

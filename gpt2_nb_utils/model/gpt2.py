@@ -67,12 +67,10 @@ class Attention(nn.Module):
         q, k, v = self.heads(x)  # (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(layer, k, v)  # (B, H, past + T, D)
-        if q.size(2) == 1:
-            y = F.scaled_dot_product_attention(q, k, v)  # one query may see every key: no mask
-        elif q.size(2) == k.size(2):
+        if q.size(2) == k.size(2):  # nothing stands before x
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_mask(q.size(2), k.size(2), q.device))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask)
         return self.c_proj(y.transpose(1, 2).reshape(x.shape))  # heads side by side again: (B, T, C)
 
     def weights(self, x: Tensor) -> Tensor:
@@ -148,8 +146,14 @@ class GPT2(nn.Module):
         """Where the weights are."""
         return self.transformer.wte.weight.device
 
-    def embed(self, x: Tensor, past: int = 0) -> Tensor:
-        """Token plus position embeddings (B, T, C) of ids `x` (B, T) that stand at positions `past`, `past + 1`, …"""
+    def embed(self, x: Tensor, past: int | Tensor = 0) -> Tensor:
+        """Token plus position embeddings (B, T, C) of ids `x` (B, T) that stand at positions `past`, `past + 1`, …
+
+        Args:
+            past: one number, or (B,) where rows differ.
+        """
+        if isinstance(past, Tensor):
+            return self.transformer.wte(x) + self.transformer.wpe(past[:, None] + torch.arange(x.size(1), device=x.device))
         end = past + x.size(1)
         if end > self.config.block_size:
             raise ValueError(f"{end} tokens exceed block_size {self.config.block_size}")
@@ -157,7 +161,7 @@ class GPT2(nn.Module):
 
     def hidden(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """The last hidden states (B, T, C), normalised and ready for the head."""
-        h = self.embed(x, past=len(cache) if cache is not None else 0)  # (B, T, C)
+        h = self.embed(x, past=cache.begin(x) if cache is not None else 0)  # (B, T, C)
         for layer, block in enumerate(self.transformer.h):
             h = block(h, cache, layer)
         return self.transformer.ln_f(h)

@@ -66,7 +66,7 @@ def generate(
     """Continue each prompt by `max_new_tokens` tokens.
 
     Args:
-        prompts: token ids, each (t,) with t ≥ 1. Prompts of one length share a batch.
+        prompts: token ids, each (t,) with t ≥ 1, of any lengths. They share one batch.
         use_cache: False computes the whole context for each token: the plain path, for comparison.
         context: tokens that the model sees at most; block_size if None. A model trained on windows of `seq_len` tokens has
             learned no position after those: give it `seq_len`.
@@ -81,30 +81,60 @@ def generate(
         raise ValueError("a prompt needs at least one token")
     was_training = model.training
     model.eval()
-    results: dict[int, Tensor] = {}
     try:
-        for length in sorted({len(prompt) for prompt in prompts}):
-            members = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
-            ids = torch.stack([torch.as_tensor(prompts[index]) for index in members]).to(model.device)  # (B, t)
-            ids = _continue(model, ids, max_new_tokens, temperature, top_k, generator, use_cache,
-                            min(context or model.config.block_size, model.config.block_size)).cpu()
-            results.update(zip(members, ids))
+        return _continue(model, prompts, max_new_tokens, temperature, top_k, generator, use_cache,
+                         min(context or model.config.block_size, model.config.block_size))
     finally:
         model.train(was_training)
-    return [results[index] for index in range(len(prompts))]
 
 
-def _continue(model: GPT2, ids: Tensor, max_new_tokens: int, temperature: float, top_k: int,
-              generator: torch.Generator | None, use_cache: bool, context: int) -> Tensor:
-    cache, cache_from = None, -1
+def _continue(model: GPT2, prompts: Sequence[Tensor], max_new_tokens: int, temperature: float, top_k: int,
+              generator: torch.Generator | None, use_cache: bool, context: int) -> list[Tensor]:
+    B, ends = len(prompts), [len(prompt) for prompt in prompts]
+    ids = torch.zeros(B, max(ends) + max_new_tokens, dtype=torch.long)  # a row's text, and padding behind it
+    for row, prompt in enumerate(prompts):
+        ids[row, :ends[row]] = torch.as_tensor(prompt)
+    ids = ids.to(model.device)
+    rows, next_place = torch.arange(B, device=ids.device), torch.tensor(ends, device=ids.device)  # (B,) each
+    cache, starts = None, [-1] * B
     for _ in range(max_new_tokens):
-        start = context_start(ids.size(1), context)
-        if not use_cache:
-            h = model.hidden(ids[:, start:])
+        before, starts = starts, [context_start(end, context) for end in ends]
+        if use_cache:
+            moved = [row for row in range(B) if starts[row] != before[row]]  # all at first, then where a context slides
+            if moved:
+                cache = _filled(cache, model, ids, moved, starts, ends, min(context, ids.size(1)))
+            h = model.hidden(ids[rows, next_place - 1, None], cache)[:, 0]  # (B, C)
         else:
-            if start != cache_from:  # the first token, or the context has slid: fill the cache anew
-                cache, cache_from = KVCache(model.config.n_layer, context), start
-            h = model.hidden(ids[:, start + len(cache):], cache)
-        logits = h[:, -1] @ model.transformer.wte.weight.t()  # (B, V): only the last position is needed
-        ids = torch.cat([ids, next_token(logits, temperature, top_k, generator).unsqueeze(1)], dim=1)
-    return ids
+            seen = _contexts(ids, range(B), starts, ends)  # (B, T)
+            h = model.hidden(seen)[rows, next_place - 1 - torch.tensor(starts, device=ids.device)]  # (B, C)
+        logits = h @ model.transformer.wte.weight.t()  # (B, V): only the last position of each row is needed
+        ids[rows, next_place] = next_token(logits, temperature, top_k, generator)
+        next_place += 1
+        ends = [end + 1 for end in ends]
+    return [row[:end] for row, end in zip(ids.cpu(), ends)]
+
+
+def _contexts(ids: Tensor, rows: Sequence[int], starts: list[int], ends: list[int]) -> Tensor:
+    """The tokens from `starts` to `ends` of these rows, (len(rows), T) with T that of the longest.
+
+    What stands behind the end of a shorter one is padding: no token before it ever sees it.
+    """
+    first = torch.tensor([starts[row] for row in rows], device=ids.device)
+    places = first[:, None] + torch.arange(max(ends[row] - starts[row] for row in rows), device=ids.device)
+    return ids[list(rows)].gather(1, places.clamp(max=ids.size(1) - 1))
+
+
+def _filled(cache: KVCache | None, model: GPT2, ids: Tensor, rows: list[int], starts: list[int], ends: list[int],
+            capacity: int) -> KVCache:
+    """A cache that holds the context of each row but for its last token: computed for these rows, as it was for the others."""
+    seen = _contexts(ids, rows, starts, [end - 1 for end in ends])  # (len(rows), T)
+    whole = len(rows) == len(ids)
+    anew = KVCache(model.config.n_layer, capacity if whole else seen.size(1))
+    if seen.size(1):
+        model.hidden(seen, anew)
+    if whole:
+        cache = anew
+    else:
+        cache.take(rows, anew)
+    cache.keep([end - 1 - start for start, end in zip(starts, ends)])
+    return cache

@@ -90,7 +90,10 @@ class RunResults:
 
     @cached_property
     def windows(self) -> Windows:
-        """The tokens that the run was trained on, cut as in training (`max_tokens` and `seq_len` respected)."""
+        """The tokens that the run was trained on, cut as in training (`max_tokens` and `seq_len` respected).
+
+        They are encoded anew: the run's own tokens.bin could hold another cut of the same text.
+        """
         ids = torch.from_numpy(encode(self.corpus.text))
         return Windows(ids[:self.config.max_tokens] if self.config.max_tokens else ids, self.config.seq_len)
 

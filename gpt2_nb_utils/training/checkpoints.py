@@ -4,45 +4,60 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Callable
 
 import torch
 
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
+from gpt2_nb_utils.run_directory import written_beside
 
 FORMAT = 1
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, content: dict[str, Any], abandoned: Callable[[], bool] = lambda: False) -> None:
     """Write a checkpoint so that a kill at any moment leaves the previous one whole.
 
     Args:
         content: tensors, and plain dicts, lists, numbers and strings (what `weights_only=True` loads again).
+        abandoned: asked before each piece; once it says True, writing ends with an error.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    beside = None
+    stream = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
+        with written_beside(path) as file:
+            stream = _Stream(file, abandoned)
+            torch.save({"format": FORMAT, **content}, stream)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
     except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError of its zip writer.
-        raise UserError(f"{path} cannot be written ({str(error).splitlines()[0]}): free disk space or choose another "
+        reason = str(stream and stream.error or error).partition("\n")[0]
+        raise UserError(f"{path} cannot be written ({reason}): free disk space or choose another "
                         f"--out_dir; the previous checkpoint is whole") from error
-    finally:
-        if beside is not None and os.path.exists(beside):
-            os.unlink(beside)
+
+
+class _Stream:
+    """A file as torch writes to it. torch hides why a write failed (`unexpected pos 46 vs 0`), so that is kept here."""
+
+    def __init__(self, file: BinaryIO, abandoned: Callable[[], bool]):
+        self._file, self._abandoned = file, abandoned
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            if self._abandoned():
+                raise InterruptedError("abandoned")
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -13,11 +13,13 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.tokenization.windows import WindowOrder
-from gpt2_nb_utils.training.checkpoints import read_checkpoint, save_checkpoint
+from gpt2_nb_utils.training.checkpoints import read_checkpoint
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, training_loss
 from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
+from gpt2_nb_utils.training.out_of_memory import measurement_fits, samples_fit, step_fits
 from gpt2_nb_utils.training.recorder import Recorder
 from gpt2_nb_utils.training.run_log import Row
+from gpt2_nb_utils.training.saver import Saver
 from gpt2_nb_utils.training.schedule import learning_rate_factor
 from gpt2_nb_utils.training.start import start_run
 from gpt2_nb_utils.training.state import State
@@ -43,7 +45,7 @@ def train(config: RunConfig, on_row: Callable[[Row], None] | None = None) -> dic
         The content of `summary.json`. Its status tells why the run ended.
 
     Raises:
-        UserError: bad input, or a run that diverged (the last good checkpoint is kept).
+        UserError: bad input, a batch that does not fit in memory, or a run that diverged (the last good checkpoint is kept).
     """
     return _Training(config, on_row).train()
 
@@ -67,13 +69,14 @@ class _Training:
             self._restore(self.run.checkpoint)
             self.run.checkpoint = None
         self.record = Recorder(self.run, self.state, self.model.n_params, on_row)
+        self.saver = Saver([self.run.directory.best, self.run.directory.last])
 
     def train(self) -> dict[str, Any]:
         config, state, record = self.config, self.state, self.record
         progress = Progress(config.steps, "training", done=state.step)
         status = "failed"
         try:
-            with StopRequest() as stop:
+            with StopRequest() as stop, self.saver:
                 if state.train_loss is None:
                     self.measure()  # where random weights start
                     record.row(lr=None, grad_norm=None, loss_scale=self._loss_scale)
@@ -90,14 +93,17 @@ class _Training:
 
                     last = state.step == config.steps or self.target_reached
                     if config.sample_every and not stop and (state.step % config.sample_every == 0 or last):
-                        record.samples(self.model)
+                        with samples_fit(config):
+                            record.samples(self.model)
                     if state.step % config.save_every == 0 or last or stop:
                         self.save_last()
+                    self.saver.check()
                     progress.update(state.step, loss=f"{state.loss:.4f}", **self._figures())
                     record.summary()
                 if state.loss is not None and not math.isfinite(state.loss):
                     raise UserError(f"the loss is {state.loss:g} at the last step, {state.step}: lower lr or choose --amp fp32; "
                                     f"the last good checkpoint is kept")
+                self.saver.flush()
                 if not self.run.directory.last.exists():
                     self.save_last()  # stopped before the first step: there is something to go on from all the same
             status = "target_reached" if self.target_reached else "interrupted" if stop else "steps_done"
@@ -126,12 +132,13 @@ class _Training:
         config, state, windows = self.config, self.state, self.run.windows
         begun = time.perf_counter()
         n_windows = config.batch_size * config.grad_accum
-        indices = self.order.take(state.windows_drawn, n_windows)
-        micro_batches = [windows.batch(indices[i:i + config.batch_size]) for i in range(0, n_windows, config.batch_size)]
-        set_learning_rate(self.optimizer, factor)
-        result = training_step(self.loss_sum, self.parameters, self.optimizer, self.scaler, self.precision,
-                               micro_batches, config.clip_grad)
-        self.precision.wait()
+        with step_fits(config):
+            indices = self.order.take(state.windows_drawn, n_windows)
+            micro_batches = [windows.batch(indices[i:i + config.batch_size]) for i in range(0, n_windows, config.batch_size)]
+            set_learning_rate(self.optimizer, factor)
+            result = training_step(self.loss_sum, self.parameters, self.optimizer, self.scaler, self.precision,
+                                   micro_batches, config.clip_grad)
+            self.precision.wait()
         state.count_batch(result.loss, result.n_targets, n_windows, result.skipped, time.perf_counter() - begun)
         if result.skipped:
             self.record.line(f"step {state.step}/{config.steps}  skipped: gradient norm {result.grad_norm}, loss {result.loss}, "
@@ -168,7 +175,8 @@ class _Training:
         progress = None
         if count * windows.seq_len > _LONG_MEASUREMENT:
             progress = Progress(count, "measuring the training loss, window")
-        measured = training_loss(self.model, windows, self.precision, n_windows, progress and progress.update)
+        with measurement_fits(self.config):
+            measured = training_loss(self.model, windows, self.precision, n_windows, progress and progress.update)
         if progress is not None:
             progress.close(f"{measured.loss:.6f}")
         self.record.measured(measured)
@@ -186,11 +194,11 @@ class _Training:
         return figures
 
     def save_best(self) -> None:
-        """Write best.pt: the weights with the lowest training loss, to grade and to sample from."""
-        save_checkpoint(self.run.directory.best, {**self._identity(), "model": self.model.state_dict()})
+        """Save best.pt: the weights with the lowest training loss, to grade and to sample from."""
+        self.saver.save(self.run.directory.best, {**self._identity(), "model": self.model.state_dict()})
 
     def save_last(self) -> None:
-        """Write last.pt: everything that a resumed run needs. A run that has diverged does not replace the good one."""
+        """Save last.pt: everything that a resumed run needs. A run that has diverged does not replace the good one."""
         if not self._computes():
             self.record.line(f"step {self.state.step}/{self.config.steps}  not saved: the weights give no finite loss")
             return
@@ -198,7 +206,7 @@ class _Training:
         random_states = {"cpu": torch.get_rng_state()}
         if self.precision.device.type == "cuda":
             random_states["cuda"] = torch.cuda.get_rng_state(self.precision.device)
-        save_checkpoint(self.run.directory.last, {
+        self.saver.save(self.run.directory.last, {
             **self._identity(), "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "random_states": random_states,
         })
@@ -207,7 +215,7 @@ class _Training:
     def _computes(self) -> bool:
         """Whether the weights still give a finite loss: an update can ruin them before any loss shows it."""
         x, y = self.run.windows.batch([0])
-        with self.precision.autocast():
+        with self.precision.autocast(), measurement_fits(self.config):
             return bool(self.model.loss(x.to(self.precision.device), y.to(self.precision.device), "sum").isfinite())
 
     def _identity(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.run_directory import RunDirectory, command_line, environment
 from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
+from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
 from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.resume import checkpoint_to_resume, is_own, resumed_config
@@ -96,7 +97,9 @@ def start_run(config: RunConfig) -> Run:
     checkpoint = checkpoint_to_resume(config)
     precision = Precision.of(config)
     corpus = load_corpus(config.input_file)
-    ids = torch.from_numpy(encode(corpus.text))
+    cached = read_tokens(directory.tokens, corpus)
+    all_ids = encode(corpus.text) if cached is None else cached
+    ids = torch.from_numpy(all_ids)
     n_all = len(ids)
     if config.max_tokens >= n_all:
         config = config.model_copy(update={"max_tokens": 0})  # an excerpt of everything is no excerpt
@@ -125,6 +128,8 @@ def start_run(config: RunConfig) -> Run:
                    "tokens": len(ids), "is_course_input": corpus.is_course_input and len(ids) == n_all},
     }
     run = Run(config, directory, corpus, windows, precision, checkpoint, summary, lock, resumed=checkpoint is not None)
+    if not directory.tokens.exists() or cached is None:  # --overwrite threw it away
+        write_tokens(directory.tokens, all_ids)
     directory.write_json(directory.config, config.model_dump())
     directory.write_json(directory.environment, _environment(directory, resumed=checkpoint is not None))
     run.write_summary("running", State(**checkpoint["state"]) if checkpoint else State())

@@ -1,0 +1,50 @@
+"""Memory that runs out: known by what Python and torch raise, told in one line with a mend."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Iterator
+
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.errors import UserError
+
+_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
+"""torch has an exception of its own on a GPU only; on a CPU and in libraries it raises a RuntimeError with such words."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this error says that memory, of a CPU or of a GPU, ran out."""
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def step_fits(config: RunConfig) -> contextlib.AbstractContextManager[None]:
+    """A context for a training step."""
+    batch_size, grad_accum = config.batch_size, config.grad_accum
+    smaller = batch_size // 2 if batch_size % 2 == 0 else 1
+    same = f"--batch_size {smaller} --grad_accum {grad_accum * batch_size // smaller} (the same step in less memory) or "
+    return _fits(f"a step with batch_size {batch_size}, seq_len {config.seq_len} and grad_accum {grad_accum}",
+                 f"close other programs and go on with --resume auto, or start anew with {same if batch_size > 1 else ''}a "
+                 f"lower --seq_len; the last good checkpoint is kept")
+
+
+def measurement_fits(config: RunConfig) -> contextlib.AbstractContextManager[None]:
+    """A context for measuring the training loss."""
+    return _fits(f"measuring the training loss (seq_len {config.seq_len}, n_layer {config.n_layer}, n_embd {config.n_embd})",
+                 "close other programs and go on with --resume auto, or start anew with a lower --seq_len or a smaller model; "
+                 "the last good checkpoint is kept")
+
+
+def samples_fit(config: RunConfig) -> contextlib.AbstractContextManager[None]:
+    """A context for sampling."""
+    return _fits(f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once",
+                 "lower --num_prompts or --max_new_tokens, or close other programs")
+
+
+@contextlib.contextmanager
+def _fits(what: str, mend: str) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"{what} does not fit in memory: {mend}") from None
