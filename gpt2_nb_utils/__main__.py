@@ -10,9 +10,9 @@ import argparse
 import sys
 from typing import Any, Callable, NoReturn
 
-from gpt2_nb_utils import __version__
+from gpt2_nb_utils import __version__, torchrun
 from gpt2_nb_utils.config import RunConfig, add_flags, check_names
-from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.errors import ProcessLost, UserError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -33,8 +33,12 @@ def _run(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
 def _train(args: argparse.Namespace, given: dict[str, Any]) -> int:
     from gpt2_nb_utils.training.loop import train
+    from gpt2_nb_utils.training.processes import joined
 
-    return _tell(train(RunConfig.resolve(given)))
+    config = RunConfig.resolve(given)
+    with joined() as processes:
+        summary = train(config, processes=processes)
+        return _tell(summary) if processes.first else _exit_status(summary)
 
 
 def _sweep(args: argparse.Namespace, given: dict[str, Any]) -> int:
@@ -99,6 +103,10 @@ def _tell(summary: dict[str, Any]) -> int:
                         ("samples", directory.samples), ("figures", directory.figures)):
         if path.exists():
             print(f"{title:12}{path}")
+    return _exit_status(summary)
+
+
+def _exit_status(summary: dict[str, Any]) -> int:
     return INTERRUPTED if summary["status"] == "interrupted" else 0
 
 
@@ -148,13 +156,20 @@ def main(argv: list[str] | None = None) -> int:
             check_names([flags[0].removeprefix("--").partition("=")[0]])
         if unknown:
             raise UserError(f"unexpected argument {unknown[0]!r} (`python -m gpt2_nb_utils {args.command} --help` lists the flags)")
+        if torchrun.world_size() > 1 and args.command != "train":
+            raise UserError(f"{args.command} works in one process, and torchrun started {torchrun.world_size()}: start it without "
+                            f"torchrun; train is the one that shares its work out")
         given = {name: value for name, value in vars(args).items() if name in RunConfig.model_fields}
         return COMMANDS[args.command][0](args, given)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if torchrun.rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        elif not isinstance(error, ProcessLost):
+            torchrun.let_rank_0_speak()
         return error.exit_status
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if torchrun.rank() == 0:
+            print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return 1

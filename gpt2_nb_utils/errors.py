@@ -1,4 +1,4 @@
-"""The one exception for a mistake that the user can mend."""
+"""The exceptions that are told in one line."""
 
 
 class UserError(Exception):
@@ -12,3 +12,9 @@ class UserError(Exception):
     def _render_traceback_(self) -> list[str]:
         # IPython calls this instead of formatting a traceback.
         return [f"UserError: {self}"]
+
+
+class ProcessLost(UserError):
+    """Of the processes that train together, another one died or failed: not the user's mistake, but told in a line as well."""
+
+    exit_status = 1

@@ -27,16 +27,19 @@ class Progress:
         label: what is being done.
         done: the count at which this process starts (a resumed run starts above 0).
         estimate: work out the time left from the pace so far; False where the counts take unequal time.
+        shown: False draws nothing: of several processes, one shows the work of all.
     """
 
-    def __init__(self, total: int, label: str, done: int = 0, estimate: bool = True):
+    def __init__(self, total: int, label: str, done: int = 0, estimate: bool = True, shown: bool = True):
         self.total, self.label, self._estimate = total, label, estimate
         self._start, self._started_at = done, time.monotonic()
         self._drawn_at = 0.0
         self._line = ""
         self._done = done
         self._display = None
-        if _in_notebook():
+        if not shown:
+            self._interval, self._draw = 0.0, lambda final: None
+        elif _in_notebook():
             self._interval, self._draw = 0.5, self._draw_in_notebook
         elif sys.stderr.isatty():
             self._interval, self._draw = 0.1, self._draw_in_terminal

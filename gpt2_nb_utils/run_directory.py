@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Iterator
 
 import filelock
 
+from gpt2_nb_utils import torchrun
 from gpt2_nb_utils.errors import UserError
 
 _MADE_BY_A_RUN = ("config.json", "summary.json", "environment.json", "tokens.bin", "logs", "samples", "checkpoints",
@@ -186,19 +187,25 @@ def command_line() -> str:
     """The command that started this process, as it was given, but for where this machine keeps its programs.
 
     Inside a Jupyter kernel it is the command that runs the notebook, papermill or `run`. A Jupyter server's own command
-    line is not recorded: it may hold a password.
+    line is not recorded: it may hold a password. In one of several processes it is torchrun's.
     """
     words = sys.orig_argv
-    if any("ipykernel_launcher" in word for word in words):
-        try:
-            import psutil
-
-            words = psutil.Process(os.getppid()).cmdline()
-        except Exception:  # the parent may be gone or belong to somebody else
-            words = []
+    if torchrun.world_size() > 1:
+        words = _words_of_parent() or words
+    elif any("ipykernel_launcher" in word for word in words):
+        words = _words_of_parent()
         if not any("papermill" in word or "gpt2_nb_utils" in word for word in words):
             return "(notebook run by hand in Jupyter)"
     return shlex.join(_without_folders(words))
+
+
+def _words_of_parent() -> list[str]:
+    try:
+        import psutil
+
+        return psutil.Process(os.getppid()).cmdline()
+    except Exception:  # the parent may be gone or belong to somebody else
+        return []
 
 
 def _without_folders(words: list[str]) -> list[str]:

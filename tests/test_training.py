@@ -76,7 +76,7 @@ def test_a_lucky_batch_does_not_end_a_run(settings, monkeypatch):
 def test_an_estimate_below_the_target_does_not_end_a_run_but_calls_for_the_whole_corpus(settings, monkeypatch):
     asked = []
 
-    def measured(model, windows, precision, n_windows=0, on_windows=None):
+    def measured(model, windows, precision, n_windows=0, *_):
         asked.append(n_windows)
         return CorpusLoss(0.05, 64, n_windows, whole=False) if n_windows else CorpusLoss(0.3, 511, 8, whole=True)
 
@@ -673,7 +673,7 @@ def test_a_best_model_that_is_younger_than_the_last_checkpoint_is_kept_in_the_bo
 
 
 def test_an_estimate_cannot_hide_a_target_that_the_batches_say_is_near(settings, monkeypatch):
-    monkeypatch.setattr(loop, "training_loss", lambda model, windows, precision, n_windows=0, on_windows=None:
+    monkeypatch.setattr(loop, "training_loss", lambda model, windows, precision, n_windows=0, *_:
                         CorpusLoss(0.5, 64, n_windows, whole=False) if n_windows else CorpusLoss(0.09, 511, 8, whole=True))
     monkeypatch.setattr(loop, "training_step", lucky(loop.training_step))
     summary, _ = run(settings(steps=3, eval_windows=2))

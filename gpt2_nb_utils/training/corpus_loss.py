@@ -14,6 +14,7 @@ from torch import Tensor
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, Windows
 from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.processes import ALONE, Processes
 
 _TOKENS_AT_ONCE = 2048
 """Tokens in one forward pass: 2,048 rows of 50,257 fp32 logits are 0.4 GB."""
@@ -80,16 +81,17 @@ def token_losses(model: GPT2, windows: Windows, indices: Sequence[int], precisio
 
 
 def training_loss(model: GPT2, windows: Windows, precision: Precision, n_windows: int = 0,
-                  on_windows: Callable[[int], None] | None = None) -> CorpusLoss:
+                  on_windows: Callable[[int], None] | None = None, processes: Processes = ALONE) -> CorpusLoss:
     """The training loss, over the whole corpus or estimated.
 
     Args:
         n_windows: estimate on this many windows, spread evenly over the corpus and the same ones each time;
             0 measures all.
         on_windows: called with the number of windows done so far.
+        processes: they share out the windows, for the whole corpus takes as long as many a step; all get the same figure.
     """
     indices = windows.evenly_spread(n_windows)
-    losses = token_losses(model, windows, indices, precision, on_windows)
-    total = sum(window.double().sum().item() for window in losses)
-    n_targets = sum(len(window) for window in losses)
-    return CorpusLoss(total / n_targets, n_targets, len(indices), whole=len(indices) == len(windows))
+    losses = token_losses(model, windows, indices[processes.rank::processes.count], precision,
+                          on_windows and (lambda done: on_windows(min(done * processes.count, len(indices)))))
+    total, n_targets = processes.sum(sum(window.double().sum().item() for window in losses), sum(len(window) for window in losses))
+    return CorpusLoss(total / n_targets, int(n_targets), len(indices), whole=len(indices) == len(windows))

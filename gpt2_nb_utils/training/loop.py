@@ -17,7 +17,8 @@ from gpt2_nb_utils.training.checkpoints import read_checkpoint
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, training_loss
 from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
 from gpt2_nb_utils.training.out_of_memory import measurement_fits, samples_fit, step_fits
-from gpt2_nb_utils.training.recorder import Recorder
+from gpt2_nb_utils.training.processes import ALONE, Processes
+from gpt2_nb_utils.training.recorder import Bystander, Recorder, note_failure
 from gpt2_nb_utils.training.run_log import Row
 from gpt2_nb_utils.training.saver import Saver
 from gpt2_nb_utils.training.schedule import learning_rate_factor
@@ -34,12 +35,13 @@ _LONG_MEASUREMENT = 20_000
 """Tokens from which a measurement shows a progress line of its own."""
 
 
-def train(config: RunConfig, on_row: Callable[[Row], None] | None = None) -> dict[str, Any]:
+def train(config: RunConfig, on_row: Callable[[Row], None] | None = None, processes: Processes = ALONE) -> dict[str, Any]:
     """Train a GPT-2 from random weights, or go on with a run.
 
     Args:
         config: all settings; `resume` and `overwrite` say what to do with a run that is already there.
         on_row: called with each row of the metrics as it is written.
+        processes: those that call this at the same time, to train it together; the first one writes.
 
     Returns:
         The content of `summary.json`. Its status tells why the run ended.
@@ -47,14 +49,17 @@ def train(config: RunConfig, on_row: Callable[[Row], None] | None = None) -> dic
     Raises:
         UserError: bad input, a batch that does not fit in memory, or a run that diverged (the last good checkpoint is kept).
     """
-    return _Training(config, on_row).train()
+    return _Training(config, on_row, processes).train()
 
 
 class _Training:
     """A run in memory: the model and all that its steps need."""
 
-    def __init__(self, config: RunConfig, on_row: Callable[[Row], None] | None):
-        self.run = start_run(config)
+    def __init__(self, config: RunConfig, on_row: Callable[[Row], None] | None, processes: Processes):
+        self.processes = processes
+        with processes.together():
+            self.run = start_run(config, processes)
+        processes.on_loss(lambda reason: note_failure(self.run.directory, reason))
         self.config, self.precision = self.run.config, self.run.precision
         self.state = State()
         self.model = GPT2(self.run.model_config, seed=self.config.seed).to(self.precision.device)
@@ -65,18 +70,19 @@ class _Training:
         self.loss_sum = lambda x, y: self.model.loss(x, y, reduction="sum")
         if self.config.compile:
             self.loss_sum = torch.compile(self.loss_sum)
+        self.loss_sum = processes.data_parallel(self.model, self.loss_sum)
         if self.run.checkpoint is not None:
             self._restore(self.run.checkpoint)
             self.run.checkpoint = None
-        self.record = Recorder(self.run, self.state, self.model.n_params, on_row)
+        self.record = Recorder(self.run, self.state, self.model.n_params, on_row) if processes.first else Bystander(self.run)
         self.saver = Saver([self.run.directory.best, self.run.directory.last])
 
     def train(self) -> dict[str, Any]:
         config, state, record = self.config, self.state, self.record
-        progress = Progress(config.steps, "training", done=state.step)
+        progress = Progress(config.steps, "training", done=state.step, shown=self.processes.first)
         status = "failed"
         try:
-            with StopRequest() as stop, self.saver:
+            with StopRequest(agree=self.processes.any) as stop, self.saver:
                 if state.train_loss is None:
                     self.measure()  # where random weights start
                     record.row(lr=None, grad_norm=None, loss_scale=self._loss_scale)
@@ -111,8 +117,9 @@ class _Training:
             status = "interrupted"
             raise
         except Exception as error:
+            error = self.processes.reason(error)
             record.line(f"failed: {error or type(error).__name__}")
-            raise
+            raise error
         finally:
             progress.close(status.replace("_", " "))
             summary = record.close(status)
@@ -137,7 +144,7 @@ class _Training:
             micro_batches = [windows.batch(indices[i:i + config.batch_size]) for i in range(0, n_windows, config.batch_size)]
             set_learning_rate(self.optimizer, factor)
             result = training_step(self.loss_sum, self.parameters, self.optimizer, self.scaler, self.precision,
-                                   micro_batches, config.clip_grad)
+                                   micro_batches, config.clip_grad, self.processes)
             self.precision.wait()
         state.count_batch(result.loss, result.n_targets, n_windows, result.skipped, time.perf_counter() - begun)
         if result.skipped:
@@ -174,9 +181,9 @@ class _Training:
         count = len(windows.evenly_spread(n_windows))
         progress = None
         if count * windows.seq_len > _LONG_MEASUREMENT:
-            progress = Progress(count, "measuring the training loss, window")
+            progress = Progress(count, "measuring the training loss, window", shown=self.processes.first)
         with measurement_fits(self.config):
-            measured = training_loss(self.model, windows, self.precision, n_windows, progress and progress.update)
+            measured = training_loss(self.model, windows, self.precision, n_windows, progress and progress.update, self.processes)
         if progress is not None:
             progress.close(f"{measured.loss:.6f}")
         self.record.measured(measured)
@@ -195,10 +202,14 @@ class _Training:
 
     def save_best(self) -> None:
         """Save best.pt: the weights with the lowest training loss, to grade and to sample from."""
+        if not self.processes.first:
+            return
         self.saver.save(self.run.directory.best, {**self._identity(), "model": self.model.state_dict()})
 
     def save_last(self) -> None:
         """Save last.pt: everything that a resumed run needs. A run that has diverged does not replace the good one."""
+        if not self.processes.first:
+            return
         if not self._computes():
             self.record.line(f"step {self.state.step}/{self.config.steps}  not saved: the weights give no finite loss")
             return

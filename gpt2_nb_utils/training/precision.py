@@ -14,6 +14,7 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.training.processes import ALONE, Processes
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,16 +32,25 @@ class Precision:
     amp: str
 
     @classmethod
-    def of(cls, config: RunConfig) -> Precision:
-        """Resolve `device` and `amp`.
+    def of(cls, config: RunConfig, processes: Processes = ALONE) -> Precision:
+        """Resolve `device` and `amp`. Of several processes, each takes a GPU of its own.
 
         Raises:
-            UserError: a CUDA device that is not there.
+            UserError: a CUDA device that is not there, or one for several processes.
         """
         name = config.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name.startswith("cuda"):
+        if name.startswith("cuda") and processes.count > 1:
+            if ":" in name:
+                raise UserError(f"device {name} is one GPU, for {processes.count} processes: take --device cuda, and each takes its own "
+                                f"(CUDA_VISIBLE_DEVICES chooses among them)")
+            if processes.local_count > torch.cuda.device_count():
+                raise UserError(f"device {config.device}: {processes.local_count} processes on a machine with "
+                                f"{torch.cuda.device_count()} CUDA devices: start no more than that (--nproc_per_node), or take "
+                                f"--device cpu")
+            name = f"cuda:{processes.local_rank}"
+        elif name.startswith("cuda"):
             index = int(name.partition(":")[2] or 0)
             if index >= torch.cuda.device_count():
                 raise UserError(f"device {config.device}: this machine has {torch.cuda.device_count()} CUDA devices; "

@@ -10,8 +10,9 @@ import torch
 
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import duration
+from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, describe_windows
-from gpt2_nb_utils.training.run_log import Row, RunLog
+from gpt2_nb_utils.training.run_log import Row, RunLog, append_line
 from gpt2_nb_utils.training.samples import draw_samples, sample_prompts
 from gpt2_nb_utils.training.samples_file import format_sample, read_samples
 from gpt2_nb_utils.training.start import Run
@@ -112,7 +113,7 @@ class Recorder:
         run, config = self.run, self.run.config
         self._log.line(f"new run in {run.directory}" if not run.resumed else
                        f"resumed at step {self.state.step} in {run.directory}")
-        self._log.line(f"device {run.precision.device_name}  amp {run.precision.amp}  torch {torch.__version__}")
+        self._log.line(f"device {run.summary['device']}  amp {run.precision.amp}  torch {torch.__version__}")
         self._log.line("arguments " + "  ".join(f"{name}={value!r}" for name, value in config.model_dump().items()))
         self._log.line(f"corpus {run.corpus.describe()}")
         for note in run.corpus.notes:
@@ -122,3 +123,40 @@ class Recorder:
         self._log.line(f"tokens {len(run.windows.tokens):,}  windows {len(run.windows):,} of {config.seq_len}")
         self._log.line(f"tokens per step {config.tokens_per_step:,}  steps {config.steps:,}  "
                        f"epochs {config.steps * config.batch_size * config.grad_accum / len(run.windows):.2f}")
+
+
+class Bystander:
+    """What a process has in place of a Recorder where another one writes."""
+
+    def __init__(self, run: Run):
+        self._summary = run.summary
+
+    def line(self, text: str) -> None:
+        pass
+
+    def measured(self, measured: CorpusLoss) -> None:
+        pass
+
+    def row(self, lr: float | None, grad_norm: float | None, loss_scale: float | None) -> None:
+        pass
+
+    def samples(self, model: GPT2) -> None:
+        pass
+
+    def summary(self, status: str = "running") -> None:
+        pass
+
+    def close(self, status: str) -> dict[str, Any]:
+        """The summary as far as it is known here, which is how the run ended."""
+        return {**self._summary, "status": status}
+
+
+def note_failure(directory: RunDirectory, reason: str) -> bool:
+    """Write down that a run failed where its Recorder no longer can; False where its end was written down before."""
+    summary = directory.read_summary()
+    if summary["status"] != "running":
+        return False
+    with directory.log.open("a", encoding="utf-8", newline="\n") as log:
+        append_line(log, f"failed: {reason}")
+    directory.write_json(directory.summary, {**summary, "status": "failed"})
+    return True

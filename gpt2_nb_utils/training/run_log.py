@@ -6,7 +6,7 @@ import csv
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gpt2_nb_utils.run_directory import write_atomically
 
@@ -63,6 +63,14 @@ def read_metrics(path: Path) -> list[Row]:
     return rows
 
 
+def append_line(log: TextIO, text: str) -> None:
+    """Append a timestamped line to train.log."""
+    # One line each, whatever the text: control characters would let it forge lines or drive a terminal.
+    printable = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    log.write(f"{datetime.now().strftime('%Y-%m-%d %H:%M:%S')}  {printable}\n")
+    log.flush()
+
+
 class RunLog:
     """Appends to both logs of a run.
 
@@ -86,10 +94,7 @@ class RunLog:
 
     def line(self, text: str) -> None:
         """Append a timestamped line to train.log."""
-        # One line each, whatever the text: control characters would let it forge lines or drive a terminal.
-        printable = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-        self._log.write(f"{datetime.now().strftime('%Y-%m-%d %H:%M:%S')}  {printable}\n")
-        self._log.flush()
+        append_line(self._log, text)
 
     def row(self, row: Row) -> None:
         """Append a row to train_metrics.csv."""

@@ -21,6 +21,7 @@ from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
 from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
 from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.processes import ALONE, Processes
 from gpt2_nb_utils.training.resume import checkpoint_to_resume, is_own, resumed_config
 from gpt2_nb_utils.training.state import State
 
@@ -36,8 +37,9 @@ class Run:
         precision: device and number format.
         checkpoint: what it goes on from, or None; drop it once restored, for it is as large as the whole run.
         summary: what `summary.json` says now.
-        lock: keeps other processes out of the directory until it is released.
+        lock: keeps other processes out of the directory until it is released; None in those that rank 0 writes for.
         resumed: whether it goes on from a checkpoint.
+        processes: those that train it together.
     """
 
     config: RunConfig
@@ -47,8 +49,9 @@ class Run:
     precision: Precision
     checkpoint: dict[str, Any] | None
     summary: dict[str, Any]
-    lock: filelock.BaseFileLock
+    lock: filelock.BaseFileLock | None
     resumed: bool
+    processes: Processes = ALONE
 
     @property
     def training_text(self) -> str:
@@ -86,16 +89,20 @@ def model_sizes(config: RunConfig) -> GPT2Config:
     return GPT2Config(block_size=config.block_size, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
 
 
-def start_run(config: RunConfig) -> Run:
+def start_run(config: RunConfig, processes: Processes = ALONE) -> Run:
     """Check everything that can be checked, then claim the run directory and write what is known.
+
+    Args:
+        processes: those that will train it together; all check, and the first one writes.
 
     Raises:
         UserError: the corpus, the checkpoint, the device or the directory is not fit; nothing was written then.
     """
     config = resumed_config(config)
+    processes.refuse_uneven(config.batch_size)
     directory = RunDirectory(config.out_dir)
     checkpoint = checkpoint_to_resume(config)
-    precision = Precision.of(config)
+    precision = Precision.of(config, processes)
     corpus = load_corpus(config.input_file)
     cached = read_tokens(directory.tokens, corpus)
     all_ids = encode(corpus.text) if cached is None else cached
@@ -110,29 +117,33 @@ def start_run(config: RunConfig) -> Run:
         raise UserError(f"the checkpoint was trained on another text (sha256 {checkpoint['corpus_sha256'][:12]}…) than "
                         f"{corpus.path} ({corpus.sha256[:12]}…): name that text (--input_file) or start a new run (--out_dir)")
     own = bool(config.resume) and directory.path.exists() and is_own(config)
-    lock = directory.claim(own, config.overwrite)
+    processes.check(seen=(corpus.sha256, checkpoint and checkpoint["state"]["step"]))  # all have read: now the first one writes
+    lock = directory.claim(own, config.overwrite) if processes.first else None
     if checkpoint is not None and Path(config.resume) != directory.last and config.resume != "auto":
-        directory.last.parent.mkdir(exist_ok=True)
-        shutil.copyfile(config.resume, directory.last.with_suffix(".copy"))
-        directory.last.with_suffix(".copy").replace(directory.last)
+        if processes.first:
+            directory.last.parent.mkdir(exist_ok=True)
+            shutil.copyfile(config.resume, directory.last.with_suffix(".copy"))
+            directory.last.with_suffix(".copy").replace(directory.last)
         config = config.model_copy(update={"resume": "auto"})  # from here on it is this directory's own
     if checkpoint is None:
         config = config.model_copy(update={"resume": ""})  # nothing was there to go on with: the record says so
-    previous = directory.read_summary() if directory.summary.exists() else {}
+    previous = directory.read_summary() if processes.first and directory.summary.exists() else {}
     summary = {
         "preset": config.preset, "command": previous.get("command") or command_line(),
         "resumed_with": _resumed_with(previous, checkpoint), "seed": config.seed,
-        "device": precision.device_name, "amp": precision.amp, "torch": torch.__version__,
+        "device": precision.device_name + (f", {processes.count} processes" if processes.count > 1 else ""),
+        "processes": processes.count, "amp": precision.amp, "torch": torch.__version__,
         "n_params": parameter_count(model_sizes(config)), "config": config.model_dump(),
         "corpus": {"source": corpus.source, "path": corpus.path, "sha256": corpus.sha256, "chars": corpus.chars,
                    "tokens": len(ids), "is_course_input": corpus.is_course_input and len(ids) == n_all},
     }
-    run = Run(config, directory, corpus, windows, precision, checkpoint, summary, lock, resumed=checkpoint is not None)
-    if not directory.tokens.exists() or cached is None:  # --overwrite threw it away
-        write_tokens(directory.tokens, all_ids)
-    directory.write_json(directory.config, config.model_dump())
-    directory.write_json(directory.environment, _environment(directory, resumed=checkpoint is not None))
-    run.write_summary("running", State(**checkpoint["state"]) if checkpoint else State())
+    run = Run(config, directory, corpus, windows, precision, checkpoint, summary, lock, checkpoint is not None, processes)
+    if processes.first:
+        if not directory.tokens.exists() or cached is None:  # --overwrite threw it away
+            write_tokens(directory.tokens, all_ids)
+        directory.write_json(directory.config, config.model_dump())
+        directory.write_json(directory.environment, _environment(run))
+        run.write_summary("running", State(**checkpoint["state"]) if checkpoint else State())
     return run
 
 
@@ -146,9 +157,10 @@ def _resumed_with(previous: dict[str, Any], checkpoint: dict[str, Any] | None) -
     return commands
 
 
-def _environment(directory: RunDirectory, resumed: bool) -> dict[str, Any]:
+def _environment(run: Run) -> dict[str, Any]:
     """What the run was started on; a resumed run adds what it went on with."""
-    if not resumed or not directory.environment.exists():
-        return environment()
-    first = directory.read_json(directory.environment)
-    return {**first, "resumed": [*first.get("resumed", []), environment()]}
+    now = {**environment(), "processes": run.processes.count}
+    if not run.resumed or not run.directory.environment.exists():
+        return now
+    first = run.directory.read_json(run.directory.environment)
+    return {**first, "resumed": [*first.get("resumed", []), now]}

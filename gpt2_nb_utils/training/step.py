@@ -11,6 +11,7 @@ from torch import Tensor
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX
 from gpt2_nb_utils.training.optimizer import TwoOptimizers
 from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,26 @@ def training_step(
     precision: Precision,
     micro_batches: Iterable[tuple[Tensor, Tensor]],
     clip_grad: float,
+    processes: Processes = ALONE,
 ) -> StepResult:
     """Add up the gradients of the micro-batches and update the parameters once.
 
     Args:
-        loss_sum: the summed cross-entropy of (x, y), both (B, T).
+        loss_sum: the summed cross-entropy of (x, y), both (B, T); with several processes, from `Processes.data_parallel`.
         micro_batches: together they are the batch of this step; a target counts the same in each.
         clip_grad: largest gradient norm; 0 means no clipping.
+        processes: they share out each micro-batch; what the step did is the same in all.
     """
     micro_batches = list(micro_batches)
     n_targets = sum(int((y != IGNORE_INDEX).sum()) for _, y in micro_batches)
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    for x, y in micro_batches:
-        with precision.autocast():
-            loss = loss_sum(x.to(precision.device), y.to(precision.device)) / n_targets
-        scaler.scale(loss).backward()
+    for number, (x, y) in enumerate(micro_batches, start=1):
+        x, y = processes.share(x), processes.share(y)
+        with processes.adding_up(loss_sum, last=number == len(micro_batches)):
+            with precision.autocast():
+                loss = loss_sum(x.to(precision.device), y.to(precision.device)) / n_targets
+            scaler.scale(loss * processes.count).backward()  # the mean of the gradients is taken
         total += loss.detach()
     scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_grad if clip_grad > 0 else float("inf")).item()
@@ -61,4 +66,5 @@ def training_step(
     if finite:
         scaler.step(optimizer)
     scaler.update()  # halves the scale after an overflow, raises it after a long time without one
-    return StepResult(loss=float(total), grad_norm=grad_norm, n_targets=n_targets, skipped=not finite)
+    (total,) = processes.sum(float(total))
+    return StepResult(loss=total, grad_norm=grad_norm, n_targets=n_targets, skipped=not finite)

@@ -10,20 +10,25 @@ from typing import Any, Callable
 class StopRequest:
     """A context in which SIGINT and SIGTERM are remembered instead of obeyed; a second one leaves at once.
 
+    Whether it is True, all processes of a run agree upon: then all must ask equally often.
+
     Args:
         on_first: called when the first signal comes.
+        agree: whether a flag is up in any process.
 
     Attributes:
         signal_number: the signal that came, or None.
     """
 
-    def __init__(self, on_first: Callable[[], None] | None = None) -> None:
+    def __init__(self, on_first: Callable[[], None] | None = None, agree: Callable[[bool], bool] = bool) -> None:
         self.signal_number: int | None = None
+        self._agree, self._agreed = agree, False
         self._on_first = on_first
         self._previous: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
-        return self.signal_number is not None
+        self._agreed = self._agreed or self._agree(self.signal_number is not None)
+        return self._agreed
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # only there can handlers be set

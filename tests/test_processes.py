@@ -1,0 +1,216 @@
+"""Several processes that train one model, started as a user starts them: the same losses, one writer, one line when one dies."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from gpt2_nb_utils.__main__ import main
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.training.checkpoints import read_checkpoint
+from gpt2_nb_utils.training.loop import train
+from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.processes import Processes
+from gpt2_nb_utils.training.run_log import read_metrics
+from gpt2_nb_utils.training.samples_file import read_samples
+
+
+def torchrun(given: dict, *program: str) -> list[str]:
+    """The command that trains with two processes, by the package's own command or by another program."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}",
+            *(program or ("-m", "gpt2_nb_utils")), "train", *(f"--{name}={value}" for name, value in given.items())]
+
+
+def train_with_two(given: dict, *program: str) -> subprocess.CompletedProcess:
+    return subprocess.run(torchrun(given, *program), capture_output=True, text=True, timeout=300)
+
+
+def errors(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+def files_of(directory: RunDirectory) -> set[str]:
+    return {str(path.relative_to(directory.path)) for path in directory.path.rglob("*") if path.is_file()}
+
+
+def assert_same_losses(directory: RunDirectory, reference: RunDirectory) -> None:
+    rows, expected = read_metrics(directory.metrics), read_metrics(reference.metrics)
+    assert [(row.step, row.tokens) for row in rows] == [(row.step, row.tokens) for row in expected]
+    for name, tolerance in {"loss": 1e-4, "train_loss": 1e-4, "lr": 0, "grad_norm": 1e-3, "loss_scale": 0}.items():
+        figures, wanted = ([getattr(row, name) for row in run] for run in (rows, expected))
+        assert [figure is None for figure in figures] == [figure is None for figure in wanted], name
+        assert [figure or 0 for figure in figures] == pytest.approx([figure or 0 for figure in wanted], rel=tolerance), name
+
+
+# The same training
+
+
+def test_two_processes_have_the_losses_of_one_and_one_goes_on_with_their_run(settings, tmp_path):
+    # 459 targets: the last of the 8 windows has 11, and two micro-batches are the whole text, so each step meets it.
+    given = settings(max_tokens=460, grad_accum=2, eval_windows=3)
+    train(RunConfig.resolve({**given, "out_dir": str(tmp_path / "one")}))
+    one, two = RunDirectory(tmp_path / "one"), RunDirectory(given["out_dir"])
+
+    done = train_with_two({**given, "steps": 3})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("steps done at step 3") == 1 and done.stderr.count(" took ") == 1  # one of them speaks
+    assert files_of(two) == files_of(one)
+    assert [(sample.step, sample.prompt_index) for sample in read_samples(two.samples)] == [(3, 1), (3, 2), (3, 3)]
+    log = two.log.read_text(encoding="utf-8")
+    assert log.count("step 1/3  loss ") == log.count("new run in ") == 1 and "2 processes" in log
+    summary = two.read_summary()
+    assert summary["processes"] == two.read_json(two.environment)["processes"] == 2
+    assert " -m torch.distributed.run --nproc_per_node=2" in summary["command"] and " train " in summary["command"]
+
+    resumed = train(RunConfig.resolve({"out_dir": given["out_dir"], "resume": "auto", "steps": 6}))
+    assert resumed["processes"] == 1 and resumed["status"] == "steps_done"
+    assert_same_losses(two, one)
+
+
+def test_two_processes_go_on_with_the_run_of_one_with_muon_and_a_grad_scaler(settings, tmp_path):
+    given = settings(max_tokens=460, grad_accum=2, eval_windows=0, optimizer="muon", lr=0.02, embedding_lr=0.01, vector_lr=0.01, amp="fp16")
+    train(RunConfig.resolve({**given, "out_dir": str(tmp_path / "one")}))
+    train(RunConfig.resolve({**given, "steps": 3}))
+    done = train_with_two({"out_dir": given["out_dir"], "resume": "auto", "steps": 6})
+    assert done.returncode == 0, done.stderr
+    assert_same_losses(RunDirectory(given["out_dir"]), RunDirectory(tmp_path / "one"))
+
+
+# What cannot work is said before anything is written
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused_in_one_line_and_nothing_is_written(settings):
+    given = settings(batch_size=3)
+    done = train_with_two(given)
+    (line,) = errors(done.stderr)
+    assert "batch_size 3 cannot be shared out evenly over 2 processes" in line and "--batch_size 4" in line
+    assert done.returncode != 0 and "exitcode  : 2" in done.stderr
+    assert not os.path.exists(given["out_dir"])
+
+
+@pytest.mark.parametrize("device, words", [
+    ("cuda:1", "device cuda:1 is one GPU, for 99 processes: take --device cuda"),
+    ("cuda", "device cuda: 99 processes on a machine with .*--nproc_per_node.*--device cpu"),
+])
+def test_processes_do_not_share_a_gpu(device, words):
+    with pytest.raises(UserError, match=words):
+        Precision.of(RunConfig.resolve({"preset": "tiny", "device": device}), Processes(rank=1, count=99, local_rank=1, local_count=99))
+
+
+def test_a_command_of_one_process_says_so_under_torchrun(monkeypatch, capsys):
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["run"]) == 2
+    assert capsys.readouterr().err.startswith("error: run works in one process, and torchrun started 2")
+
+
+# When a process dies, fails or is asked to stop
+
+
+INJECTED = """
+import os, sys
+from gpt2_nb_utils.__main__ import main
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.training import loop, processes, start
+
+processes._GRACE = 2.0
+{}
+sys.exit(main())
+"""
+
+
+def injected(tmp_path, code: str) -> str:
+    """A program that is the package's command, but for `code`, and does not wait as long for a process that is busy."""
+    path = tmp_path / "injected.py"
+    path.write_text(INJECTED.format(code), encoding="utf-8")
+    return str(path)
+
+
+def start(given: dict, n_rows: int, *program: str) -> subprocess.Popen:
+    """Start a run of two processes and wait for `n_rows` rows of metrics."""
+    process = subprocess.Popen(torchrun(given, *program), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while len(read_metrics(RunDirectory(given["out_dir"]).metrics)) < n_rows:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+def kill(process: subprocess.Popen, rank: int) -> tuple[int, str]:
+    """Kill a process of torchrun's; torchrun's exit status, and what all of them had to say."""
+    (child,) = [child for child in psutil.Process(process.pid).children() if child.environ()["RANK"] == str(rank)]
+    child.kill()
+    _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr
+
+
+def assert_failed(returncode: int, stderr: str, given: dict, reason: str) -> None:
+    (line,) = errors(stderr)
+    assert reason in line and returncode != 0
+    directory = RunDirectory(given["out_dir"])
+    assert directory.read_summary()["status"] == "failed"
+    assert directory.log.read_text(encoding="utf-8").count(f"failed: {reason}") == 1
+    assert read_checkpoint(directory.last)["state"]["step"] >= 1
+    assert directory.claim(resume=True).is_locked  # nobody is at work there any more
+
+
+def endless(settings, **more) -> dict:
+    return settings(**{"steps": 100_000, "eval_every": 100_000, "save_every": 1, "sample_every": 0, **more})
+
+
+def test_when_rank_0_is_killed_another_says_so_and_the_last_checkpoint_is_whole(settings):
+    given = endless(settings)
+    assert_failed(*kill(start(given, 4), rank=0), given, "rank 0 of 2 died")
+
+
+def test_when_a_rank_is_killed_while_rank_0_is_busy_the_run_ends_all_the_same(settings, tmp_path):
+    given = endless(settings, sample_every=2, max_new_tokens=1_000_000)
+    process = start(given, 3, injected(tmp_path, ""))  # the row of step 2: rank 0 samples now, rank 1 waits
+    assert_failed(*kill(process, rank=1), given, "rank 1 of 2 died")
+
+
+def test_what_goes_wrong_in_one_process_is_said_by_rank_0(settings, tmp_path):
+    code = """
+step = loop.training_step
+def failing(*args):
+    if os.environ["RANK"] == "1" and os.path.exists({last!r}):
+        raise UserError("no room for this batch")
+    return step(*args)
+loop.training_step = failing
+"""
+    given = endless(settings)
+    done = train_with_two(given, injected(tmp_path, code.format(last=str(RunDirectory(given["out_dir"]).last))))
+    assert_failed(done.returncode, done.stderr, given, "rank 1 of 2: no room for this batch")
+
+
+def test_processes_that_read_different_texts_do_not_start(settings, tmp_path):
+    given = settings()
+    code = """
+from dataclasses import replace
+load = start.load_corpus
+start.load_corpus = lambda path: replace(load(path), sha256=os.environ["RANK"])
+"""
+    done = train_with_two(given, injected(tmp_path, code))
+    (line,) = errors(done.stderr)
+    assert "rank 1 of 2 reads another text or checkpoint than rank 0" in line
+    assert done.returncode != 0 and not os.path.exists(given["out_dir"])
+
+
+def test_ctrl_c_stops_all_processes_after_the_same_step_and_saves(settings):
+    given = endless(settings, save_every=100_000)
+    process = start(given, 4)
+    process.send_signal(signal.SIGINT)  # a terminal's Ctrl-C reaches torchrun alone, which hands it on
+    shown, complained = process.communicate(timeout=60)
+    summary, last = RunDirectory(given["out_dir"]).read_summary(), read_checkpoint(RunDirectory(given["out_dir"]).last)
+    assert summary["status"] == "interrupted" and last["state"]["step"] == summary["step"] >= 3
+    assert shown.count("interrupted at step") == 1 and not errors(complained)
