@@ -1,4 +1,4 @@
-"""The commands: `python -m gpt2_nb_utils run | train | sweep | sample | report | readme`.
+"""The commands: `python -m gpt2_nb_utils run | train | sweep | sample | report | readme | bench`.
 
 Here flags are read and the work is handed on; nothing is done here. Heavy modules are imported by the command that
 needs them, so that `--help` answers at once.
@@ -11,6 +11,7 @@ import sys
 from typing import Any, Callable, NoReturn
 
 from gpt2_nb_utils import __version__, torchrun
+from gpt2_nb_utils.bench.settings import FLAGS, add_bench_flags
 from gpt2_nb_utils.config import RunConfig, add_flags, check_names
 from gpt2_nb_utils.errors import ProcessLost, UserError
 
@@ -85,6 +86,18 @@ def _readme(args: argparse.Namespace, given: dict[str, Any]) -> int:
     return 0
 
 
+def _bench(args: argparse.Namespace, given: dict[str, Any]) -> int:
+    import json
+
+    from gpt2_nb_utils.bench.command import bench
+    from gpt2_nb_utils.pipeline.bench_table import as_text
+
+    given = {name: value for name, value in given.items() if name in FLAGS}
+    result = bench(args.only, given, args.against, args.rounds, args.profile, args.nproc_per_node, args.out_dir, args.overwrite)
+    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else as_text(result))
+    return 0
+
+
 def _tell(summary: dict[str, Any]) -> int:
     """Print how a run ended and where everything is; the exit status."""
     from gpt2_nb_utils.run_directory import RunDirectory
@@ -119,6 +132,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, dict[str, Any]], int], s
     "sample": (_sample, "let the model of a run continue a prompt"),
     "report": (_report, "the executed notebooks of a run as self-contained HTML"),
     "readme": (_readme, "put the results of a run between the AUTO markers of a README"),
+    "bench": (_bench, "measure the speed of training, sampling, start-up and checkpoints on this machine"),
 }
 
 
@@ -137,6 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--out_dir", default="out/sweep", metavar="DIR",
                                  help="folder for the runs, the table and the figure (default: %(default)s)")
             command.add_argument("--keep_checkpoints", action="store_true", help="leave checkpoints/best.pt of each run there")
+        elif name == "bench":
+            add_bench_flags(command)
         else:
             command.add_argument("run_dir", nargs="?", default=RunConfig.model_fields["out_dir"].default,
                                  metavar="RUN_DIR", help="run directory (default: %(default)s)")

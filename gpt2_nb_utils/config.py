@@ -296,8 +296,13 @@ def _boolean(text: str) -> bool:
     return words[text.lower()]
 
 
-def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
-    """Give `parser` one `--flag` per setting, grouped; only flags that were given appear in the result."""
+def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None, defaults: dict[str, Any] | None = None) -> None:
+    """Give `parser` one `--flag` per setting, grouped; only flags that were given appear in the result.
+
+    Args:
+        names: the settings; all, when None.
+        defaults: what the help says instead, where a command has defaults of its own.
+    """
     wanted = list(names or RunConfig.model_fields)
     for group, title in GROUPS.items():
         members = [name for name in wanted if RunConfig.model_fields[name].json_schema_extra["group"] == group]
@@ -306,7 +311,8 @@ def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = Non
         section = parser.add_argument_group(group, title)
         for name in members:
             field = RunConfig.model_fields[name]
-            help_text = f"{field.description} (default: {default_text(name)})".replace("%", "%%")
+            default = (defaults or {}).get(name, default_text(name))
+            help_text = f"{field.description} (default: {default})".replace("%", "%%")
             kind = _plain_type(name)
             if kind is bool:
                 section.add_argument(f"--{name}", nargs="?", const=True, type=_boolean, default=argparse.SUPPRESS,

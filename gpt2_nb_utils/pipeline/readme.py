@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.pipeline import markdown
+from gpt2_nb_utils.pipeline.bench_table import bench_block
 from gpt2_nb_utils.pipeline.figures import figures
 from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run, visible
 from gpt2_nb_utils.pipeline.runs_table import runs_table
@@ -31,8 +32,8 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
     Args:
         run: the run whose results are shown.
         readme: a file with `<!--AUTO:NAME:START-->` and `<!--AUTO:NAME:END-->` once each, for NAME in SUMMARY,
-            PLOT, LOGS, METRICS, SAMPLES and REPRO. RUNS, a table of the runs under
-            out/reference beside the README (or of those beside this run), may be absent.
+            PLOT, LOGS, METRICS, SAMPLES and REPRO. Two may be absent: RUNS, a table of the runs under out/reference beside the
+            README (or of those beside this run), and BENCH, the speeds in the folder `bench` there.
 
     Returns:
         whether the file changed (a second call changes nothing).
@@ -53,7 +54,7 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
         line_end = _line_end(old, start)
         # Text of a corpus, a model or a log must not open or close a block: a space breaks the imitation.
         content = _BLOCKS[name](facts, readme)
-        if facts.caveat and name != "RUNS":  # there each line says its own text
+        if facts.caveat and name not in _OPTIONAL:  # those are not about this run alone
             content = f"*{markdown.text(facts.caveat)}*\n\n{content}"
         content = content.replace("<!--AUTO:", "<!-- AUTO:").strip("\n")
         inside = f"\n{content}\n".encode("utf-8", errors="replace").replace(b"\n", line_end)
@@ -162,14 +163,24 @@ def _repro(facts: RunFacts, readme: Path) -> str:
 
 
 def _runs(facts: RunFacts, readme: Path) -> str:
+    return runs_table(_reference(facts, readme))
+
+
+def _bench(facts: RunFacts, readme: Path) -> str:
+    return bench_block(_reference(facts, readme) / "bench")
+
+
+def _reference(facts: RunFacts, readme: Path) -> Path:
+    """The folder of the runs that a README shows: the committed ones, or those beside this run."""
     reference = readme.resolve().parent / "out" / "reference"
-    return runs_table(reference if reference.is_dir() else facts.run.path.resolve().parent)
+    return reference if reference.is_dir() else facts.run.path.resolve().parent
 
 
 _BLOCKS: dict[str, Callable[[RunFacts, Path], str]] = {
     "SUMMARY": _summary, "PLOT": _plot, "LOGS": _logs, "METRICS": _metrics, "SAMPLES": _samples, "REPRO": _repro, "RUNS": _runs,
+    "BENCH": _bench,
 }
-_OPTIONAL = {"RUNS"}
+_OPTIONAL = {"RUNS", "BENCH"}
 
 
 def _code(value: str) -> str:
