@@ -1,4 +1,4 @@
-"""The commands: `python -m gpt2_nb_utils run | train | sweep | sample | report | readme | bench`.
+"""The commands: `python -m gpt2_nb_utils run | train | sweep | sample | verify | report | readme | bench`.
 
 Here flags are read and the work is handed on; nothing is done here. Heavy modules are imported by the command that
 needs them, so that `--help` answers at once.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, NoReturn, get_args
 
 from gpt2_nb_utils import __version__, torchrun
 from gpt2_nb_utils.bench.settings import FLAGS, add_bench_flags
@@ -67,6 +67,12 @@ def _sample(args: argparse.Namespace, given: dict[str, Any]) -> int:
     return 0
 
 
+def _verify(args: argparse.Namespace, given: dict[str, Any]) -> int:
+    from gpt2_nb_utils.results.verify import verify
+
+    return 0 if verify(args.run_dir, given, args.sample).passed else 1
+
+
 def _report(args: argparse.Namespace, given: dict[str, Any]) -> int:
     from gpt2_nb_utils.pipeline.report import build_report
     from gpt2_nb_utils.run_directory import RunDirectory
@@ -123,6 +129,12 @@ def _exit_status(summary: dict[str, Any]) -> int:
     return INTERRUPTED if summary["status"] == "interrupted" else 0
 
 
+def _windows(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more windows")
+    return int(text)
+
+
 _SAMPLE_FLAGS = ("prompt", "num_prompts", "max_new_tokens", "top_k", "temperature", "seed", "device")
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, dict[str, Any]], int], str]] = {
@@ -130,6 +142,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, dict[str, Any]], int], s
     "train": (_train, "the training of notebook 03 alone"),
     "sweep": (_sweep, "train every run of a TOML file of settings, and set them side by side in a table and a figure"),
     "sample": (_sample, "let the model of a run continue a prompt"),
+    "verify": (_verify, "prove a run again from its weights and its text: an audit that trusts nothing recorded"),
     "report": (_report, "the executed notebooks of a run as self-contained HTML"),
     "readme": (_readme, "put the results of a run between the AUTO markers of a README"),
     "bench": (_bench, "measure the speed of training, sampling, start-up and checkpoints on this machine"),
@@ -158,6 +171,12 @@ def build_parser() -> argparse.ArgumentParser:
                                  metavar="RUN_DIR", help="run directory (default: %(default)s)")
         if name == "sample":
             add_flags(command, _SAMPLE_FLAGS)
+        if name == "verify":
+            command.add_argument("--sample", type=_windows, default=0, metavar="N",
+                                 help="a quick look: measure only N windows, which proves nothing (default: all)")
+            command.add_argument("--device", default="auto", metavar="STR", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+            command.add_argument("--amp", default="fp32", metavar="|".join(get_args(RunConfig.model_fields["amp"].annotation)),
+                                 help="number format of the audit, whatever that of the training was (default: %(default)s)")
         if name == "readme":
             command.add_argument("--readme", default="README.md", metavar="FILE", help="file to fill (default: %(default)s)")
     return parser

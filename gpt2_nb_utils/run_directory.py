@@ -24,7 +24,7 @@ from gpt2_nb_utils import torchrun
 from gpt2_nb_utils.errors import UserError
 
 _MADE_BY_A_RUN = ("config.json", "summary.json", "environment.json", "tokens.bin", "logs", "samples", "checkpoints",
-                  "figures", "notebooks", "report")
+                  "figures", "notebooks", "report", "verify.json")
 _LOCK = ".lock"
 _NOT_CONTENT = {_LOCK, ".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
 
@@ -74,6 +74,7 @@ class RunDirectory:
         self.figures = self.path / "figures"
         self.notebooks = self.path / "notebooks"
         self.report = self.path / "report"
+        self.audit = self.path / "verify.json"
 
     def __str__(self) -> str:
         return str(self.path)

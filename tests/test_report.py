@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
 sys.path.insert(0, str(Path(__file__).parent))
-from run_fixture import HOSTILE, add_notebook, executed, html_output, make_run, reached, summary  # noqa: E402
+from run_fixture import HOSTILE, add_audit, add_notebook, executed, html_output, make_run, reached, summary  # noqa: E402
 
 from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.pipeline.report import LARGEST_PAGE, build_report  # noqa: E402
@@ -76,6 +76,43 @@ def test_every_status_makes_a_page_and_an_unfinished_run_is_said_to_be_one(tmp_p
     assert ("The run is not finished" in text) == (status not in ("target_reached", "steps_done"))
 
 
+# The audit
+
+def test_the_checks_of_an_audit_are_a_table_with_a_word_for_each_sign(tmp_path):
+    index = page(build_report(add_audit(make_run(tmp_path / "run"), ok=False)))
+    section = index.find("h2", id="audit").parent
+    assert [words(row) for row in section.select("tbody tr")] == [
+        "✓ holds loss 0.0912 over all 338,024 predictions",
+        "✗ fails text 0.0912 over all 338,024 predictions (expected: as asked)",
+        "– not checked samples 0.0912 over all 338,024 predictions (expected: as asked)"]
+    assert all(mark["aria-hidden"] == "true" for mark in section.select(".mark"))
+    assert "Not proved: 1 of 3 checks fail, 1 of 3 could not be made (fails: text)." in words(section)
+    assert "Audit ✗ 1 of 3 checks fail, 1 of 3 could not be made" in words(index.select_one("#facts + dl"))
+    assert words(section.caption) == "Made 2026-01-02 03:04:05 UTC, cpu, in fp32: python -m gpt2_nb_utils verify out/x"
+
+
+def test_an_audit_of_an_earlier_state_is_not_shown_and_said_to_be_one(tmp_path):
+    run = add_audit(make_run(tmp_path / "run"))
+    run.write_json(run.summary, summary(step=31))
+    index = page(build_report(run))
+    assert index.find(id="audit") is None and "verify.json is of an earlier state" in words(index.select_one(".notices"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"checks": [{"asks": "loss", "ok": "yes", "found": "", "expected": ""}]}'])
+def test_a_damaged_audit_is_named_and_the_report_built_without_it(tmp_path, content):
+    run = make_run(tmp_path / "run")
+    run.audit.write_text(content, encoding="utf-8")
+    index = page(build_report(run))
+    assert index.find(id="audit") is None and "verify.json is not a readable audit" in words(index.select_one(".notices"))
+
+
+def test_the_report_ends_with_the_command_that_proves_the_run_again(tmp_path):
+    config = {**summary()["config"], "out_dir": "out/a run"}
+    index = page(build_report(make_run(tmp_path / "run", summary(config=config))))
+    assert words(index.select(".command")[1]) == "python -m gpt2_nb_utils verify 'out/a run'"
+    assert "No audit was made" in words(index)
+
+
 # What may be missing
 
 def test_a_run_that_has_just_started_has_a_report(tmp_path):
@@ -136,6 +173,7 @@ def everything(tmp_path):
     run = make_run(tmp_path / "run", summary(command=HOSTILE, device=HOSTILE, status=HOSTILE, corpus={
         "source": HOSTILE, "path": HOSTILE, "sha256": HOSTILE, "chars": 1, "tokens": 1, "is_course_input": False}))
     run.write_json(run.environment, {"processor": HOSTILE, "packages": {HOSTILE: HOSTILE}})
+    add_audit(run, HOSTILE)
     add_notebook(run, "01_tokenization.ipynb", [
         new_markdown_cell(f"# Title\n\n`{HOSTILE}`"),
         executed(repr(HOSTILE), new_output("stream", name="stdout", text=HOSTILE),
@@ -171,7 +209,7 @@ def test_nothing_runs_and_nothing_is_fetched(tmp_path):
 
 def test_hostile_text_is_shown_as_text_in_every_place(tmp_path):
     index, notebook = everything(tmp_path)
-    assert words(page(index)).count("<script>document.title = 'broken'</script>") >= 8
+    assert words(page(index)).count("<script>document.title = 'broken'</script>") >= 11
     assert words(page(notebook)).count("<script>document.title = 'broken'</script>") >= 6
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from run_fixture import FAILING, HOSTILE, TOKENIZATION, execute_notebook, make_run  # noqa: E402
+from run_fixture import FAILING, HOSTILE, TOKENIZATION, add_audit, execute_notebook, make_run  # noqa: E402
 
 from gpt2_nb_utils.pipeline.report import build_report  # noqa: E402
 
@@ -20,7 +20,7 @@ PAGES = ("index.html", "01_tokenization.html", "03_training.html")
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The report of a run with one notebook that ran and one that failed, both really executed."""
-    run = make_run(tmp_path_factory.mktemp("runs") / "sanity")
+    run = add_audit(make_run(tmp_path_factory.mktemp("runs") / "sanity"), "sha256 " + "0123456789abcdef" * 4, ok=False)
     execute_notebook(run, "01_tokenization.ipynb", TOKENIZATION)
     execute_notebook(run, "03_training.ipynb", FAILING)
     return build_report(run).parent

@@ -1,4 +1,4 @@
-"""The parameter count of GPT-2, derived part by part from its sizes alone."""
+"""The parameters of GPT-2, their count, names and shapes, derived from its sizes alone."""
 
 from __future__ import annotations
 
@@ -27,3 +27,18 @@ def parameter_parts(config: GPT2Config) -> list[tuple[str, str, int]]:
 def parameter_count(config: GPT2Config) -> int:
     """Parameters of `GPT2(config)`, without building it."""
     return sum(count for _, _, count in parameter_parts(config))
+
+
+def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """The name and the shape of every parameter of GPT-2 as published, from its sizes alone. The head is no parameter of its own."""
+    V, P, C = config.vocab_size, config.block_size, config.n_embd
+    block = {
+        "ln_1.weight": (C,), "ln_1.bias": (C,), "attn.c_attn.weight": (C, 3 * C), "attn.c_attn.bias": (3 * C,),
+        "attn.c_proj.weight": (C, C), "attn.c_proj.bias": (C,), "ln_2.weight": (C,), "ln_2.bias": (C,),
+        "mlp.c_fc.weight": (C, 4 * C), "mlp.c_fc.bias": (4 * C,), "mlp.c_proj.weight": (4 * C, C), "mlp.c_proj.bias": (C,),
+    }
+    return {
+        "transformer.wte.weight": (V, C), "transformer.wpe.weight": (P, C),
+        **{f"transformer.h.{layer}.{name}": shape for layer in range(config.n_layer) for name, shape in block.items()},
+        "transformer.ln_f.weight": (C,), "transformer.ln_f.bias": (C,),
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gpt2_nb_utils.config import TARGET_LOSS
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.results import verdict
+from gpt2_nb_utils.results.audit import Audit, read_audit
 from gpt2_nb_utils.results.verdict import UNKNOWN, Condition, count, loss_text, measured_on
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
@@ -46,6 +48,7 @@ class RunFacts:
     notes: tuple[str, ...]
     caveat: str | None
     conditions: tuple[Condition, ...]
+    audit: Audit | None
 
     @property
     def reached(self) -> bool:
@@ -76,6 +79,11 @@ class RunFacts:
         resumed = [f"{each.get('command')}  # went on at step {count(each.get('step'))}"
                    for each in self.summary.get("resumed_with") or []]
         return "\n".join([self.summary.get("command") or UNKNOWN, *resumed])
+
+    @property
+    def verify_command(self) -> str:
+        """The command that audits the run."""
+        return shlex.join(["python", "-m", "gpt2_nb_utils", "verify", str(self.config.get("out_dir") or "RUN_DIR")])
 
     @property
     def best_training_loss(self) -> str:
@@ -138,6 +146,7 @@ class RunFacts:
             ("Machine", f"{summary.get('device') or UNKNOWN}, {summary.get('amp') or UNKNOWN}, "
                         f"torch {summary.get('torch') or UNKNOWN}"),
             ("Preset, seed", f"{summary.get('preset') or UNKNOWN}, {summary.get('seed', UNKNOWN)}"),
+            *([] if self.audit is None else [("Audit", f"{MARKS['met' if self.audit.passed else 'not met']} {self.audit.tally}")]),
         ]
 
     @property
@@ -152,6 +161,12 @@ class RunFacts:
                 ("System", str(found.get("platform") or "")), ("Hardware", ", ".join(hardware)),
                 ("Packages", ", ".join(packages))]
         return [(name, value) for name, value in rows if value]
+
+    @property
+    def audited_on(self) -> str:
+        """When, on what and with which command the audit was made."""
+        made, machine = self.audit.made.replace("T", " ").replace("+00:00", " UTC"), self.audit.machine
+        return f"{made}, {machine.get('device') or UNKNOWN}, in {machine.get('amp') or UNKNOWN}: {self.audit.command}"
 
     def before_and_after(self) -> tuple[list[Sample], list[Sample]]:
         """The samples of the first step and those of the last; the latter empty when there is one step only."""
@@ -194,11 +209,15 @@ def read_run(run: RunDirectory) -> RunFacts:
     summary = {**summary, "config": config}
     metrics = _or_note(notes, lambda: _read_rows(run.metrics), []) if run.metrics.exists() else []
     samples = _or_note(notes, lambda: read_samples(run.samples), []) if run.samples.exists() else []
+    audit = _or_note(notes, lambda: read_audit(run.audit), None) if run.audit.exists() else None
+    if audit is not None and not audit.is_of(summary):
+        notes.append(f"The audit in {run.audit.name} is of an earlier state of this run and is not shown: make it again with verify.")
+        audit = None
     caveat = verdict.corpus_caveat(summary)
     if caveat:
         notes.insert(0, caveat)
     return RunFacts(run, summary, config, environment, metrics, samples, tuple(notes), caveat,
-                    verdict.conditions(summary, config, metrics))
+                    verdict.conditions(summary, config, metrics), audit)
 
 
 def _or_note(notes: list[str], read: Any, otherwise: Any) -> Any:

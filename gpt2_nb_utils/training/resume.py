@@ -15,8 +15,8 @@ from gpt2_nb_utils.training.checkpoints import read_checkpoint
 from gpt2_nb_utils.training.optimizer import fits
 from gpt2_nb_utils.training.samples_file import read_samples
 
-_KEPT = ("preset", "max_tokens", "seed", "block_size", "n_layer", "n_head", "n_embd", "batch_size", "seq_len", "grad_accum",
-         "randomize_batches", "optimizer", "amp")
+KEPT = ("preset", "max_tokens", "seed", "block_size", "n_layer", "n_head", "n_embd", "batch_size", "seq_len", "grad_accum",
+        "randomize_batches", "optimizer", "amp")
 """Settings that a resumed run cannot change: its weights, its optimizer or its place in the data depend on them."""
 
 
@@ -41,7 +41,7 @@ def resumed_config(config: RunConfig) -> RunConfig:
         if "out_dir" not in config.given and own is not None:
             directory = own
     for name, value in config.given.items():
-        if name in _KEPT and name in saved and value != saved[name]:
+        if name in KEPT and name in saved and value != saved[name]:
             raise UserError(f"{name} {value} differs from {saved[name]}, with which the run in {directory} was started: leave it "
                             f"out to go on with that run, or start a new one in another --out_dir")
     return RunConfig.resolve({**config.given, "out_dir": str(directory)}, saved=saved)

@@ -50,16 +50,16 @@ class Row:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a `train_metrics.csv`; a line that a kill cut short is left out."""
+    """The rows of a `train_metrics.csv`; a line that a kill cut short, or without a step, is left out."""
     rows = []
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
             for cells in csv.DictReader(file):
                 try:
                     values = {name: float(cells[name]) if cells[name] else None for name in COLUMNS}
-                except (TypeError, ValueError, KeyError):
+                    rows.append(Row(**{**values, "step": int(values["step"]), "tokens": int(values["tokens"])}))
+                except (TypeError, ValueError, KeyError, OverflowError):
                     continue
-                rows.append(Row(**{**values, "step": int(values["step"]), "tokens": int(values["tokens"])}))
     return rows
 
 

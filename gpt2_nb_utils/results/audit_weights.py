@@ -1,0 +1,167 @@
+"""What the weights of best.pt show: whose architecture, how many, on which text, with which loss, grown from what.
+
+Everything is counted and measured anew; what is on record is only compared.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gpt2_nb_utils.config import TARGET_LOSS, RunConfig
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.model.initialisation import expected_std
+from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
+from gpt2_nb_utils.results.evidence import Evidence, misfits
+from gpt2_nb_utils.results.verdict import COURSE_MIN_PARAMS, extent, loss_text
+from gpt2_nb_utils.run_directory import environment
+from gpt2_nb_utils.tokenization.bpe import decode
+from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
+from gpt2_nb_utils.training.samples import draw_samples, sample_prompts
+
+_AGREEMENT = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-2}
+"""By how much, relatively, two measurements of one model may differ, by the coarser number format of the two.
+
+fp32 keeps 24 significant bits, so only the order of the sums differs. fp16 keeps 11 and bf16 8: a logit near 20 is
+rounded by up to 0.06 in bf16, which the mean over all predictions evens out for the most part. A record that was
+improved to pass the target differs by far more, and the target is held against the loss measured anew in any case.
+"""
+_AGREEMENT_AT_START = 1e-3
+"""The same for random weights: their logits are small, so that even bf16 hardly rounds them."""
+_UNRELATED = 6
+"""Standard errors (1/√n) within which the correlation of two unrelated sets of n random weights stays."""
+_START_TOKENS = 65_536
+"""Tokens up to which the loss of random weights is measured again; a longer measurement at step 0 is left to the first batch."""
+
+
+@asks("best.pt loads as plain tensors", "weights_only=True loads it, so that nothing in the file runs")
+def loads(evidence: Evidence) -> tuple[bool, str]:
+    if isinstance(evidence.loaded, UserError):
+        return False, str(evidence.loaded)
+    return True, f"{len(evidence.best['model'])} tensors, those of step {evidence.best['state'].get('step')}"
+
+
+@asks("the weights are GPT-2's, by name and shape", "the tensors of GPT-2 as published, the head being the token embedding, stored once")
+def architecture(evidence: Evidence) -> tuple[bool, str]:
+    sizes = ", ".join(f"{name} {size}" for name, size in evidence.best["model_config"].items())
+    return problems_or(misfits(evidence.best), f"all tensors fit {sizes}; no second head")
+
+
+@asks(f"at least {COURSE_MIN_PARAMS:,} parameters", f"{COURSE_MIN_PARAMS:,} or more, counted in the tensors")
+def parameters(evidence: Evidence) -> tuple[bool, str]:
+    n = sum(tensor.numel() for tensor in evidence.best["model"].values())
+    return n >= COURSE_MIN_PARAMS, f"{n:,} parameters"
+
+
+@asks("the text is the course's input.txt", f"sha256 {COURSE_SHA256}")
+def course_text(evidence: Evidence) -> tuple[bool, str]:
+    corpus = evidence.corpus
+    return corpus.is_course_input, f"{corpus.path}: {corpus.chars:,} characters, sha256 {corpus.sha256}"
+
+
+@asks("the run saw all of its text, no excerpt", "every token of the text")
+def whole_text(evidence: Evidence) -> tuple[bool, str]:
+    seen, there = len(evidence.windows.tokens), len(evidence.tokens)
+    return seen == there, f"{seen:,} of {there:,} tokens"
+
+
+@asks(f"training loss below {TARGET_LOSS:g}, measured anew", f"below {TARGET_LOSS:g} over every prediction")
+def below_target(evidence: Evidence) -> tuple[bool, str]:
+    measured = evidence.measurement
+    how = f"{measured.n_targets:,} predictions, in {evidence.precision.amp} on {evidence.precision.device_name}"
+    if not measured.whole:
+        raise CannotCheck(f"{loss_text(measured.mean())} over {how}: {len(measured.losses):,} of {measured.n_windows:,} windows "
+                          f"are a quick look, which decides nothing")
+    return measured.mean() < TARGET_LOSS, f"{loss_text(measured.mean())} over all {how}"
+
+
+@asks("the loss on record is the one measured", "the same, but for rounding")
+def recorded_loss(evidence: Evidence) -> tuple[bool, str]:
+    recorded, windows = evidence.summary["best_train_loss"], evidence.summary["best_train_loss_windows"]
+    if recorded is None:
+        return False, "no training loss is on record"
+    indices = evidence.windows.evenly_spread(0 if windows == "all" else windows)
+    if not set(indices) <= set(evidence.measurement.losses):
+        raise CannotCheck("a quick look has not measured the windows of the loss on record")
+    anew = evidence.measurement.mean(indices)
+    return _agree(evidence, recorded, anew), (f"{recorded:.6f} on record ({extent(windows, evidence.settings.max_tokens)}), "
+                                              f"{anew:.6f} on the same windows anew: {abs(recorded - anew) / anew:.1e} apart, relatively")
+
+
+@asks("the seed's random weights give the first losses on record",
+      "the training loss of step 0 and the batch loss of step 1, but for rounding")
+def first_losses(evidence: Evidence) -> tuple[bool, str]:
+    settings, windows = evidence.settings, evidence.windows
+    rows = {row.step: row for row in evidence.rows[:2]}
+    measured_on = evidence.sections[0].measured.get(0, (0.0, "all"))[1]
+    at_start = windows.evenly_spread(0 if measured_on == "all" else measured_on)
+    first_batch = evidence.order.take(0, settings.batch_size * settings.grad_accum)
+    recorded = [("training loss of step 0", rows.get(0) and rows[0].train_loss, at_start),
+                ("batch loss of step 1", rows.get(1) and rows[1].loss, first_batch)]
+    wanted = [each for each in recorded if each[2] is first_batch or len(at_start) * windows.seq_len <= _START_TOKENS]
+    indices = sorted({index for _, _, indices in wanted for index in indices})
+    measured = evidence.measure(evidence.initial_model, indices, "measuring random weights, window")
+    problems, said = [], []
+    for name, loss, indices in wanted:
+        anew = measured.mean(indices)
+        said.append(f"{name} {'not' if loss is None else f'{loss:.5f}'} on record, {anew:.5f} with the weights of seed {settings.seed}")
+        if loss is None or not abs(loss - anew) <= _AGREEMENT_AT_START * anew:
+            problems.append(said[-1])
+    return problems_or(problems, "; ".join(said))
+
+
+@asks("best.pt grew from the seed's random weights", f"a correlation above {_UNRELATED}/√n, as chance does not give")
+@torch.no_grad()
+def kinship(evidence: Evidence) -> tuple[bool, str]:
+    if misfits(evidence.best):
+        raise CannotCheck("the weights of best.pt are not those of a GPT-2 of its sizes")
+    first = dict(evidence.initial_model.named_parameters())
+    products = torch.zeros(3, dtype=torch.float64)  # of grown and first weights, of each with itself
+    n = 0
+    for name, tensor in evidence.best["model"].items():
+        if expected_std(name, evidence.settings.n_layer) == 0.0:
+            continue  # biases and LayerNorms start alike whatever the seed
+        a, b = _centred(tensor.cpu()), _centred(first[name].cpu())
+        products += torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]).double()
+        n += a.numel()
+    correlation = (products[0] / (products[1] * products[2]).sqrt()).item()
+    return correlation > _UNRELATED / math.sqrt(n), (
+        f"correlation {correlation:.4f} with the random weights of seed {evidence.settings.seed}; unrelated ones give "
+        f"{0:.4f} ± {1 / math.sqrt(n):.4f}")
+
+
+def _centred(weights: Tensor) -> Tensor:
+    # Training moves the embeddings of all tokens that do not occur the same way, far beyond where they began.
+    return weights - weights.mean(dim=0)
+
+
+@asks("best.pt writes the recorded samples", "the same texts, drawn again with the run's seed")
+def samples(evidence: Evidence) -> tuple[bool, str]:
+    step = evidence.best["state"]["step"]
+    recorded = {sample.prompt_index: (sample.prompt, sample.text) for sample in evidence.run.samples if sample.step == step}
+    if not recorded:
+        raise CannotCheck(f"samples/samples.txt holds none of step {step}, at which best.pt was written")
+    settings = RunConfig.resolve({}, saved=evidence.best["config"])  # a resumed run may have another prompt by now
+    text = decode(evidence.windows.tokens.numpy()) if settings.max_tokens else evidence.corpus.text
+    again = draw_samples(evidence.model, settings, sample_prompts(settings, text), step)
+    problems = [f"prompt {one.prompt_index} of step {step} goes on otherwise" for one in again
+                if recorded.get(one.prompt_index) != (one.prompt, one.text)]
+    if problems and not _like_the_run(evidence):
+        raise CannotCheck(f"{len(problems)} of {len(again)} texts differ, which decides nothing here: they were drawn on another "
+                          f"machine ({evidence.summary.get('device')}, torch {evidence.summary.get('torch')}), which may round a "
+                          f"draw the other way")
+    return problems_or(problems, f"{len(again)} texts of step {step}, to the letter")
+
+
+def _like_the_run(evidence: Evidence) -> bool:
+    """Whether this machine computes to the last bit as that of the run did: the same processor, device and torch."""
+    recorded = evidence.run.environment.get("processor"), evidence.summary.get("device"), evidence.summary.get("torch")
+    return recorded == (environment()["processor"], evidence.precision.device_name, torch.__version__)
+
+
+def _agree(evidence: Evidence, recorded: float, anew: float) -> bool:
+    formats = evidence.precision.amp, evidence.summary.get("amp")
+    allowed = max(_AGREEMENT.get(amp, _AGREEMENT["fp32"]) for amp in formats)
+    return abs(recorded - anew) <= allowed * anew

@@ -1,0 +1,103 @@
+"""The command `verify`: an audit of a run that trusts nothing recorded, told as a table and kept as `verify.json`.
+
+It knows the order of the checks and what to say at the end. What each check looks at is in `audit_weights` and
+`audit_records`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.results import audit_records, audit_weights
+from gpt2_nb_utils.results.audit import Audit, CannotCheck, Check, audit_table, audited_state
+from gpt2_nb_utils.results.evidence import Evidence
+from gpt2_nb_utils.results.run import load_run
+from gpt2_nb_utils.run_directory import command_line, environment
+from gpt2_nb_utils.training.precision import Precision
+
+_CHECKS = (
+    audit_weights.loads, audit_weights.architecture, audit_weights.parameters, audit_weights.course_text,
+    audit_weights.whole_text, audit_weights.below_target, audit_weights.recorded_loss, audit_records.random_start,
+    audit_weights.first_losses, audit_weights.kinship, audit_records.arithmetic, audit_records.log_and_metrics,
+    audit_records.chain, audit_records.records_agree, audit_records.best_agrees, audit_weights.samples, audit_records.ended,
+)
+"""In the order in which a grader asks: the weights, the text, the loss, from scratch, the records."""
+
+
+def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
+    """Audit a run, print what was found, and write `verify.json` where everything could be looked at.
+
+    Args:
+        run_dir: a run directory.
+        given: `device` and `amp`, where given by hand; fp32 is the default, whatever the run trained in.
+        sample: measure only so many windows: a quick look, which is no audit and is never written down.
+
+    Raises:
+        UserError: no run there, or (after the table) a part of it is missing.
+    """
+    run = load_run(run_dir)
+    precision = Precision.of(RunConfig.resolve({"device": "auto", "amp": "fp32", **given}, saved=run.config.model_dump()))
+    evidence = Evidence(run, precision, sample)
+    checks = tuple(check(evidence) for check in _CHECKS if check is not audit_weights.samples or _claims_samples(evidence))
+    audit = _audit(evidence, checks)
+    _show(f"Audit of {run.directory}{' (a quick look)' if sample else ''}\n\n{audit_table(checks)}\n\n{audit.verdict}")
+    missing = _missing(evidence)
+    if missing:
+        raise UserError(f"{run.directory}: {'; '.join(missing)}: what depends on that is not checked, the rest stands above, and "
+                        f"no verify.json is written; put back what is missing, or go on with the run (--resume auto)")
+    if sample:
+        _show(f"A quick look on {sample:,} windows proves nothing and writes no verify.json: leave --sample out.")
+    else:
+        audit.write(run.directory)
+        _show(f"{run.directory.audit}")
+    return audit
+
+
+def _claims_samples(evidence: Evidence) -> bool:
+    """Whether there are samples to check: a run that was told to draw none claims nothing."""
+    return bool(evidence.run.samples) or evidence.settings.sample_every > 0
+
+
+def _audit(evidence: Evidence, checks: tuple[Check, ...]) -> Audit:
+    """The audit as verify.json keeps it."""
+    best, loss, n_predictions = evidence.directory.best, None, None
+    try:
+        if evidence.measurement.whole and (mean := evidence.measurement.mean()) == mean:  # JSON knows no NaN
+            loss, n_predictions = mean, evidence.measurement.n_targets
+    except CannotCheck:
+        pass
+    machine = {**environment(), "device": evidence.precision.device_name, "amp": evidence.precision.amp}
+    return Audit(datetime.now(timezone.utc).isoformat(timespec="seconds"), command_line(), machine,
+                 _sha256(best) if best.exists() else None, loss, n_predictions, audited_state(evidence.summary), checks)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _missing(evidence: Evidence) -> list[str]:
+    """The parts of the run that are not there, in words."""
+    parts = []
+    if not audit_records.ended(evidence).ok:
+        parts.append(f"the run is unfinished ({audit_records.ended(evidence).found})")
+    for look in ("config", "sections", "rows", "corpus"):
+        try:
+            getattr(evidence, look)
+        except CannotCheck as reason:
+            parts.append(str(reason))
+    if not evidence.directory.best.exists():
+        parts.append("checkpoints/best.pt is missing")
+    return parts
+
+
+def _show(text: str) -> None:
+    """Print, on a terminal that has no ✓ as well: the word stands beside it."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, errors="replace").decode(encoding), flush=True)

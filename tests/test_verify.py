@@ -1,0 +1,453 @@
+"""The audit: an honest run fails only where it is small, and each forgery fails at the line that it forged."""
+
+import csv
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from gpt2_nb_utils.__main__ import main
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.results import audit_records as records
+from gpt2_nb_utils.results import audit_weights as weights
+from gpt2_nb_utils.results.audit import read_audit
+from gpt2_nb_utils.results.verify import verify
+from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.tokenization import corpus
+from gpt2_nb_utils.tokenization.bpe import encode
+from gpt2_nb_utils.training.loop import train
+from gpt2_nb_utils.training.run_log import read_metrics
+from gpt2_nb_utils.training.samples_file import Sample, format_sample, read_samples
+
+SMALL = {weights.parameters, weights.course_text}
+"""What a small run on a text of its own fails by right."""
+NEED_THE_NETWORK = {weights.below_target, weights.recorded_loss, weights.kinship, weights.samples}
+NEED_BEST = NEED_THE_NETWORK | {weights.loads, weights.architecture, weights.parameters, records.best_agrees}
+NEED_TEXT = {weights.course_text, weights.whole_text, weights.below_target, weights.recorded_loss, weights.first_losses,
+             weights.samples, records.arithmetic}
+TINY = {"preset": "tiny", "max_tokens": 0, "n_layer": 1, "n_embd": 16, "block_size": 64, "seq_len": 32, "batch_size": 4, "grad_accum": 2,
+        "lr": 2e-2, "lr_schedule": "constant", "warmup_steps": 0, "log_every": 1, "eval_every": 10, "eval_windows": 4, "save_every": 10,
+        "sample_every": 20, "num_prompts": 2, "max_new_tokens": 12, "device": "cpu"}
+
+
+def train_small(out_dir, text, **more):
+    train(RunConfig.resolve({**TINY, "input_file": str(text), "out_dir": str(out_dir), **more}))
+    return RunDirectory(out_dir)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory, text_file):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(text_file.read_text(encoding="utf-8")[:1100], encoding="utf-8", newline="\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def reached(tmp_path_factory, text):
+    """A run that was stopped after 20 steps, resumed, and trained down to the target."""
+    run = train_small(tmp_path_factory.mktemp("reached") / "run", text, steps=20)
+    train(RunConfig.resolve({"out_dir": str(run.path), "resume": "auto", "steps": 600}))
+    assert run.read_summary()["status"] == "target_reached"
+    return run
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, text):
+    """A short run on the same text from another seed."""
+    return train_small(tmp_path_factory.mktemp("other") / "run", text, steps=20, seed=7)
+
+
+@pytest.fixture
+def run(reached, tmp_path):
+    """A copy of the run, to be forged."""
+    return copy_of(reached, tmp_path / "run")
+
+
+def copy_of(run, path):
+    shutil.copytree(run.path, path, ignore=shutil.ignore_patterns("last.pt", ".lock"))
+    return RunDirectory(path)
+
+
+def asked(checks):
+    return {check.asks for check in checks}
+
+
+def audited(run, **given):
+    """(what failed, what could not be checked)."""
+    audit = verify(str(run.path), {"device": "cpu", **given})
+    return tuple({check.asks for check in audit.checks if check.ok is state} for state in (False, None))
+
+
+def found(run, check):
+    return next(each.found for each in read_audit(run.audit).checks if each.asks == check.asks)
+
+
+def fails(*also):
+    """An audit in which the small run's own checks fail, these as well, and all others hold."""
+    return asked({*SMALL, *also}), set()
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def edit_rows(run, edit):
+    with run.metrics.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = list(rows[0])
+    rows = edit(rows) or rows
+    with run.metrics.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, names, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def edit_text(path, *replacements):
+    content = path.read_text(encoding="utf-8")
+    for old, new in replacements:
+        assert old in content, old
+        content = content.replace(old, new)
+    path.write_text(content, encoding="utf-8")
+
+
+def edit_best(run, edit):
+    content = torch.load(run.best, weights_only=True)
+    torch.save(edit(content) or content, run.best)
+
+
+# -- honest runs -----------------------------------------------------------------------------------------------------
+
+def test_an_honest_small_run_fails_only_for_its_size_and_its_text(run):
+    assert audited(run) == fails()
+
+
+def test_the_same_run_passes_where_its_size_and_its_text_are_what_is_asked(run, monkeypatch, capsys):
+    summary = run.read_summary()
+    monkeypatch.setattr(weights, "COURSE_MIN_PARAMS", summary["n_params"])
+    monkeypatch.setattr(corpus, "COURSE_SHA256", summary["corpus"]["sha256"])
+    edit_json(run.summary, corpus={**summary["corpus"], "is_course_input": True})
+    assert main(["verify", str(run.path), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "Proved: training loss 0.0" in out and "✗" not in out and "–" not in out
+    assert json.loads(run.audit.read_text(encoding="utf-8"))["passed"] is True
+    assert read_audit(run.audit).passed
+
+
+def test_the_audit_keeps_what_it_found_beside_the_run(run):
+    shown = verify(str(run.path), {"device": "cpu"})
+    kept = read_audit(run.audit)
+    assert kept == dataclasses.replace(shown, machine=kept.machine) and not kept.passed
+    recorded = run.read_summary()
+    assert kept.training_loss == pytest.approx(recorded["best_train_loss"], rel=1e-5) and kept.training_loss < 0.099999
+    assert kept.n_predictions == recorded["corpus"]["tokens"] - 1
+    assert kept.machine["amp"] == "fp32" and kept.is_of(recorded) and not kept.is_of({**recorded, "step": 1})
+
+
+def test_a_run_in_bf16_is_audited_in_fp32(tmp_path, text):
+    run = train_small(tmp_path / "run", text, steps=4, eval_every=2, sample_every=2, amp="bf16")
+    assert audited(run) == fails(weights.below_target)
+
+
+def test_a_killed_run_that_went_on_has_an_unbroken_chain(tmp_path, text):
+    run = RunDirectory(tmp_path / "run")
+    given = {**TINY, "input_file": text, "out_dir": run.path, "steps": 100_000, "eval_every": 25, "save_every": 20, "log_every": 3}
+    words = [f"--{name}={value}" for name, value in given.items()]
+    process = subprocess.Popen([sys.executable, "-m", "gpt2_nb_utils", "train", *words], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while not run.last.exists() or max((row.step for row in read_metrics(run.metrics)), default=0) < 30:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    reached, saved = read_metrics(run.metrics)[-1].step, torch.load(run.last, weights_only=True)["state"]["step"]
+    train(RunConfig.resolve({"out_dir": str(run.path), "resume": "auto", "steps": reached + 5, "target_loss": 1e-9}))
+    assert audited(run) == fails(weights.below_target)
+    assert found(run, records.chain).endswith(f"resumed at step {saved}") and saved < reached
+
+
+def test_transformers_finds_the_same_training_loss(run, text):
+    """The second opinion: another library's network and a plain mean over plain windows."""
+    best = torch.load(run.best, weights_only=True)
+    sizes = best["model_config"]
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=sizes["vocab_size"], n_positions=sizes["block_size"], n_embd=sizes["n_embd"], n_layer=sizes["n_layer"],
+        n_head=sizes["n_head"])).eval()
+    missing = model.load_state_dict(best["model"], strict=False)
+    assert missing.missing_keys == ["lm_head.weight"] and not missing.unexpected_keys
+    model.tie_weights()
+    tokens = torch.from_numpy(encode(text.read_text(encoding="utf-8"))).long()
+    total, seq_len = 0.0, best["config"]["seq_len"]
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 1, seq_len):
+            x, y = tokens[start:start + seq_len], tokens[start + 1:start + seq_len + 1]
+            total += F.cross_entropy(model(x[None, :len(y)]).logits[0], y, reduction="sum").item()
+    theirs = total / (len(tokens) - 1)
+    ours = verify(str(run.path), {"device": "cpu"}).training_loss
+    assert theirs == pytest.approx(ours, abs=1e-4) and theirs < 0.099999
+
+
+# -- forged records --------------------------------------------------------------------------------------------------
+
+def row_set(place, **values):
+    return lambda rows: rows[place].update(values)
+
+
+@pytest.mark.parametrize("edit, also", [
+    (row_set(12, loss="7.5"), [records.log_and_metrics]),
+    (row_set(12, lr="0.01"), [records.log_and_metrics]),
+    (row_set(12, loss="0.01"), [records.log_and_metrics, records.records_agree]),  # below the best batch on record
+    (row_set(-1, train_loss="0.01"), [records.log_and_metrics, records.records_agree]),
+    (row_set(12, tokens="5000"), [records.arithmetic]),
+    (row_set(12, epoch="3.9"), [records.arithmetic]),
+    (row_set(12, elapsed_s="0"), [records.arithmetic]),
+    (row_set(12, loss=""), [records.log_and_metrics]),
+    (row_set(12, step=""), [records.arithmetic, records.log_and_metrics]),
+    (lambda rows: rows[:12] + rows[13:], [records.arithmetic, records.log_and_metrics]),
+    (lambda rows: rows[:12] + rows[11:], [records.arithmetic]),
+    (lambda rows: rows[:-1], [records.arithmetic, records.log_and_metrics]),
+])
+def test_edited_metrics_fail_where_they_were_edited(run, edit, also):
+    edit_rows(run, edit)
+    assert audited(run) == fails(*also)
+
+
+@pytest.mark.parametrize("changes, also", [
+    (dict(best_train_loss=0.05), [weights.recorded_loss, records.records_agree, records.best_agrees]),
+    (dict(best_train_loss=0.05, train_loss=0.05), [weights.recorded_loss, records.records_agree, records.best_agrees]),
+    (dict(best_train_loss="0.05"), [weights.recorded_loss, records.records_agree, records.best_agrees]),
+    (dict(n_params=124_439_808), [records.best_agrees]),
+    (dict(seed=1), [records.records_agree]),
+    (dict(seconds=1.0), [records.records_agree]),
+    (dict(loss=0.01), [records.records_agree]),
+    (dict(best_batch_loss=0.001), [records.records_agree]),
+    (dict(target_reached=False), [records.records_agree]),
+    (dict(tokens_seen=10**6), [records.arithmetic]),
+    (dict(resumed_with=[]), [records.chain]),
+])
+def test_an_edited_summary_fails_where_it_was_edited(run, changes, also):
+    edit_json(run.summary, **changes)
+    assert audited(run) == fails(*also)
+
+
+@pytest.mark.parametrize("name", ["step", "corpus", "best_train_loss_windows", "epoch", "resumed_with", "seconds", "best_batch_loss"])
+def test_a_value_of_the_wrong_type_is_a_check_that_fails(run, name):
+    edit_json(run.summary, **{name: "x"})
+    assert audited(run)[0] > asked(SMALL)
+
+
+def test_a_summary_that_claims_the_course_text_fails_against_the_text_and_best_pt(run):
+    edit_json(run.summary, corpus={**run.read_summary()["corpus"], "sha256": corpus.COURSE_SHA256, "is_course_input": True})
+    assert audited(run) == fails(records.records_agree, records.best_agrees)
+
+
+def test_records_edited_together_still_fail_against_the_weights(run):
+    """Summary, metrics, log and best.pt all say 0.05; the weights do not."""
+    loss = run.read_summary()["best_train_loss"]
+    edit_json(run.summary, best_train_loss=0.05, train_loss=0.05)
+    edit_rows(run, row_set(-1, train_loss="0.05"))
+    edit_text(run.log, (f"training loss {loss:.6f} (whole", "training loss 0.050000 (whole"))
+    edit_best(run, lambda best: best["state"].update(train_loss=0.05, best_train_loss=0.05))
+    assert audited(run) == fails(weights.recorded_loss)
+
+
+def test_a_run_that_starts_at_the_loss_of_trained_weights_fails_at_its_start(run):
+    edit_rows(run, row_set(0, train_loss="4.0"))
+    edit_rows(run, row_set(1, loss="4.0"))
+    log = run.log.read_text(encoding="utf-8")
+    log = re.sub(r"(step 0/20  training loss )\S+", r"\g<1>4.000000", log)
+    run.log.write_text(re.sub(r"(step 1/20  loss )\S+", r"\g<1>4.0000", log), encoding="utf-8")
+    assert audited(run) == fails(records.random_start, weights.first_losses)
+
+
+def test_a_run_that_went_on_from_the_weights_of_another_does_not_count_as_from_scratch(tmp_path, other):
+    run = RunDirectory(tmp_path / "run")
+    train(RunConfig.resolve({"resume": str(other.last), "out_dir": str(run.path), "steps": 24}))
+    assert audited(run) == fails(weights.below_target, records.random_start, weights.first_losses, records.arithmetic, records.chain)
+
+
+@pytest.mark.parametrize("old, new", [
+    ("resumed at step 20 in", "resumed at step 25 in"),
+    ("from the checkpoint of step 20", "from the checkpoint of step 25"),
+    ("from random weights (seed 1337)", "from gpt2"),
+    ("  seed=1337  ", "  seed=1338  "),
+])
+def test_a_log_that_was_resumed_from_nowhere_has_a_broken_chain(run, old, new):
+    edit_text(run.log, (old, new))
+    failed, unknown = audited(run)
+    assert records.chain.asks in failed and not unknown
+
+
+def test_a_forged_sample_fails(run):
+    samples = read_samples(run.samples)
+    forged = Sample(samples[-1].step, samples[-1].prompt_index, samples[-1].prompt, samples[-1].text + "!", samples[-1].settings)
+    run.samples.write_text("".join(map(format_sample, [*samples[:-1], forged])), encoding="utf-8")
+    assert audited(run) == fails(weights.samples)
+
+
+def test_a_sample_that_differs_from_that_of_another_machine_is_no_proof_either_way(run):
+    edit_text(run.samples, ("\n| ", "\n| x"))
+    edit_json(run.environment, processor="another")
+    assert audited(run) == (asked(SMALL), {weights.samples.asks})
+
+
+# -- forged weights --------------------------------------------------------------------------------------------------
+
+def test_weights_of_another_run_fail_against_every_figure_that_they_did_not_make(run, other):
+    foreign = torch.load(other.best, weights_only=True)
+    edit_best(run, lambda best: {**best, "model": foreign["model"]})
+    assert audited(run) == fails(weights.below_target, weights.recorded_loss, weights.kinship, weights.samples)
+
+
+def test_a_checkpoint_of_another_run_does_not_say_what_the_records_say(run, other):
+    shutil.copyfile(other.best, run.best)
+    failed, _ = audited(run)
+    assert failed >= asked({weights.recorded_loss, weights.kinship, records.best_agrees})
+
+
+def test_other_weights_that_reach_the_target_as_well_are_not_those_of_the_seed(run):
+    """As good as the trained ones, but with the embedding's columns in another order: no descendants of the seed's weights."""
+    def permute(best):
+        order = torch.arange(16).roll(5)
+        model, inner = best["model"], "transformer.h.0."
+        for name in ("transformer.wte.weight", "transformer.wpe.weight", inner + "attn.c_proj.weight", inner + "mlp.c_proj.weight"):
+            model[name] = model[name][:, order]
+        for name in (inner + "attn.c_attn.weight", inner + "mlp.c_fc.weight", inner + "attn.c_proj.bias", inner + "mlp.c_proj.bias",
+                     *(prefix + part for prefix in (inner + "ln_1.", inner + "ln_2.", "transformer.ln_f.") for part in ("weight", "bias"))):
+            model[name] = model[name][order]
+
+    edit_best(run, permute)
+    assert audited(run) == fails(weights.kinship)
+
+
+@pytest.mark.parametrize("edit, said", [
+    (lambda model: model.update({"lm_head.weight": torch.zeros(50257, 16)}), "lm_head.weight is stored besides"),
+    (lambda model: model.pop("transformer.wpe.weight"), "transformer.wpe.weight is missing"),
+    (lambda model: model.update({"transformer.ln_f.bias": torch.zeros(17)}), "transformer.ln_f.bias is (17,)"),
+    (lambda model: model.update({"transformer.ln_f.bias": torch.zeros(16).half()}), "in torch.float16"),
+])
+def test_weights_of_another_architecture_are_named(run, edit, said):
+    edit_best(run, lambda best: [edit(best["model"])][:0])
+    failed, unknown = audited(run)
+    assert failed == asked({*SMALL, weights.architecture}) and unknown == asked(NEED_THE_NETWORK)
+    assert said in found(run, weights.architecture)
+
+
+class _Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path("exploded"),)
+
+
+@pytest.mark.parametrize("content", [b"not a checkpoint", None])
+def test_a_checkpoint_that_is_none_fails_and_nothing_in_it_runs(run, tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    run.best.write_bytes(content) if content else torch.save({"format": 1, "model": _Bomb()}, run.best)
+    failed, unknown = audited(run)
+    assert failed == asked({weights.course_text, weights.loads}) and unknown == asked(NEED_BEST - {weights.loads})
+    assert not Path("exploded").exists()
+
+
+# -- excerpts and other texts ----------------------------------------------------------------------------------------
+
+def test_an_excerpt_fails_as_one_and_one_that_claims_the_whole_text_fails_against_it(tmp_path, text):
+    run = train_small(tmp_path / "run", text, steps=4, eval_every=2, sample_every=2, max_tokens=200)
+    assert audited(run) == fails(weights.below_target, weights.whole_text)
+    whole = {"max_tokens": 0}
+    edit_json(run.config, **whole)
+    edit_json(run.summary, config=run.read_config())
+    edit_best(run, lambda best: best["config"].update(whole))
+    edit_text(run.log, ("max_tokens=200", "max_tokens=0"))
+    failed, unknown = audited(run)
+    assert failed == asked({*SMALL, weights.below_target, weights.recorded_loss, weights.first_losses, records.arithmetic,
+                            records.records_agree, weights.samples}) and not unknown
+
+
+def test_a_run_that_claims_another_text_everywhere_fails_against_that_text(run, tmp_path, text):
+    claimed = tmp_path / "claimed.txt"
+    claimed.write_text(text.read_text(encoding="utf-8")[::-1], encoding="utf-8", newline="\n")
+    sha256 = corpus.load_corpus(str(claimed)).sha256
+    edit_json(run.summary, corpus={**run.read_summary()["corpus"], "sha256": sha256, "path": str(claimed)})
+    edit_best(run, lambda best: best.update(corpus_sha256=sha256))
+    failed, unknown = audited(run)
+    assert failed >= asked({*SMALL, weights.below_target, weights.recorded_loss, weights.first_losses, records.arithmetic})
+    assert weights.kinship.asks not in failed and not unknown
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+def incomplete(run, capsys):
+    """(what failed, what could not be checked, the error) of a run of which a part is missing."""
+    assert main(["verify", str(run.path), "--device", "cpu"]) == 2
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    error = next(line for line in said.err.splitlines() if line.startswith("error:"))
+    assert not run.audit.exists() and error.count(str(run.path)) >= 1
+    return *({line[14:] for line in lines if line.startswith(mark)} for mark in ("✗ fails", "– not checked")), error
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
+    assert main(["verify", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and "holds no run" in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_best_pt_the_records_are_checked_all_the_same(run, capsys):
+    run.best.unlink()
+    failed, unknown, error = incomplete(run, capsys)
+    assert "checkpoints/best.pt is missing" in error
+    assert failed == {weights.course_text.asks} and unknown == asked(NEED_BEST)
+
+
+def test_without_its_text_a_run_is_checked_as_far_as_that_goes(run, tmp_path, capsys):
+    gone = {"input_file": str(tmp_path / "gone.txt")}
+    edit_json(run.config, **gone)
+    edit_json(run.summary, config=run.read_config(), corpus={**run.read_summary()["corpus"], "path": gone["input_file"]})
+    failed, unknown, error = incomplete(run, capsys)
+    assert f"sha256 {run.read_summary()['corpus']['sha256'][:12]}…, is not on this machine" in error
+    assert failed == {weights.parameters.asks} and unknown == asked(NEED_TEXT)
+
+
+def test_an_unfinished_run_is_said_to_be_one_and_checked(tmp_path, text, capsys):
+    run = train_small(tmp_path / "run", text, steps=4, eval_every=2, sample_every=2)
+    edit_json(run.summary, status="interrupted")
+    failed, unknown, error = incomplete(run, capsys)
+    assert "unfinished (interrupted at step 4 of 4)" in error
+    assert failed == asked({*SMALL, weights.below_target, records.ended}) and not unknown
+
+
+@pytest.mark.parametrize("path, said", [("logs/train.log", "train.log is missing"), ("logs/train_metrics.csv", "train_metrics.csv is missing"),
+                                        ("config.json", "config.json is missing")])
+def test_records_that_are_missing_are_named(run, capsys, path, said):
+    (run.path / path).unlink()
+    failed, unknown, error = incomplete(run, capsys)
+    assert said in error and failed == asked(SMALL) and unknown
+
+
+def test_a_quick_look_is_named_one_never_passes_and_leaves_the_audit_alone(run, capsys):
+    run.audit.write_text("kept", encoding="utf-8")
+    assert main(["verify", str(run.path), "--sample", "3", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert "(a quick look)" in out and "proves nothing" in out and "Proved" not in out
+    assert f"– not checked {weights.below_target.asks}" in out and run.audit.read_text(encoding="utf-8") == "kept"
+    with pytest.raises(UserError, match="sample 999 is not below"):
+        verify(str(run.path), {"device": "cpu"}, sample=999)
+
+
+@pytest.mark.parametrize("words, said", [(["--sample", "0"], "'0' is not 1 or more windows"), (["--amp", "int8"], "amp 'int8'"),
+                                         (["--device", "tpu"], "device 'tpu'"), (["--sampel", "3"], "sampel")])
+def test_a_wrong_flag_is_one_line(reached, capsys, words, said):
+    assert main(["verify", str(reached.path), *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
