@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         eval_windows=16, sample_every=15, save_every=15, max_new_tokens=60,
     ),
     "full": dict(
-        max_tokens=0, block_size=1024, n_layer=12, n_head=12, n_embd=768, batch_size=16, seq_len=128, grad_accum=3, steps=330,
+        max_tokens=0, block_size=1024, n_layer=12, n_head=12, n_embd=768, batch_size=16, seq_len=128, grad_accum=3, steps=385,
         optimizer="muon", lr=0.02, embedding_lr=0.004, vector_lr=0.002, momentum=0.9, lr_schedule="wsd", warmup_steps=20,
         weight_decay=0.0, log_every=1, eval_every=22, eval_windows=32, sample_every=55, save_every=110, max_new_tokens=100,
     ),
