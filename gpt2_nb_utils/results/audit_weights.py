@@ -86,8 +86,9 @@ def recorded_loss(evidence: Evidence) -> tuple[bool, str]:
     if not set(indices) <= set(evidence.measurement.losses):
         raise CannotCheck("a quick look has not measured the windows of the loss on record")
     anew = evidence.measurement.mean(indices)
-    return _agree(evidence, recorded, anew, _AGREEMENT), (f"{recorded:.6f} on record ({extent(windows, evidence.settings.max_tokens)}), "
-                                              f"{anew:.6f} on the same windows anew: {abs(recorded - anew) / anew:.1e} apart, relatively")
+    found = (f"{recorded:.6f} on record ({extent(windows, evidence.settings.max_tokens)}), {anew:.6f} on the same windows anew: "
+             f"relative difference {abs(recorded - anew) / anew:.1e}")
+    return _agree(evidence, recorded, anew, _AGREEMENT), found
 
 
 @asks("the seed's random weights give the first losses on record",
