@@ -17,7 +17,7 @@ from gpt2_nb_utils.model.gpt2 import GPT2, IGNORE_INDEX, Attention, GPT2Config, 
 from gpt2_nb_utils.model.head_loss import head_loss
 from gpt2_nb_utils.model.initialisation import expected_std
 from gpt2_nb_utils.model.kv_cache import KVCache
-from gpt2_nb_utils.model.parts import parameter_count, parameter_parts
+from gpt2_nb_utils.model.parts import parameter_count, parameter_parts, parameter_shapes
 
 SMALL = GPT2Config(block_size=24, n_layer=3, n_head=4, n_embd=32, vocab_size=101)
 PUBLISHED_PARAMETERS = 124_439_808
@@ -67,7 +67,7 @@ def test_weights_go_into_transformers_with_only_the_tied_head_missing(pair):
 def test_parameter_names_and_shapes_are_those_of_transformers(pair):
     model, other = pair
     ours = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert ours == {name: tuple(p.shape) for name, p in other.named_parameters()}
+    assert ours == {name: tuple(p.shape) for name, p in other.named_parameters()} == parameter_shapes(SMALL)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-10)])
