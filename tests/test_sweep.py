@@ -343,7 +343,10 @@ def test_the_committed_spec_is_valid_and_its_runs_can_be_compared(tmp_path):
     spec = read_spec(sweep_results.REFERENCE / "recipe.toml", tmp_path)
     assert len(spec.runs) >= 10 and {config.optimizer for config in spec.runs.values()} == {"adamw", "muon"}
     for name, config in spec.runs.items():
-        assert (config.steps * config.tokens_per_step, config.seed, config.max_tokens) == (65536, 1337, 8192), name
+        assert (config.steps * config.tokens_per_step, config.max_tokens) == (65536, 8192), name
+        if config.seed != 1337:  # to see what chance does, nothing else may differ
+            same, other = (each.model_dump(exclude={"seed", "out_dir"}) for each in (spec.runs["muon"], config))
+            assert same == other, name
         assert config.eval_windows == 0 and config.log_every == 1, name
     assert len({tuple(config.model_dump(exclude={"out_dir"}).items()) for config in spec.runs.values()}) == len(spec.runs)
 
