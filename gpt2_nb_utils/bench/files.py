@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gpt2_nb_utils.bench.commands import run_command
+from gpt2_nb_utils.bench.run_command import run_command
 from gpt2_nb_utils.bench.rounds import in_turn, median
 from gpt2_nb_utils.bench.steps import OurStep
 from gpt2_nb_utils.bench.worker import Worker

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gpt2_nb_utils.bench.commands import as_flags, given_settings, run_command
+from gpt2_nb_utils.bench.run_command import as_flags, given_settings, run_command
 from gpt2_nb_utils.bench.rounds import in_turn, median, ratios
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError

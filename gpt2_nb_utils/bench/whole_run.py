@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gpt2_nb_utils.bench.commands import as_flags, given_settings, run_command
+from gpt2_nb_utils.bench.run_command import as_flags, given_settings, run_command
 from gpt2_nb_utils.bench.rounds import in_turn, median
 from gpt2_nb_utils.bench.steps import OurStep
 from gpt2_nb_utils.bench.worker import Worker

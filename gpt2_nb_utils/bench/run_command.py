@@ -1,4 +1,4 @@
-"""Commands as a person gives them, run to their end in a process of their own."""
+"""A command as a person gives it, run to its end in a process of its own."""
 
 from __future__ import annotations
 
