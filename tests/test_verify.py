@@ -134,16 +134,30 @@ def test_an_honest_small_run_fails_only_for_its_size_and_its_text(run):
     assert audited(run) == fails()
 
 
-def test_the_same_run_passes_where_its_size_and_its_text_are_what_is_asked(run, monkeypatch, capsys):
+@pytest.fixture
+def good(run, monkeypatch):
+    """The same run, where its size and its text are what is asked."""
     summary = run.read_summary()
     monkeypatch.setattr(weights, "COURSE_MIN_PARAMS", summary["n_params"])
     monkeypatch.setattr(corpus, "COURSE_SHA256", summary["corpus"]["sha256"])
     edit_json(run.summary, corpus={**summary["corpus"], "is_course_input": True})
-    assert main(["verify", str(run.path), "--device", "cpu"]) == 0
+    return run
+
+
+def test_a_run_of_which_everything_holds_passes(good, capsys):
+    assert main(["verify", str(good.path), "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "Proved: training loss 0.0" in out and "✗" not in out and "–" not in out
-    assert json.loads(run.audit.read_text(encoding="utf-8"))["passed"] is True
-    assert read_audit(run.audit).passed
+    assert json.loads(good.audit.read_text(encoding="utf-8"))["passed"] is True
+    assert read_audit(good.audit).passed
+
+
+def test_one_check_that_cannot_be_made_is_enough_not_to_pass(good, capsys):
+    edit_text(good.samples, ("\n| ", "\n| x"))
+    edit_json(good.environment, processor="another")
+    assert main(["verify", str(good.path), "--device", "cpu"]) == 1
+    assert "Not proved: 1 of 17 could not be made." in capsys.readouterr().out and not read_audit(good.audit).passed
+    assert main(["verify", str(good.path), "--device", "cpu", "--sample", "3"]) == 1
 
 
 def test_the_audit_keeps_what_it_found_beside_the_run(run):
