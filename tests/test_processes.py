@@ -78,10 +78,11 @@ def test_two_processes_have_the_losses_of_one_and_one_goes_on_with_their_run(set
 
 
 def test_two_processes_go_on_with_the_run_of_one_with_muon_and_a_grad_scaler(settings, tmp_path):
-    given = settings(max_tokens=460, grad_accum=2, eval_windows=0, optimizer="muon", lr=0.02, embedding_lr=0.01, vector_lr=0.01, amp="fp16")
+    given = settings(max_tokens=200, optimizer="muon", lr=0.02, embedding_lr=0.01, vector_lr=0.01, amp="fp16",
+                     steps=4, eval_every=2, eval_windows=0, save_every=2, sample_every=0)
     train(RunConfig.resolve({**given, "out_dir": str(tmp_path / "one")}))
-    train(RunConfig.resolve({**given, "steps": 3}))
-    done = train_with_two({"out_dir": given["out_dir"], "resume": "auto", "steps": 6})
+    train(RunConfig.resolve({**given, "steps": 2}))
+    done = train_with_two({"out_dir": given["out_dir"], "resume": "auto", "steps": 4})
     assert done.returncode == 0, done.stderr
     assert_same_losses(RunDirectory(given["out_dir"]), RunDirectory(tmp_path / "one"))
 
@@ -146,10 +147,14 @@ def start(given: dict, n_rows: int, *program: str) -> subprocess.Popen:
     return process
 
 
+def child_of(process: subprocess.Popen, rank: int) -> psutil.Process:
+    (child,) = [child for child in psutil.Process(process.pid).children() if child.environ()["RANK"] == str(rank)]
+    return child
+
+
 def kill(process: subprocess.Popen, rank: int) -> tuple[int, str]:
     """Kill a process of torchrun's; torchrun's exit status, and what all of them had to say."""
-    (child,) = [child for child in psutil.Process(process.pid).children() if child.environ()["RANK"] == str(rank)]
-    child.kill()
+    child_of(process, rank).kill()
     _, stderr = process.communicate(timeout=60)
     return process.returncode, stderr
 
@@ -179,18 +184,19 @@ def test_when_a_rank_is_killed_while_rank_0_is_busy_the_run_ends_all_the_same(se
     assert_failed(*kill(process, rank=1), given, "rank 1 of 2 died")
 
 
-def test_what_goes_wrong_in_one_process_is_said_by_rank_0(settings, tmp_path):
+@pytest.mark.parametrize("rank, said", [(0, "no room for this batch"), (1, "rank 1 of 2: no room for this batch")])
+def test_what_goes_wrong_in_one_process_is_said_by_rank_0_alone(settings, tmp_path, rank, said):
     code = """
 step = loop.training_step
 def failing(*args):
-    if os.environ["RANK"] == "1" and os.path.exists({last!r}):
+    if os.environ["RANK"] == "{rank}" and os.path.exists({last!r}):
         raise UserError("no room for this batch")
     return step(*args)
 loop.training_step = failing
 """
     given = endless(settings)
-    done = train_with_two(given, injected(tmp_path, code.format(last=str(RunDirectory(given["out_dir"]).last))))
-    assert_failed(done.returncode, done.stderr, given, "rank 1 of 2: no room for this batch")
+    done = train_with_two(given, injected(tmp_path, code.format(rank=rank, last=str(RunDirectory(given["out_dir"]).last))))
+    assert_failed(done.returncode, done.stderr, given, said)
 
 
 def test_processes_that_read_different_texts_do_not_start(settings, tmp_path):
@@ -206,10 +212,12 @@ start.load_corpus = lambda path: replace(load(path), sha256=os.environ["RANK"])
     assert done.returncode != 0 and not os.path.exists(given["out_dir"])
 
 
-def test_ctrl_c_stops_all_processes_after_the_same_step_and_saves(settings):
+@pytest.mark.parametrize("to_torchrun", [True, False])
+def test_a_stop_asked_of_one_stops_all_after_the_same_step_and_saves(settings, to_torchrun):
     given = endless(settings, save_every=100_000)
     process = start(given, 4)
-    process.send_signal(signal.SIGINT)  # a terminal's Ctrl-C reaches torchrun alone, which hands it on
+    # A terminal's Ctrl-C reaches torchrun alone, which hands it on; a signal to rank 1 has to be handed on by the processes.
+    (process if to_torchrun else child_of(process, 1)).send_signal(signal.SIGINT)
     shown, complained = process.communicate(timeout=60)
     summary, last = RunDirectory(given["out_dir"]).read_summary(), read_checkpoint(RunDirectory(given["out_dir"]).last)
     assert summary["status"] == "interrupted" and last["state"]["step"] == summary["step"] >= 3
