@@ -42,8 +42,13 @@ def draw_samples(model: GPT2, config: RunConfig, prompts: list[str], step: int) 
     """
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     ids = [torch.from_numpy(encode(prompt)) for prompt in prompts]
-    texts = [decode(row.numpy()) for row in
-             generate(model, ids, config.max_new_tokens, config.temperature, config.top_k, generator, context=config.seq_len)]
+    texts: dict[int, str] = {}
+    # Prompts of one length at a time, shortest first: so every run has drawn them, and its records can be drawn again.
+    for length in sorted({len(row) for row in ids}):
+        members = [number for number, row in enumerate(ids) if len(row) == length]
+        drawn = generate(model, [ids[number] for number in members], config.max_new_tokens, config.temperature, config.top_k,
+                         generator, context=config.seq_len)
+        texts.update(zip(members, (decode(row.numpy()) for row in drawn)))
     settings = {"prompts": len(prompts), "temperature": config.temperature, "top_k": config.top_k}
-    return [Sample(step=step, prompt_index=number, prompt=prompt, text=text, settings=settings)
-            for number, (prompt, text) in enumerate(zip(prompts, texts), start=1)]
+    return [Sample(step=step, prompt_index=number, prompt=prompt, text=texts[number - 1], settings=settings)
+            for number, prompt in enumerate(prompts, start=1)]
