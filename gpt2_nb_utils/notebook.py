@@ -17,6 +17,7 @@ from typing import Any
 from gpt2_nb_utils import config as _config
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.large_blocks import keep_large_blocks
 
 
 def enter_project() -> None:
@@ -26,7 +27,8 @@ def enter_project() -> None:
 
 
 def start() -> None:
-    """Print the versions in use, and work from the project's folder."""
+    """Print the versions in use, and work from the project's folder. Call it before the first tensor is made."""
+    keep_large_blocks()
     enter_project()
     packages = "  ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "matplotlib", "tiktoken"))
     print(f"Python {platform.python_version()}  {packages}")

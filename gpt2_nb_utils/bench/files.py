@@ -22,11 +22,16 @@ _HELP = ("-m", "gpt2_nb_utils", "--help")
 _IMPORT = ("-c", "import gpt2_nb_utils.training.loop")
 _LOAD_CORPUS = """
 import sys, time
+from pathlib import Path
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.corpus import load_corpus
+from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
+tokens = Path(sys.argv[2])
 begun = time.perf_counter()
-n_tokens = len(encode(load_corpus(sys.argv[1]).text))
-print(time.perf_counter() - begun, n_tokens)
+corpus = load_corpus(sys.argv[1])
+ids = read_tokens(tokens, corpus) if tokens.exists() else encode(corpus.text)
+print(time.perf_counter() - begun, len(ids))
+write_tokens(tokens, ids)
 """
 """In a new process, as a run does it: the first use of GPT-2's vocabulary is part of the time."""
 
@@ -81,12 +86,18 @@ def measure_files(config: RunConfig, ours: Worker, rounds: int, out_dir: Path | 
         took = in_turn({
             "help_s": lambda number: run_command([sys.executable, *_HELP])[0],
             "import_s": lambda number: run_command([sys.executable, *_IMPORT])[0],
-            "corpus": lambda number: run_command([sys.executable, "-c", _LOAD_CORPUS, config.input_file])[1].split(),
+            "corpus": lambda number: _load_corpus(config, Path(folder, f"{number}.bin")),
+            "kept_tokens": lambda number: _load_corpus(config, Path(folder, f"{number}.bin")),
             "checkpoint_save_s": lambda number: ours.ask("checkpoint", "save"),
             "checkpoint_load_s": lambda number: ours.ask("checkpoint", "load"),
         }, rounds, "start-up and files")
         gigabytes = ours.ask("checkpoint", "gigabytes")
-    corpus = took.pop("corpus")
+    corpus, kept = took.pop("corpus"), took.pop("kept_tokens")
     return {**{name: median(seconds) for name, seconds in took.items()},
             "corpus_load_s": median([float(seconds) for seconds, _ in corpus]), "corpus_tokens": int(corpus[0][1]),
-            "checkpoint_gb": gigabytes}
+            "corpus_again_s": median([float(seconds) for seconds, _ in kept]), "checkpoint_gb": gigabytes}
+
+
+def _load_corpus(config: RunConfig, tokens: Path) -> list[str]:
+    """Seconds and tokens, as printed; from the text, or from `tokens` where an earlier call left them."""
+    return run_command([sys.executable, "-c", _LOAD_CORPUS, config.input_file, str(tokens)])[1].split()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gpt2_nb_utils.bench.memory import peak_memory
 from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.large_blocks import keep_large_blocks
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE
 from gpt2_nb_utils.training.optimizer import build_optimizer
@@ -121,6 +122,7 @@ class OurStep(TimedStep):
     """The step of `train`."""
 
     def __init__(self, config: RunConfig):
+        keep_large_blocks()
         super().__init__(config)
         self.model = GPT2(model_sizes(config), seed=config.seed).to(self.precision.device)
         self.parameters = list(self.model.parameters())

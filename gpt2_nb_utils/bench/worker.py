@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Callable
 
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.training.out_of_memory import is_out_of_memory
 
 
 class WorkerFailed(RuntimeError):
@@ -129,9 +130,3 @@ def _do(subjects: dict[str, Any], verb: str, subject: str, what: Any, args: tupl
         if torch is not None and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how Python, or torch on a GPU, on Linux or on Windows, says that memory has run out."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -61,7 +61,7 @@ class _HeadLossSum(torch.autograd.Function):
         exact = dtype == weight.dtype
         buffer = hidden.new_empty(rows, weight.size(0), dtype=dtype)  # (rows, V)
         scratch = None if exact else weight.new_empty(min(rows, _ROWS_AT_ONCE), weight.size(0))
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
         hidden, head = hidden.to(dtype), weight.to(dtype)
         keep = (targets != ignore_index).to(weight.dtype).unsqueeze(1)  # (N, 1): 1 where a target counts
         counted = targets.masked_fill(targets == ignore_index, 0).unsqueeze(1)  # (N, 1)
@@ -81,7 +81,11 @@ class _HeadLossSum(torch.autograd.Function):
             share = k / normalisers[chunk]
             d_hidden[chunk] = torch.mm(products, head) * share
             scaled = (h * share).to(dtype)
-            if exact:
+            if start == 0 and exact:
+                torch.mm(products.t(), scaled, out=d_weight)
+            elif start == 0:
+                d_weight.copy_(torch.mm(products.t(), scaled))
+            elif exact:
                 d_weight.addmm_(products.t(), scaled)
             else:
                 d_weight += torch.mm(products.t(), scaled)  # summed over the chunks in fp32

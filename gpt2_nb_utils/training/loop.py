@@ -10,6 +10,7 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.large_blocks import keep_large_blocks
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.tokenization.windows import WindowOrder
@@ -56,6 +57,7 @@ class _Training:
     """A run in memory: the model and all that its steps need."""
 
     def __init__(self, config: RunConfig, on_row: Callable[[Row], None] | None, processes: Processes):
+        keep_large_blocks()
         self.processes = processes
         with processes.together():
             self.run = start_run(config, processes)
