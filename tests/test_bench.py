@@ -151,7 +151,7 @@ def test_a_worker_prints_to_the_standard_error_tells_failures_and_its_death_is_p
      ["max_new_tokens 62", "block_size 64", "lower max_new_tokens to 61"]),
     (["--only=files", "--input_file=nowhere.txt"], ["input_file nowhere.txt does not exist"]),
     (["--device=cuda:99"], ["device cuda:99", "CUDA devices"]),
-    (["--out_dir={folder}"], ["already holds a bench.json", "--overwrite"]),
+    (["--out_dir={folder}"], ["bench.json is not what `bench` writes", "--out_dir"]),
     (["--only=train", "--batch_size=1000000000000"], ["batch_size 1000000000000 and seq_len 32", "memory", "lower"]),
 ])
 def test_a_users_mistake_is_one_line_with_status_2_and_nothing_measured(words, parts, tmp_path, capfd):
@@ -161,6 +161,26 @@ def test_a_users_mistake_is_one_line_with_status_2_and_nothing_measured(words, p
     assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("error: ")
     assert all(part in said.err for part in parts), said.err
     assert (tmp_path / "bench.json").read_text(encoding="utf-8") == "{}"
+
+
+def test_a_part_is_added_to_what_was_measured_before_and_nothing_is_measured_twice_unasked(measured, tmp_path, capfd):
+    _, before, _ = measured
+    file = tmp_path / "bench.json"
+    kept = {name: value for name, value in before.items() if name not in ("sample", "sample_tok_per_s")}
+    words = ["bench", *SMALL, "--only=sample", "--max_new_tokens=4", "--rounds=1", f"--out_dir={tmp_path}"]
+    for other, says in (({**kept, "machine": {**kept["machine"], "cpu_count": 999}}, "another machine"), (before, "has sample already")):
+        file.write_text(json.dumps(other), encoding="utf-8")
+        assert main(words) == 2
+        assert says in capfd.readouterr().err
+        assert json.loads(file.read_text(encoding="utf-8")) == other
+    file.write_text(json.dumps(kept), encoding="utf-8")
+    assert main(words) == 0
+    after = json.loads(file.read_text(encoding="utf-8"))
+    assert after["sample"]["new_tokens"] == 4
+    commands = after["command"].splitlines()
+    assert commands[0] == before["command"] and len(commands) == 2
+    assert {name: after[name] for name in kept if name not in ("command", "time")} == {
+        name: kept[name] for name in kept if name not in ("command", "time")}
 
 
 def test_without_transformers_the_comparison_says_what_to_install(monkeypatch, capfd):

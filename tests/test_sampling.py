@@ -12,6 +12,7 @@ import transformers
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.model.sampling import context_start, generate, next_token
+from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.training.samples import draw_samples
 
 SIZES = GPT2Config(block_size=32, n_layer=2, n_head=4, n_embd=32, vocab_size=101)
@@ -67,6 +68,25 @@ def test_a_runs_samples_see_no_more_than_its_windows(model, monkeypatch):
     monkeypatch.setattr(GPT2, "embed", lambda self, x, past=0: longest.append(int(torch.as_tensor(past).max()) + x.size(1)) or embed(self, x, past))
     draw_samples(trained, config, ["First Citizen:", "Before we proceed any further, hear me speak."], step=0)
     assert max(longest) == 16
+
+
+@pytest.mark.parametrize("temperature, top_k", [(0.8, 40), (1.0, 0), (0.0, 40)])
+def test_a_runs_samples_are_drawn_in_one_batch_as_if_one_length_came_after_the_other(monkeypatch, temperature, top_k):
+    model = GPT2(GPT2Config(block_size=32, n_layer=2, n_head=2, n_embd=16), seed=6).eval()
+    prompts = ["First Citizen:", "O", "Speak, speak.", "First Citizen:", "Before we proceed any further"]
+    config = RunConfig.resolve({"preset": "tiny", "device": "cpu", "seq_len": 16, "max_new_tokens": 30, "num_prompts": len(prompts),
+                                "temperature": temperature, "top_k": top_k})
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + 3)
+    ids = [torch.from_numpy(encode(prompt)) for prompt in prompts]
+    texts = {}
+    for length in sorted({len(row) for row in ids}):
+        members = [number for number, row in enumerate(ids) if len(row) == length]
+        drawn = generate(model, [ids[number] for number in members], 30, temperature, top_k, generator, context=16)
+        texts.update(zip(members, (decode(row.numpy()) for row in drawn)))
+    batches, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda x, cache=None: batches.append(len(x)) or hidden(x, cache))
+    assert [sample.text for sample in draw_samples(model, config, prompts, step=3)] == [texts[n] for n in range(len(prompts))]
+    assert batches.count(len(prompts)) >= 30  # a pass for each token of all, not of each length
 
 
 @pytest.mark.parametrize("how", [dict(temperature=0), dict(temperature=0.9, top_k=20)])

@@ -28,6 +28,18 @@ from gpt2_nb_utils.training.start import model_sizes
 
 FILE = "bench.json"
 
+_KEYS = {
+    "train": {"train", "matmul_gflops", "share_of_matmul", "peak_memory_gb", "rounds", "against", "against_compiled", "profile"},
+    "sample": {"sample_tok_per_s", "sample"},
+    "files": {"help_s", "import_s", "corpus_load_s", "corpus_again_s", "corpus_tokens", "checkpoint_save_s", "checkpoint_load_s",
+              "checkpoint_gb"},
+    "run": {"run"},
+    "processes": {"processes"},
+}
+"""What each part fills in bench.json."""
+_SAME = ("machine", "torch", "transformers", "model", "amp", "optimizer", "compile", "seed")
+"""What must be alike for figures to stand in one file."""
+
 
 def bench(parts: Sequence[str], given: dict[str, Any], against: str | None = None, rounds: int | None = None, profile: bool = False,
           nproc_per_node: int = 2, out_dir: str | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -41,17 +53,17 @@ def bench(parts: Sequence[str], given: dict[str, Any], against: str | None = Non
         profile: look into a training step, with the part `train`.
         nproc_per_node: what the part `processes` compares with one.
         out_dir: folder that gets bench.json, or None.
-        overwrite: replace a bench.json that is there.
+        overwrite: measure parts again that a bench.json there has already. Those that it lacks are always added to it.
 
     Returns:
         The content of bench.json: what was measured on, and the figures of each part that was measured, speeds in tokens/s.
 
     Raises:
-        UserError: bad input (said before anything is measured), or too little memory.
+        UserError: bad input (said before anything is measured), or too little memory. What is in the file by then stays there.
     """
     parts = [part for part in PARTS if part in parts]
     configs = {part: config_for(part, given) for part in parts}
-    file = _free_file(Path(out_dir), overwrite) if out_dir is not None else None
+    file = _file_in(Path(out_dir)) if out_dir is not None else None
     if profile and "train" not in parts:
         raise UserError("--profile looks into the training step: have train among --only, or leave out --profile")
     if against is not None and importlib.util.find_spec("transformers") is None:
@@ -64,8 +76,10 @@ def bench(parts: Sequence[str], given: dict[str, Any], against: str | None = Non
     for part in ("files", "run", "processes"):
         if part in parts:
             load_corpus(configs[part].input_file)
+    result = _about(configs[parts[0]], precision, against)
     if file is not None:
         _make_folder(file.parent)
+        result = _with_earlier(file, result, parts, overwrite)
 
     with Worker("ours") as ours, Worker("transformers") as worker:
         theirs = worker if against is not None else None
@@ -76,25 +90,44 @@ def bench(parts: Sequence[str], given: dict[str, Any], against: str | None = Non
             "run": lambda config, n: measure_run(config, ours, n),
             "processes": lambda config, n: measure_processes(config, nproc_per_node, n),
         }
-        result = _about(configs[parts[0]], precision, against)
         for part in parts:
-            result.update(measure[part](configs[part], rounds or ROUNDS[part]))
+            measured = measure[part](configs[part], rounds or ROUNDS[part])
+            result = {**{name: value for name, value in result.items() if name not in _KEYS[part]}, **_to_five_digits(measured)}
+            if file is not None:
+                write_atomically(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
             ours.forget()
             worker.forget()
-    result = _to_five_digits(result)
-    if file is not None:
-        write_atomically(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
 
-def _free_file(folder: Path, overwrite: bool) -> Path:
-    """The path of bench.json in a folder, where nothing stands in its way."""
-    file = folder / FILE
+def _file_in(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out_dir {folder} is a file: name a folder (--out_dir)")
-    if file.exists() and not overwrite:
-        raise UserError(f"out_dir {folder} already holds a {FILE}: name another folder (--out_dir), or replace it (--overwrite)")
-    return file
+    return folder / FILE
+
+
+def _with_earlier(file: Path, about: dict[str, Any], parts: Sequence[str], overwrite: bool) -> dict[str, Any]:
+    """What the file has already, if it was measured on the same: parts can be measured one after the other.
+
+    Raises:
+        UserError: it has some of `parts` and is not to be overwritten, is no bench.json, or was measured on something else.
+    """
+    if not file.exists():
+        return about
+    elsewhere = "name another folder (--out_dir), or remove it"
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        there = [part for part in parts if _KEYS[part] & earlier.keys()]
+        other = [name for name in _SAME if name in about and earlier.get(name, about[name]) != about[name]]
+        command = "\n".join(dict.fromkeys([*earlier["command"].splitlines(), about["command"]]))
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise UserError(f"{file} is not what `bench` writes: {elsewhere}") from None
+    if there and not overwrite:
+        raise UserError(f"{file} has {', '.join(there)} already: name other parts (--only), another folder (--out_dir), or measure "
+                        f"again (--overwrite)")
+    if other:
+        raise UserError(f"{file} was measured with another {other[0]}, and parts in one file must be comparable: {elsewhere}")
+    return {**earlier, **about, "command": command}
 
 
 def _make_folder(folder: Path) -> None:

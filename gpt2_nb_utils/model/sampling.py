@@ -26,14 +26,18 @@ def context_start(n_tokens: int, longest: int) -> int:
     return -(-(n_tokens - longest) // stride) * stride
 
 
-def next_token(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None = None) -> Tensor:
+Randomness = torch.Generator | Sequence[torch.Generator] | None
+"""A source on the CPU, or one for each row; rows with the same one are drawn together."""
+
+
+def next_token(logits: Tensor, temperature: float, top_k: int, generator: Randomness = None) -> Tensor:
     """Draw one token per row.
 
     Args:
         logits: (B, V).
         temperature: divides the logits; 0 takes the likeliest token.
         top_k: draw among the k likeliest; 0 means all.
-        generator: source of randomness, on the CPU.
+        generator: source of randomness.
 
     Returns:
         Token ids (B,), on the device of the logits.
@@ -48,8 +52,21 @@ def next_token(logits: Tensor, temperature: float, top_k: int, generator: torch.
     # smallest temperature does not overflow.
     kept = kept.cpu().double()
     probabilities = ((kept - kept.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
-    drawn = torch.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)
+    if generator is None or isinstance(generator, torch.Generator):
+        drawn = torch.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)
+    else:
+        drawn = torch.empty(len(logits), 1, dtype=torch.long)
+        for each in dict.fromkeys(generator):
+            rows = [row for row, its in enumerate(generator) if its is each]
+            drawn[rows] = torch.multinomial(probabilities[rows], num_samples=1, generator=each)
     return (drawn.to(logits.device) if ids is None else ids.gather(1, drawn.to(ids.device))).squeeze(1)
+
+
+def skip_draws(generator: torch.Generator, n: int, rows: int, choices: int) -> None:
+    """Bring a generator where `n` tokens for each of `rows` bring it, each drawn among `choices`: it does not matter which were drawn."""
+    alike = torch.ones(rows, choices, dtype=torch.double)
+    for _ in range(n):
+        torch.multinomial(alike, num_samples=1, generator=generator)
 
 
 @torch.no_grad()
@@ -59,7 +76,7 @@ def generate(
     max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int = 0,
-    generator: torch.Generator | None = None,
+    generator: Randomness = None,
     use_cache: bool = True,
     context: int | None = None,
 ) -> list[Tensor]:
@@ -89,7 +106,7 @@ def generate(
 
 
 def _continue(model: GPT2, prompts: Sequence[Tensor], max_new_tokens: int, temperature: float, top_k: int,
-              generator: torch.Generator | None, use_cache: bool, context: int) -> list[Tensor]:
+              generator: Randomness, use_cache: bool, context: int) -> list[Tensor]:
     B, ends = len(prompts), [len(prompt) for prompt in prompts]
     ids = torch.zeros(B, max(ends) + max_new_tokens, dtype=torch.long)  # a row's text, and padding behind it
     for row, prompt in enumerate(prompts):

@@ -31,7 +31,7 @@ def bench_block(folder: Path) -> str:
         return f"Nothing measured yet: `{_COMMAND} out/reference/bench` does it."
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        parts = [f"{markdown.text(about(result))}.", f"```sh\n{' '.join(result['command'].split())}\n```",
+        parts = [f"{markdown.text(about(result))}.", "```sh\n" + "\n".join(" ".join(line.split()) for line in result["command"].splitlines()) + "\n```",
                  markdown.table(_head(result), lines(result))]
         if "profile" in result:
             parts.append(markdown.table(_PROFILE_HEAD, _profile(result)))

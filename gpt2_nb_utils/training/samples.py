@@ -6,7 +6,7 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.model.gpt2 import GPT2
-from gpt2_nb_utils.model.sampling import generate
+from gpt2_nb_utils.model.sampling import generate, skip_draws
 from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.training.samples_file import Sample
 
@@ -42,13 +42,22 @@ def draw_samples(model: GPT2, config: RunConfig, prompts: list[str], step: int) 
     """
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     ids = [torch.from_numpy(encode(prompt)) for prompt in prompts]
-    texts: dict[int, str] = {}
-    # Prompts of one length at a time, shortest first: so every run has drawn them, and its records can be drawn again.
-    for length in sorted({len(row) for row in ids}):
-        members = [number for number, row in enumerate(ids) if len(row) == length]
-        drawn = generate(model, [ids[number] for number in members], config.max_new_tokens, config.temperature, config.top_k,
-                         generator, context=config.seq_len)
-        texts.update(zip(members, (decode(row.numpy()) for row in drawn)))
+    drawn = generate(model, ids, config.max_new_tokens, config.temperature, config.top_k, _generators(generator, ids, model, config),
+                     context=config.seq_len)
     settings = {"prompts": len(prompts), "temperature": config.temperature, "top_k": config.top_k}
-    return [Sample(step=step, prompt_index=number, prompt=prompt, text=texts[number - 1], settings=settings)
-            for number, prompt in enumerate(prompts, start=1)]
+    return [Sample(step=step, prompt_index=number, prompt=prompt, text=decode(row.numpy()), settings=settings)
+            for number, (prompt, row) in enumerate(zip(prompts, drawn), start=1)]
+
+
+def _generators(generator: torch.Generator, ids: list[torch.Tensor], model: GPT2, config: RunConfig) -> list[torch.Generator]:
+    """A generator for each prompt: the numbers that it gets when prompts of one length are drawn after those of another.
+
+    Runs have always drawn them in that order, shortest first; so their records can be drawn again, all in one batch.
+    """
+    V = model.config.vocab_size
+    of_length: dict[int, torch.Generator] = {}
+    for length in sorted({len(row) for row in ids}):
+        of_length[length] = generator.clone_state()
+        if config.temperature > 0:
+            skip_draws(generator, config.max_new_tokens, sum(len(row) == length for row in ids), min(config.top_k or V, V))
+    return [of_length[len(row)] for row in ids]
