@@ -228,14 +228,15 @@ def heads_figure(config: GPT2Config) -> Figure:
     _box(axes, 9.5, 0.7, 12, f"a token's vector after LayerNorm 1: C = {C} channels", "white")
     _box(axes, 9.5, 2.2, 16, f"c_attn: queries, keys and values, {C} channels each", WARM)
     shown = [1, 2, 3, H] if H > 4 else list(range(1, H + 1))
-    width = 16 / len(shown)
+    width, arrows = 16 / len(shown), [(9.5, 1.2, 1.7), (9.5, 7.5, 8.1)]
     for number, head in enumerate(shown):
         x = 1.5 + width * (number + 0.5)
         _box(axes, x, 4.6, width - 0.7, f"head {head}\nattention with\n{C // H} channels", PALE, 1.9)
-        for top, bottom in ((2.7, 3.6), (5.6, 6.5)):
-            axes.annotate("", (x, bottom), (x, top), arrowprops=dict(arrowstyle="-|>", color="black"))
+        arrows += [(x, 2.7, 3.6), (x, 5.6, 6.5)]
         if number and head > shown[number - 1] + 1:
             axes.text(x - width / 2, 4.6, "…", ha="center", va="center", fontsize=15)
+    for x, top, bottom in arrows:
+        axes.annotate("", (x, bottom), (x, top), arrowprops=dict(arrowstyle="-|>", color="black"))
     _box(axes, 9.5, 7.0, 16, f"the {H} results side by side: {C} channels again", "white")
     _box(axes, 9.5, 8.6, 12, f"c_proj mixes them: {C} → {C}, added to the residual stream", WARM)
     return figure
