@@ -1,4 +1,4 @@
-"""The tables of notebook 02, and the source of a part as it stands in the package.
+"""The table of notebook 02, and the source of a part as it stands in the package.
 
 It shows what it is handed. It deliberately decides nothing: which model and which parts are shown is the notebook's
 business.
@@ -7,7 +7,6 @@ business.
 from __future__ import annotations
 
 import inspect
-import re
 import textwrap
 
 from IPython.display import HTML
@@ -15,8 +14,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
-from gpt2_nb_utils.model.measurements import weight_stds
+from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_parts
 from gpt2_nb_utils.tokenization.display import table
 
@@ -37,21 +35,3 @@ def parts_table(config: GPT2Config) -> HTML:
     total = sum(count for _, _, count in parts)
     rows = [(*part, f"{part[2] / total:.1%}") for part in parts]
     return table(("part", "arithmetic", "parameters", "share"), [*rows, (HTML("<b>together</b>"), "", total, "100.0%")])
-
-
-def weight_table(model: GPT2) -> HTML:
-    """The parameters grouped by kind, all layers together: expected and measured standard deviations."""
-    groups: dict[str, list[tuple[int, float, float]]] = {}
-    for name, count, expected, measured in weight_stds(model):
-        kind = re.sub(r"^transformer\.(h\.\d+\.)?", "", name)
-        groups.setdefault(kind, []).append((count, expected, measured))
-    rows = []
-    for kind, members in groups.items():
-        (count, expected, _), stds = members[0], [measured for *_, measured in members]
-        if max(stds) > 0:
-            span = f"{min(stds):.5f}" + (f" … {max(stds):.5f}" if len(stds) > 1 else "")
-        else:
-            values = {p.flatten()[0].item() for name, p in model.named_parameters() if name.endswith(kind)}
-            span = f"0 (every value is {' or '.join(f'{value:g}' for value in sorted(values))})"
-        rows.append((kind, len(members), count, f"{expected:.5f}" if expected else "0", span))
-    return table(("parameter", "how many", "values in each", "expected std", "measured std, lowest … highest"), rows)

@@ -1,4 +1,4 @@
-"""The figures of notebook 02: the architecture, weights, masks, attention maps.
+"""The figures of notebook 02: the architecture, weights, masks, attention maps, the choice of a token.
 
 It draws what it is handed. It deliberately decides nothing: which model, which tokens and which layers are shown is
 the notebook's business. Figures are readable in grey: no meaning rests on colour alone.
@@ -215,6 +215,49 @@ def attention_steps(q: Tensor, k: Tensor, v: Tensor) -> Figure:
             axes.text(column, row, "−∞" if value == -math.inf else f"{value:.2f}", ha="center", va="center")
         axes.set_title(title, fontsize=11)
         axes.set(xlabel="key" if number < 3 else "channel", ylabel="query" if number == 0 else "")
+    return figure
+
+
+def heads_figure(config: GPT2Config) -> Figure:
+    """The way through multi-head attention, from top to bottom: the channels cut into heads, attention in each, joined again."""
+    C, H = config.n_embd, config.n_head
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 19), ylim=(9.4, 0))
+    axes.axis("off")
+    _box(axes, 9.5, 0.7, 12, f"a token's vector after LayerNorm 1: C = {C} channels", "white")
+    _box(axes, 9.5, 2.2, 16, f"c_attn: queries, keys and values, {C} channels each", WARM)
+    shown = [1, 2, 3, H] if H > 4 else list(range(1, H + 1))
+    width, arrows = 16 / len(shown), [(9.5, 1.2, 1.7), (9.5, 7.5, 8.1)]
+    for number, head in enumerate(shown):
+        x = 1.5 + width * (number + 0.5)
+        _box(axes, x, 4.6, width - 0.7, f"head {head}\nattention with\n{C // H} channels", PALE, 1.9)
+        arrows += [(x, 2.7, 3.6), (x, 5.6, 6.5)]
+        if number and head > shown[number - 1] + 1:
+            axes.text(x - width / 2, 4.6, "…", ha="center", va="center", fontsize=15)
+    for x, top, bottom in arrows:
+        axes.annotate("", (x, bottom), (x, top), arrowprops=dict(arrowstyle="-|>", color="black"))
+    _box(axes, 9.5, 7.0, 16, f"the {H} results side by side: {C} channels again", "white")
+    _box(axes, 9.5, 8.6, 12, f"c_proj mixes them: {C} → {C}, added to the residual stream", WARM)
+    return figure
+
+
+def choices(ways: Mapping[str, Tensor], candidates: Sequence[str]) -> Figure:
+    """The probability of each candidate for the next token, a panel for each way of choosing.
+
+    Args:
+        ways: name: probabilities (V,), V small.
+        candidates: the V tokens.
+    """
+    figure = Figure(figsize=(9.5, 2.9), layout="constrained")
+    for axes, (name, probabilities) in zip(figure.subplots(1, len(ways), sharey=True, squeeze=False)[0], ways.items()):
+        bars = axes.bar(range(len(candidates)), probabilities, color=BLUE)
+        axes.bar_label(bars, [f"{p:.2f}" if p else "0" for p in probabilities.tolist()], fontsize=9)
+        axes.set_title(name, fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(0, 1.05)
+        _labels(axes.xaxis, candidates, rotation=45)
+    figure.axes[0].set_ylabel("probability")
     return figure
 
 

@@ -6,7 +6,6 @@ the notebook's business. Figures are readable in grey: no meaning rests on colou
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gpt2_nb_utils.tokenization.bpe import printable, token_bytes
+from gpt2_nb_utils.tokenization.bpe import printable
 from gpt2_nb_utils.tokenization.display import TINTS, merged_at, visible
 from gpt2_nb_utils.tokenization.windows import WindowOrder
 
@@ -38,38 +37,6 @@ def merge_tree(merges: Sequence[Sequence[bytes]]) -> Figure:
     axes.set_yticks(np.arange(n_rows) + 0.5, range(n_rows))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def character_counts(text: str, most: int = 40) -> Figure:
-    """How often the most frequent characters occur, a bar each, on a logarithmic axis."""
-    characters, counts = zip(*Counter(text).most_common(most))
-    figure, axes = pyplot.subplots(figsize=(7, 3.2))
-    axes.bar(range(len(counts)), counts, color="#33628f", edgecolor="black", linewidth=0.6)
-    axes.set_xticks(range(len(counts)), [visible(printable(c.encode())) for c in characters], family="monospace")
-    axes.set(yscale="log", xlabel="character (· is a blank, ↵ a line end)", ylabel="occurrences")
-    return _finished(figure, axes, legend="none", grid="y")
-
-
-def token_lengths(ids: np.ndarray) -> Figure:
-    """Share of tokens by their length in bytes: as they occur in the text, and each distinct one once.
-
-    Args:
-        ids: token ids of the corpus `(N,)`.
-    """
-    distinct, counts = np.unique(ids, return_counts=True)
-    lengths = np.array([len(piece) for piece in token_bytes(distinct)])
-    places = np.arange(1, min(lengths.max(), 16) + 1)
-    figure, axes = pyplot.subplots(figsize=(7, 3.6))
-    for weights, label, shift, color, hatch in ((counts, "tokens of the text", -0.2, "#33628f", ""),
-                                                (np.ones_like(counts), "distinct tokens", 0.2, "white", "////")):
-        shares = np.bincount(np.minimum(lengths, 16), weights=weights)[1:len(places) + 1] / weights.sum()
-        axes.bar(places + shift, 100 * shares, 0.4, label=label, color=color, hatch=hatch, edgecolor="black")
-    labels = [str(place) for place in places]
-    if lengths.max() > 16:
-        labels[-1] = "16+"
-    axes.set_xticks(places, labels)
-    axes.set(xlabel="length of a token (bytes)", ylabel="share (%)")
-    return _finished(figure, axes, grid="y")
 
 
 def zipf(ids: np.ndarray) -> Figure:
@@ -135,12 +102,12 @@ def window_order(order: WindowOrder, epochs: int) -> Figure:
     return _finished(figure, axes, legend="above")
 
 
-def _finished(figure: Figure, axes: Axes, legend: str = "inside", grid: str = "both") -> Figure:
-    axes.grid(True, which="major", axis=grid, color="0.85", linewidth=0.7)
+def _finished(figure: Figure, axes: Axes, legend: str = "inside") -> Figure:
+    axes.grid(True, which="major", color="0.85", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if legend == "above":
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False)
-    elif legend == "inside":
+    else:
         axes.legend(framealpha=1)
     return figure

@@ -1,0 +1,148 @@
+"""The exercises of the notebooks: something to predict, something to change, and an answer whose code runs and holds."""
+
+import re
+import shutil
+import symtable
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from run_fixture import make_run  # noqa: E402
+
+from gpt2_nb_utils.config import RunConfig  # noqa: E402
+from gpt2_nb_utils.pipeline.notebooks import SOURCES, parameters_for  # noqa: E402
+from gpt2_nb_utils.pipeline.report import build_report  # noqa: E402
+
+NOTEBOOKS = ("01_tokenization", "02_model")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SHAPE = re.compile(r"### Try this (\d) · [^\n]+\n\n\*\*Predict:\*\* .+?\n\n\*\*Then:\*\* .+?\n\n"
+                   r"<details>\n<summary>Answer (\d)</summary>\n\n(.+)\n\n</details>", re.DOTALL)
+CODE = re.compile(r"^```python\n(.+?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise as it stands in a notebook; `solution` is the code inside its folded answer."""
+
+    id: str
+    number: int
+    solution: str
+    learners_cell: nbformat.NotebookNode
+
+
+def source_cells(name: str) -> list[nbformat.NotebookNode]:
+    return nbformat.read(SOURCES / f"{name}.ipynb", as_version=4).cells
+
+
+def exercises_of(name: str) -> list[Exercise]:
+    cells, found = source_cells(name), []
+    for cell, following in zip(cells, [*cells[1:], None]):
+        if cell["cell_type"] == "markdown" and cell["id"].startswith("try-"):
+            shape = SHAPE.fullmatch(cell["source"])
+            assert shape, f"{name}, cell {cell['id']}: not in the form of an exercise"
+            assert shape[1] == shape[2], f"{name}, cell {cell['id']}: exercise {shape[1]} has answer {shape[2]}"
+            (solution,) = CODE.findall(shape[3])
+            found.append(Exercise(cell["id"], int(shape[1]), solution, following))
+    return found
+
+
+def names_bound(source: str, imports: bool) -> set[str]:
+    """The names that a cell binds for those after it."""
+    symbols = symtable.symtable(source, "cell", "exec").get_symbols()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or (imports and symbol.is_imported())}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_has_two_to_four_exercises_and_below_each_an_empty_cell_to_try_it_in(name):
+    found = exercises_of(name)
+    assert [exercise.number for exercise in found] == list(range(1, len(found) + 1)) and 2 <= len(found) <= 4
+    for exercise in found:
+        cell = exercise.learners_cell
+        # A comment only: the notebook runs to its end with nothing solved.
+        assert (cell["cell_type"], cell["id"], cell["source"]) == ("code", f"{exercise.id}-code", f"# Try this {exercise.number}: your code")
+    headings = re.findall(r"Try this", "\n".join(cell["source"] for cell in source_cells(name) if cell["cell_type"] == "markdown"))
+    assert len(headings) == len(found)  # none that the tests do not see
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_solution_asserts_its_claim_and_leaves_the_notebooks_names_alone(name):
+    taken = set().union(*(names_bound(cell["source"], imports=True) for cell in source_cells(name) if cell["cell_type"] == "code"))
+    for exercise in exercises_of(name):
+        assert re.search(r"^assert ", exercise.solution, re.MULTILINE), exercise.id
+        assert not names_bound(exercise.solution, imports=False) & taken, exercise.id
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory, text_file):
+    """The notebooks executed in order with each solution pasted where a learner would, and all again below the last cell."""
+    folder = tmp_path_factory.mktemp("solved")
+    config = RunConfig.resolve({"preset": "tiny", "input_file": str(text_file), "out_dir": str(folder / "run"), "device": "cpu",
+                                "max_tokens": 512, "steps": 4, "eval_every": 2, "sample_every": 2, "max_new_tokens": 8})
+    executed = {}
+    for name in NOTEBOOKS:
+        notebook = nbformat.read(SOURCES / f"{name}.ipynb", as_version=4)
+        solutions = {f"{exercise.id}-code": exercise.solution for exercise in exercises_of(name)}
+        for cell in notebook.cells:
+            cell.source = solutions.get(cell.id, cell.source)
+        notebook.cells += [nbformat.v4.new_code_cell(solution, id=f"{cell_id}-again") for cell_id, solution in solutions.items()]
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+        try:
+            papermill.execute_notebook(str(folder / f"{name}.ipynb"), str(folder / f"{name}.out.ipynb"), progress_bar=False, kernel_name="python3",
+                                       parameters=parameters_for(SOURCES / f"{name}.ipynb", config), cwd=str(SOURCES.parent))
+        except papermill.PapermillExecutionError as error:
+            executed[name] = str(error)
+        else:
+            executed[name] = nbformat.read(folder / f"{name}.out.ipynb", as_version=4)
+    return executed
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_solution_holds_where_it_stands_and_again_after_the_last_cell(solved, name):
+    assert not isinstance(solved[name], str), solved[name]
+    cells = {cell.id: cell for cell in solved[name].cells}
+    for exercise in exercises_of(name):
+        for cell in (cells[f"{exercise.id}-code"], cells[f"{exercise.id}-code-again"]):
+            assert cell.source == exercise.solution and cell.execution_count
+            assert cell.outputs, f"{exercise.id}: shows nothing"
+            assert cell.metadata.papermill.duration < 60, exercise.id
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The notebooks, as they are in the repository, as pages of a report."""
+    run = make_run(tmp_path_factory.mktemp("exercises") / "run")
+    run.notebooks.mkdir()
+    for name in NOTEBOOKS:
+        shutil.copy(SOURCES / f"{name}.ipynb", run.notebooks)
+    return build_report(run).parent
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_an_answer_is_folded_away_opens_by_keyboard_and_is_printed(pages, name):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.goto((pages / f"{name}.html").resolve().as_uri())
+        for exercise in exercises_of(name):
+            code = page.locator(f"#cell-{exercise.id} details pre")
+            assert not code.is_visible()
+            for _ in range(300):
+                page.keyboard.press("Tab")
+                if page.evaluate(f"document.activeElement.matches('#cell-{exercise.id} summary')"):
+                    break
+            page.keyboard.press("Enter")
+            assert code.is_visible() and code.inner_text().strip() == exercise.solution.strip()
+            page.keyboard.press("Enter")
+            assert not code.is_visible()
+        page.emulate_media(media="print")
+        for exercise in exercises_of(name):
+            assert page.locator(f"#cell-{exercise.id} details pre").bounding_box()["height"] > 20
+        browser.close()
