@@ -7,13 +7,14 @@ needs them, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from typing import Any, Callable, NoReturn, get_args
 
 from gpt2_nb_utils import __version__, torchrun
 from gpt2_nb_utils.bench.settings import FLAGS, add_bench_flags
 from gpt2_nb_utils.config import RunConfig, add_flags, check_names
-from gpt2_nb_utils.errors import TOLD, NotWritten, ProcessLost, UserError
+from gpt2_nb_utils.errors import FULL, NotWritten, ProcessLost, UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -212,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        if error.errno not in TOLD:
+        if error.errno not in (*FULL, errno.EROFS):  # the machine's affair wherever it occurs
             raise
         print(f"error: {NotWritten(error.filename or 'a file', error)}", file=sys.stderr)
         return NotWritten.exit_status

@@ -19,6 +19,10 @@ class UserError(Exception):
         return [f"UserError: {self}"]
 
 
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""Numbers of the errors that say that there is no room: on the disk, in a file, or for this user."""
+
+
 class NotWritten(UserError):
     """A file that could not be written: which, why, and what to free or to change.
 
@@ -35,12 +39,9 @@ class NotWritten(UserError):
 
 _ELSEWHERE = "choose another --out_dir"
 _MENDS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EFBIG), f"free disk space or {_ELSEWHERE}"),
-    getattr(errno, "EDQUOT", None): f"your share of the disk is used up: free disk space or {_ELSEWHERE}",
+    **dict.fromkeys(FULL, f"free disk space or {_ELSEWHERE}"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "name a folder that you may write to (--out_dir)"),
 }
-TOLD = frozenset(_MENDS)
-"""Numbers of the errors that are the machine's affair wherever they occur, and no mistake of this program's."""
 
 
 class ProcessLost(UserError):

@@ -26,9 +26,13 @@ from gpt2_nb_utils.errors import NotWritten, UserError
 _MADE_BY_A_RUN = ("config.json", "environment.json", "tokens.bin", "logs", "samples", "checkpoints", "figures", "notebooks",
                   "report", "verify.json", "summary.json")
 """In the order in which they are thrown away: while the summary is there, the folder is known for a run's."""
-_LOCK = ".lock"
+_LOCK, _LOCK_OF_RUN = ".lock", ".run.lock"
+_LENT = "GPT2_NB_UTILS_LENT"
+"""Environment variable with the run directory that a process may claim although the command `run`, which started it, holds it."""
+_DYING = 2.0
+"""Seconds in which the kernel of a `run` that was killed notices that and ends."""
 _CUT_SHORT = tuple(f".{name}." for name in _MADE_BY_A_RUN)
-_NOT_CONTENT = {_LOCK, ".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
+_NOT_CONTENT = {_LOCK, _LOCK_OF_RUN, ".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
 
 
 @contextlib.contextmanager
@@ -44,8 +48,11 @@ def written_beside(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
             yield file
         os.chmod(beside, mode)
         os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # not the passing name
         raise
 
 
@@ -66,8 +73,17 @@ class Claim:
     """
 
     def __init__(self, folder: Path):
-        self._lock = filelock.FileLock(folder / _LOCK, timeout=0)
+        self._folder = str(folder.resolve())
+        self._lock = filelock.FileLock(folder / _LOCK, timeout=_DYING)
+        self._of_run = filelock.FileLock(folder / _LOCK_OF_RUN, timeout=0)
         self._lock.acquire()
+        try:
+            if os.environ.get(_LENT) != self._folder:
+                self._of_run.acquire()
+                self._of_run.release()
+        except BaseException:
+            self._lock.release()
+            raise
         self._file = self._seen()
 
     def _seen(self) -> tuple[int, int] | None:
@@ -82,8 +98,22 @@ class Claim:
         """Whether the folder was removed meanwhile, or another one has taken its place."""
         return self._seen() != self._file
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether it was removed, and another process has claimed the one in its place."""
+        return self._seen() not in (self._file, None)
+
+    def lend(self) -> None:
+        """Let the processes that this one starts from now on claim the directory, one at a time, and nobody else."""
+        self._of_run.acquire()
+        os.environ[_LENT] = self._folder
+        self._lock.release()
+
     def release(self) -> None:
         """Let others in."""
+        if self._of_run.is_locked:
+            os.environ.pop(_LENT, None)
+        self._of_run.release()
         self._lock.release()
 
 

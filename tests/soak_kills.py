@@ -93,7 +93,7 @@ def wait_for(process: int, condition: Callable[[], bool]) -> int | None:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             raise Wrong(f"nothing happened for {_PATIENCE:.0f} seconds")
-        time.sleep(0.0005)
+        time.sleep(0.002)
     return None
 
 
@@ -138,22 +138,22 @@ class Soak:
         run, output = RunDirectory(given["out_dir"]), self.folder / f"{self.runs}.txt"
         given["resume"] = "auto"  # which begins anew where there is nothing yet
         for number in range(kills):
-            if not self._life(given, run, output, seconds, name_of_kill=number):
+            if not self._life(given, run, output, seconds, number):
                 break
         else:
             status = wait_for(start(given, output), lambda: False)
             self._expect(status == 0, f"exit status {status}: {output.read_text()[-2000:]}")
         self._compare(run, reference)
 
-    def _life(self, given: dict[str, Any], run: RunDirectory, output: Path, seconds: float, name_of_kill: int) -> bool:
-        """One life of a run; False where it came to its end before it could be killed."""
-        kinds = ["best.pt", "last.pt", "steps", "steps", "time", "time"]
-        kind = kinds[name_of_kill] if name_of_kill < 2 else self.random.choice(kinds)
+    def _life(self, given: dict[str, Any], run: RunDirectory, output: Path, seconds: float, number: int) -> bool:
+        """One life of a run, the first two of which end while a checkpoint is written; False if it came to its end unkilled."""
+        kinds = ["last.pt", "best.pt", "steps", "steps", "time", "time"]
+        kind = kinds[number] if number < 2 else self.random.choice(kinds)
         before = run.log.stat().st_size if run.log.exists() else 0
         process = start(given, output, slow_disk=kind.endswith(".pt"))
         if kind == "time":
-            moment, until = self.random.uniform(0, 1.2 * seconds), time.monotonic()
-            said, condition = f"{moment:.3f} s after its start", lambda: time.monotonic() - until > moment
+            moment, begun = self.random.uniform(0, 1.2 * seconds), time.monotonic()
+            said, condition = f"{moment:.3f} s after its start", lambda: time.monotonic() - begun > moment
         elif kind == "steps":
             steps, delay = self.random.randint(1, 4), self.random.uniform(0, 0.03)
             said, condition = f"{delay:.3f} s after {steps} steps", lambda: self._new_lines(run, before).count("  loss ") >= steps
@@ -197,11 +197,11 @@ class Soak:
         self._expect(run.samples.read_bytes() == reference.samples.read_bytes(), "the samples differ")
         for ours, theirs in ((run.best, reference.best), (run.last, reference.last)):
             one, other = read_checkpoint(ours), read_checkpoint(theirs)
-            for part in one.keys() | other.keys() - {"config"}:  # the folder is another one
-                if part != "config":
-                    self._expect(_same(one.get(part), other.get(part)), f"{ours.name} differs in its {part}")
+            for part in (one.keys() | other.keys()) - {"config"}:  # which names another folder
+                self._expect(_same(one.get(part), other.get(part)), f"{ours.name} differs in its {part}")
         self._expect(run.read_summary()["status"] == reference.read_summary()["status"], "the status differs")
-        files = [sorted(str(path.relative_to(each.path)) for path in each.path.rglob("*")) for each in (run, reference)]
+        files = [sorted(str(path.relative_to(each.path)) for path in each.path.rglob("*") if path != each.set_aside)
+                 for each in (run, reference)]
         self._expect(files[0] == files[1], f"the files differ: {set(files[0]) ^ set(files[1])}")
 
     def _expect(self, holds: bool, otherwise: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Callable
 
 import torch
 
-from gpt2_nb_utils.errors import NotWritten, UserError
+from gpt2_nb_utils.errors import FULL, NotWritten, UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.run_directory import written_beside
 from gpt2_nb_utils.training.out_of_memory import is_out_of_memory
@@ -26,7 +26,16 @@ _ZIP = b"PK\x03\x04"
 
 
 class Unreadable(UserError):
-    """A file that is not, or no longer, a checkpoint of this program; where there is an earlier one, a run can go on from that."""
+    """A file that is not, or no longer, a checkpoint of this program; where there is an earlier one, a run can go on from that.
+
+    Args:
+        reason: which file, and what is wrong with it.
+        mend: what to do.
+    """
+
+    def __init__(self, reason: str, mend: str = "name one that this program wrote"):
+        super().__init__(f"{reason}: {mend}")
+        self.reason = reason
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], abandoned: Callable[[], bool] = lambda: False,
@@ -44,7 +53,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], abandoned: Callable[[],
     try:
         _write(path, content, abandoned, previous)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) or previous is None or not previous.exists():
+        if error.errno not in FULL or previous is None or not previous.exists():
             raise _not_written(path, error) from error
         previous.unlink()  # `path` itself is whole until the new one is
         try:
@@ -123,12 +132,12 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         raise UserError(f"{path}: no such checkpoint; a run writes one to <out_dir>/checkpoints/last.pt every save_every steps")
     damage = _damage(path)
     if damage:
-        raise Unreadable(f"{path} is damaged ({damage}): name another one, or start anew with --overwrite")
+        raise Unreadable(f"{path} is damaged ({damage})", "name another one, or start anew with --overwrite")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
         raise Unreadable(f"{path} is not a checkpoint of this program (it holds more than tensors and plain values, which "
-                         f"could run code when loaded): name one that this program wrote") from None
+                         f"could run code when loaded)") from None
     except (MemoryError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         if is_out_of_memory(error):
             raise
@@ -145,11 +154,14 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
 
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint is there and as it was written, bit for bit."""
-    return path.is_file() and _damage(path) is None
+    try:
+        return path.is_file() and _damage(path) is None
+    except UserError:
+        return False
 
 
 def _foreign(path: Path) -> Unreadable:
-    return Unreadable(f"{path} is not a checkpoint of this program: name one that it wrote")
+    return Unreadable(f"{path} is not a checkpoint of this program")
 
 
 def _damage(path: Path) -> str | None:

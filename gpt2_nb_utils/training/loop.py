@@ -278,11 +278,11 @@ class _Training:
         if not self._is_lost:
             return error
         lost = f"out_dir {directory} was removed while this run trained in it"
-        if directory.path.exists():
-            return UserError(f"{lost}, and another folder has taken its place: this run ends at step {step} and writes nothing there")
+        if self.run.lock.is_taken:
+            return UserError(f"{lost}, and another run has taken its place: this one ends at step {step} and writes nothing there")
         try:
             self.run.lock.release()
-            self.run.lock = directory.claim()
+            self.run.lock = directory.claim(resume=True)
             directory.write_json(directory.config, self.config.model_dump())
             save_checkpoint(directory.last, self._content_of_last())
         except UserError as reason:

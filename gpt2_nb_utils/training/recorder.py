@@ -92,7 +92,7 @@ class Recorder:
     def summary(self, status: str = "running") -> dict[str, Any] | None:
         """Bring `summary.json` up to date: at once when the status changes, else about once a second."""
         self.update_wall_seconds()
-        if status == "running" and time.monotonic() - self._told_at < 1.0:
+        if status == "running" and (time.monotonic() - self._told_at < 1.0 or self.run.lock.is_lost):
             return None
         self._told_at = time.monotonic()
         return self.run.write_summary(status, self.state)

@@ -6,7 +6,7 @@ Everything is checked before anything is written, so that a resume that cannot w
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,26 +118,26 @@ def best_so_far(directory: RunDirectory) -> tuple[State, str]:
     try:
         return State(**read_checkpoint(directory.best)["state"]), ""
     except Unreadable as error:
-        reason = str(error)
+        reason = error.reason
     except (KeyError, TypeError):
         reason = f"{directory.best} holds no state of a run"
-    return State(), f"{reason.partition(': ')[0]}: the best model so far is lost, and the next one that is measured takes its place"
+    return State(), f"{reason}: the best model so far is lost, and the next one that is measured takes its place"
 
 
 def _latest(directory: RunDirectory) -> Found:
     """last.pt, or the one before it."""
-    try:
-        if directory.last.exists():
-            return _read(directory.last)
-        reason = f"{directory.last} is missing"
-    except Unreadable as error:
-        reason = str(error).partition(": ")[0]
-        if not directory.previous.exists():
-            whole = "" if not is_whole(directory.best) else "; best.pt is whole, for `sample` and `verify`, but holds weights only"
-            raise UserError(f"{reason}, and there is none before it to go on from: put back a copy of it, name another --out_dir, "
-                            f"or throw the run away (--overwrite){whole}") from None
-    found = _read(directory.previous)
-    return Found(found.path, found.content, found.seen, reason)
+    reasons: list[str] = []
+    for path in (directory.last, directory.previous):
+        if not path.exists():
+            reasons.append(f"{path.name if reasons else path} is missing")
+            continue
+        try:
+            return replace(_read(path), passed_over=reasons[0] if reasons else "")
+        except Unreadable as error:
+            reasons.append(error.reason)
+    whole = "; best.pt is whole, for `sample` and `verify`, but holds weights only" if is_whole(directory.best) else ""
+    raise UserError(f"{' and '.join(reasons)}, so there is nothing to go on from: put back a copy, name another --out_dir, or throw "
+                    f"the run away (--overwrite){whole}")
 
 
 def _read(path: Path) -> Found:

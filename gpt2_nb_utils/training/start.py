@@ -136,6 +136,10 @@ def start_run(config: RunConfig, processes: Processes = ALONE) -> Run:
             directory.write_json(directory.environment, _environment(run))
             if found is not None:
                 _put_in_place(found, directory, note)
+            elif directory.best.exists():  # of a run that ended before its first last.pt: this one's must not be taken for it
+                os.replace(directory.best, directory.set_aside)
+                print(f"{directory.last} is missing: the run begins anew, and its best model is kept as {directory.set_aside.name}",
+                      file=sys.stderr)
             run.summary = _first_summary(run, is_whole=len(ids) == n_all)
             run.write_summary("running", State(**checkpoint["state"]) if checkpoint else State())
         except BaseException as error:
