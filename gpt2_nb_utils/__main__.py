@@ -7,16 +7,14 @@ needs them, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from typing import Any, Callable, NoReturn, get_args
 
 from gpt2_nb_utils import __version__, torchrun
 from gpt2_nb_utils.bench.settings import FLAGS, add_bench_flags
 from gpt2_nb_utils.config import RunConfig, add_flags, check_names
-from gpt2_nb_utils.errors import ProcessLost, UserError
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
+from gpt2_nb_utils.errors import FULL, NotWritten, ProcessLost, UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,7 +50,7 @@ def _sweep(args: argparse.Namespace, given: dict[str, Any]) -> int:
     outcomes = sweep(Path(args.spec), folder, args.keep_checkpoints)
     print("", (folder / MARKDOWN).read_text(encoding="utf-8"), f"figure      {folder / FIGURE}", sep="\n")
     if any(outcome.status == "interrupted" for outcome in outcomes):
-        return INTERRUPTED
+        return _interrupted()
     return 1 if all(outcome.status == "failed" for outcome in outcomes) else 0
 
 
@@ -126,7 +124,13 @@ def _tell(summary: dict[str, Any]) -> int:
 
 
 def _exit_status(summary: dict[str, Any]) -> int:
-    return INTERRUPTED if summary["status"] == "interrupted" else 0
+    return _interrupted() if summary["status"] == "interrupted" else 0
+
+
+def _interrupted() -> int:
+    from gpt2_nb_utils.training.stop_request import exit_status
+
+    return exit_status()
 
 
 def _windows(text: str) -> int:
@@ -183,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 2 for bad input, 1 for anything else that failed."""
+    """Run a command; the exit status is 0, 2 for bad input, 130 or 143 after SIGINT or SIGTERM, 1 for anything else that failed."""
     try:
         args, unknown = build_parser().parse_known_args(argv)
         flags = [word for word in unknown if word.startswith("--")]
@@ -205,9 +209,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         if torchrun.rank() == 0:
             print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        if error.errno not in (*FULL, errno.EROFS):  # the machine's affair wherever it occurs
+            raise
+        print(f"error: {NotWritten(error.filename or 'a file', error)}", file=sys.stderr)
+        return NotWritten.exit_status
 
 
 if __name__ == "__main__":

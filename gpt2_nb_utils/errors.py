@@ -1,5 +1,10 @@
 """The exceptions that are told in one line."""
 
+from __future__ import annotations
+
+import errno
+import os
+
 
 class UserError(Exception):
     """A wrong input, told in one line that names the thing, the value and the mend.
@@ -12,6 +17,31 @@ class UserError(Exception):
     def _render_traceback_(self) -> list[str]:
         # IPython calls this instead of formatting a traceback.
         return [f"UserError: {self}"]
+
+
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""Numbers of the errors that say that there is no room: on the disk, in a file, or for this user."""
+
+
+class NotWritten(UserError):
+    """A file that could not be written: which, why, and what to free or to change.
+
+    Args:
+        path: the file.
+        error: what the system said.
+        kept: what is not lost by it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], error: OSError, kept: str = ""):
+        mend = _MENDS.get(error.errno, f"see that its folder is there, or {_ELSEWHERE}")
+        super().__init__(f"{path} cannot be written ([Errno {error.errno}] {error.strerror}): {mend}{kept and '; ' + kept}")
+
+
+_ELSEWHERE = "choose another --out_dir"
+_MENDS = {
+    **dict.fromkeys(FULL, f"free disk space or {_ELSEWHERE}"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "name a folder that you may write to (--out_dir)"),
+}
 
 
 class ProcessLost(UserError):

@@ -21,12 +21,18 @@ from typing import Any, BinaryIO, Iterator
 import filelock
 
 from gpt2_nb_utils import torchrun
-from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.errors import NotWritten, UserError
 
-_MADE_BY_A_RUN = ("config.json", "summary.json", "environment.json", "tokens.bin", "logs", "samples", "checkpoints",
-                  "figures", "notebooks", "report", "verify.json")
-_LOCK = ".lock"
-_NOT_CONTENT = {_LOCK, ".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
+_MADE_BY_A_RUN = ("config.json", "environment.json", "tokens.bin", "logs", "samples", "checkpoints", "figures", "notebooks",
+                  "report", "verify.json", "summary.json")
+"""In the order in which they are thrown away: while the summary is there, the folder is known for a run's."""
+_LOCK, _LOCK_OF_RUN = ".lock", ".run.lock"
+_LENT = "GPT2_NB_UTILS_LENT"
+"""Environment variable with the run directory that a process may claim although the command `run`, which started it, holds it."""
+_DYING = 2.0
+"""Seconds in which the kernel of a `run` that was killed notices that and ends."""
+_CUT_SHORT = tuple(f".{name}." for name in _MADE_BY_A_RUN)
+_NOT_CONTENT = {_LOCK, _LOCK_OF_RUN, ".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
 
 
 @contextlib.contextmanager
@@ -42,8 +48,11 @@ def written_beside(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
             yield file
         os.chmod(beside, mode)
         os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # not the passing name
         raise
 
 
@@ -51,6 +60,61 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> Non
     """Write text (as UTF-8) or bytes beside `path` and rename it."""
     with written_beside(path, mode) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+class Claim:
+    """A hold on a run directory, which keeps other processes out of it.
+
+    Args:
+        folder: the run directory.
+
+    Raises:
+        filelock.Timeout: another process holds it.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = str(folder.resolve())
+        self._lock = filelock.FileLock(folder / _LOCK, timeout=_DYING)
+        self._of_run = filelock.FileLock(folder / _LOCK_OF_RUN, timeout=0)
+        self._lock.acquire()
+        try:
+            if os.environ.get(_LENT) != self._folder:
+                self._of_run.acquire()
+                self._of_run.release()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._file = self._seen()
+
+    def _seen(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._lock.lock_file)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the folder was removed meanwhile, or another one has taken its place."""
+        return self._seen() != self._file
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether it was removed, and another process has claimed the one in its place."""
+        return self._seen() not in (self._file, None)
+
+    def lend(self) -> None:
+        """Let the processes that this one starts from now on claim the directory, one at a time, and nobody else."""
+        self._of_run.acquire()
+        os.environ[_LENT] = self._folder
+        self._lock.release()
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._of_run.is_locked:
+            os.environ.pop(_LENT, None)
+        self._of_run.release()
+        self._lock.release()
 
 
 class RunDirectory:
@@ -70,6 +134,8 @@ class RunDirectory:
         self.metrics = self.path / "logs" / "train_metrics.csv"
         self.samples = self.path / "samples" / "samples.txt"
         self.last = self.path / "checkpoints" / "last.pt"
+        self.previous = self.path / "checkpoints" / "previous.pt"
+        self.set_aside = self.path / "checkpoints" / "set_aside.pt"
         self.best = self.path / "checkpoints" / "best.pt"
         self.figures = self.path / "figures"
         self.notebooks = self.path / "notebooks"
@@ -82,13 +148,13 @@ class RunDirectory:
     @property
     def holds_run(self) -> bool:
         """Whether a run was ever started here."""
-        return self.summary.exists() or self.last.exists() or self.best.exists()
+        return any(path.exists() for path in (self.summary, self.last, self.previous, self.best))
 
-    def claim(self, resume: bool = False, overwrite: bool = False) -> filelock.BaseFileLock:
+    def claim(self, resume: bool = False, overwrite: bool = False) -> Claim:
         """Make this the directory of a run that is about to start or to go on, or refuse.
 
         Returns:
-            A lock that keeps other processes out until it is released, or this process ends in whatever way.
+            What keeps other processes out until it is released, or this process ends in whatever way.
 
         Raises:
             UserError: it holds a run that is neither resumed nor to be overwritten, another process is at work in it,
@@ -99,12 +165,11 @@ class RunDirectory:
         if self.holds_run and not (resume or overwrite):
             raise UserError(f"out_dir {self} already holds a run: go on with it (--resume auto), name another "
                             f"folder (--out_dir), or throw it away (--overwrite)")
-        if not self.holds_run and self.path.exists() and any(entry.name not in _NOT_CONTENT for entry in self.path.iterdir()):
+        if not self.holds_run and self.path.exists() and not self._is_free:
             raise UserError(f"out_dir {self} holds files but no run: name a new or empty folder (--out_dir)")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.path / _LOCK, timeout=0)
-            lock.acquire()
+            claim = Claim(self.path)
         except filelock.Timeout:
             raise UserError(f"out_dir {self}: another process is training there: wait for it, stop it, or name another "
                             f"folder (--out_dir)") from None
@@ -114,10 +179,18 @@ class RunDirectory:
             for name in _MADE_BY_A_RUN:
                 target = self.path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-        for checkpoint in (self.best, self.last):
-            for cut_short in checkpoint.parent.glob(f".{checkpoint.name}.*"):  # by a kill in the midst of writing it
+        for file in (self.best, self.last, self.config, self.summary, self.environment, self.tokens, self.metrics, self.samples):
+            for cut_short in file.parent.glob(f".{file.name}.*"):  # by a kill in the midst of writing it
                 cut_short.unlink(missing_ok=True)
-        return lock
+        return claim
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether the folder is empty, or holds only what a run leaves that is killed before it has a summary."""
+        names = {entry.name for entry in self.path.iterdir()} - _NOT_CONTENT
+        if (self.path / _LOCK).exists():
+            names = {name for name in names if name not in _MADE_BY_A_RUN and not name.startswith(_CUT_SHORT)}
+        return not names
 
     def read_summary(self) -> dict[str, Any]:
         """The content of `summary.json`.
@@ -145,8 +218,15 @@ class RunDirectory:
             raise UserError(f"{path} is not a valid JSON object: restore it, or start the run anew with --overwrite") from None
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
-        """Write `content` to one of the JSON files of the run, whole or not at all."""
-        write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        """Write `content` to one of the JSON files of the run, whole or not at all.
+
+        Raises:
+            NotWritten: the disk is full, or the folder cannot be written or is gone.
+        """
+        try:
+            write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise NotWritten(path, error) from error
 
 
 def environment() -> dict[str, Any]:

@@ -166,7 +166,7 @@ def assert_failed(returncode: int, stderr: str, given: dict, reason: str) -> Non
     assert directory.read_summary()["status"] == "failed"
     assert directory.log.read_text(encoding="utf-8").count(f"failed: {reason}") == 1
     assert read_checkpoint(directory.last)["state"]["step"] >= 1
-    assert directory.claim(resume=True).is_locked  # nobody is at work there any more
+    assert not directory.claim(resume=True).is_lost  # nobody is at work there any more
 
 
 def endless(settings, **more) -> dict:

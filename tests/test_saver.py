@@ -37,10 +37,10 @@ def written(monkeypatch):
     log = Written()
     log.gate.set()
 
-    def save(path, content, abandoned):
+    def save(path, content, abandoned, previous):
         assert log.gate.wait(timeout=60)
         log.append((path.name, content["step"]))
-        save_checkpoint(path, content, abandoned)
+        save_checkpoint(path, content, abandoned, previous)
 
     monkeypatch.setattr(saver_module, "save_checkpoint", save)
     return log
@@ -99,7 +99,7 @@ def test_of_two_that_wait_best_is_written_first_whichever_was_saved_first(files,
 def test_writing_takes_no_more_than_its_share_of_the_time(files, monkeypatch):
     spent = []
 
-    def slow(path, content, abandoned):
+    def slow(path, content, abandoned, previous):
         begun = time.monotonic()
         time.sleep(0.1)
         spent.append(time.monotonic() - begun)
@@ -117,7 +117,7 @@ def test_writing_takes_no_more_than_its_share_of_the_time(files, monkeypatch):
 
 def test_a_copy_is_made_in_the_memory_of_the_one_before(files, monkeypatch):
     places = []
-    monkeypatch.setattr(saver_module, "save_checkpoint", lambda path, content, abandoned: places.append(
+    monkeypatch.setattr(saver_module, "save_checkpoint", lambda path, content, abandoned, previous: places.append(
         [content["model"]["w"].data_ptr(), content["optimizer"][0]["mean"].data_ptr()]))
     with Saver(files) as saver:
         for _ in range(4):

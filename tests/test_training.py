@@ -424,7 +424,6 @@ def test_tokens_are_counted_and_not_the_padding_of_the_last_window(settings):
 def test_the_log_is_one_line_each_whatever_the_text(tmp_path):
     log = RunLog(tmp_path / "train.log", tmp_path / "metrics.csv")
     log.line("hostile\nname \x1b[2J")
-    log.close()
     (line,) = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
     assert "\x1b" not in line and "\\n" in line
 

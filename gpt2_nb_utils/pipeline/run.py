@@ -24,8 +24,16 @@ def run(config: RunConfig) -> dict[str, Any]:
     enter_project()
     started = start_run(config)
     config, directory = started.config, started.directory
-    started.lock.release()  # for the kernel in which notebook 03 trains
+    claim = started.lock
     del started  # a checkpoint to resume from is large, and the kernel reads its own
+    claim.lend()  # to the kernel in which notebook 03 trains
+    try:
+        return _run(config, directory)
+    finally:
+        claim.release()
+
+
+def _run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     try:
         run_notebooks(config, directory)
     except KeyboardInterrupt:

@@ -14,16 +14,16 @@ from gpt2_nb_utils.large_blocks import keep_large_blocks
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.tokenization.windows import WindowOrder
-from gpt2_nb_utils.training.checkpoints import read_checkpoint
+from gpt2_nb_utils.training.checkpoints import is_whole, save_checkpoint
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, training_loss
 from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
 from gpt2_nb_utils.training.out_of_memory import measurement_fits, samples_fit, step_fits
 from gpt2_nb_utils.training.processes import ALONE, Processes
-from gpt2_nb_utils.training.recorder import Bystander, Recorder, note_failure
+from gpt2_nb_utils.training.recorder import Bystander, Recorder, end_noted, note_failure
 from gpt2_nb_utils.training.run_log import Row
 from gpt2_nb_utils.training.saver import Saver
 from gpt2_nb_utils.training.schedule import learning_rate_factor
-from gpt2_nb_utils.training.start import start_run
+from gpt2_nb_utils.training.start import Run, start_run
 from gpt2_nb_utils.training.state import State
 from gpt2_nb_utils.training.step import training_step
 from gpt2_nb_utils.training.stop_request import StopRequest
@@ -50,18 +50,21 @@ def train(config: RunConfig, on_row: Callable[[Row], None] | None = None, proces
     Raises:
         UserError: bad input, a batch that does not fit in memory, or a run that diverged (the last good checkpoint is kept).
     """
-    return _Training(config, on_row, processes).train()
+    keep_large_blocks()
+    with processes.together():
+        run = start_run(config, processes)
+    processes.on_loss(lambda reason: note_failure(run.directory, reason))
+    with StopRequest(agree=processes.any) as stop:
+        with end_noted(run):
+            training = _Training(run, on_row, processes)
+        return training.train(stop)
 
 
 class _Training:
     """A run in memory: the model and all that its steps need."""
 
-    def __init__(self, config: RunConfig, on_row: Callable[[Row], None] | None, processes: Processes):
-        keep_large_blocks()
-        self.processes = processes
-        with processes.together():
-            self.run = start_run(config, processes)
-        processes.on_loss(lambda reason: note_failure(self.run.directory, reason))
+    def __init__(self, run: Run, on_row: Callable[[Row], None] | None, processes: Processes):
+        self.run, self.processes = run, processes
         self.config, self.precision = self.run.config, self.run.precision
         self.state = State()
         self.model = GPT2(self.run.model_config, seed=self.config.seed).to(self.precision.device)
@@ -77,20 +80,30 @@ class _Training:
             self._restore(self.run.checkpoint)
             self.run.checkpoint = None
         self.record = Recorder(self.run, self.state, self.model.n_params, on_row) if processes.first else Bystander(self.run)
-        self.saver = Saver([self.run.directory.best, self.run.directory.last])
+        directory = self.run.directory
+        self.saver = Saver([directory.best, directory.last], previous={directory.last: directory.previous},
+                           wanted=lambda: not self._is_lost)
 
-    def train(self) -> dict[str, Any]:
+    def train(self, stop: StopRequest) -> dict[str, Any]:
+        """The run, from where it stands to its end.
+
+        Args:
+            stop: says when somebody asks to stop.
+        """
         config, state, record = self.config, self.state, self.record
         progress = Progress(config.steps, "training", done=state.step, shown=self.processes.first)
         status = "failed"
         try:
-            with StopRequest(agree=self.processes.any) as stop, self.saver:
-                if state.train_loss is None:
+            with self.saver:
+                if state.train_loss is None and not stop:
                     self.measure()  # where random weights start
                     record.row(lr=None, grad_norm=None, loss_scale=self._loss_scale)
+                if self._samples_are_due and not record.samples_are_drawn:  # a stop came before them
+                    self.draw_samples()
                 while state.step < config.steps and not self.target_reached and not stop:
                     factor = learning_rate_factor(state.step, config)
                     grad_norm = self.step(factor)
+                    self._refuse_if_lost()
 
                     measured = state.step % config.eval_every == 0 or state.step == config.steps or self._seems_near
                     improved = self.measure() if measured else False
@@ -99,28 +112,28 @@ class _Training:
                     if improved:
                         self.save_best()
 
-                    last = state.step == config.steps or self.target_reached
-                    if config.sample_every and not stop and (state.step % config.sample_every == 0 or last):
-                        with samples_fit(config):
-                            record.samples(self.model)
-                    if state.step % config.save_every == 0 or last or stop:
+                    if not stop and self._samples_are_due:
+                        self.draw_samples()
+                    if state.step % config.save_every == 0 or self._is_last_step or stop:
                         self.save_last()
                     self.saver.check()
                     progress.update(state.step, loss=f"{state.loss:.4f}", **self._figures())
                     record.summary()
                 if state.loss is not None and not math.isfinite(state.loss):
-                    raise UserError(f"the loss is {state.loss:g} at the last step, {state.step}: lower lr or choose --amp fp32; "
+                    raise UserError(f"the loss is {state.loss:g} at the last step, {state.step}: {self._calmer}; "
                                     f"the last good checkpoint is kept")
                 self.saver.flush()
                 if not self.run.directory.last.exists():
                     self.save_last()  # stopped before the first step: there is something to go on from all the same
             status = "target_reached" if self.target_reached else "interrupted" if stop else "steps_done"
+            if status != "interrupted" and self.processes.first and is_whole(self.run.directory.last):
+                self.run.directory.previous.unlink(missing_ok=True)
         except KeyboardInterrupt:
             status = "interrupted"
             raise
         except Exception as error:
-            error = self.processes.reason(error)
-            record.line(f"failed: {error or type(error).__name__}")
+            error = self._put_back(self.processes.reason(error))
+            record.failed(error)
             raise error
         finally:
             progress.close(status.replace("_", " "))
@@ -129,8 +142,25 @@ class _Training:
 
     @property
     def target_reached(self) -> bool:
-        """Whether the training loss over the whole corpus was measured below the target."""
-        return self.state.reached(self.config.target_loss)
+        """Whether the training loss over the whole corpus was measured below the target.
+
+        best.pt may be from a step that a killed run had reached, and this one, resumed from before, has not reached again.
+        """
+        return self.state.reached(self.config.target_loss) and self.state.best_train_loss_step <= self.state.step
+
+    @property
+    def _is_last_step(self) -> bool:
+        return self.state.step == self.config.steps or self.target_reached
+
+    @property
+    def _samples_are_due(self) -> bool:
+        step, every = self.state.step, self.config.sample_every
+        return bool(every) and step > 0 and (step % every == 0 or self._is_last_step)
+
+    def draw_samples(self) -> None:
+        """Let the model continue the prompts."""
+        with samples_fit(self.config):
+            self.record.samples(self.model)
 
     def step(self, factor: float) -> float:
         """One optimizer update on the next windows, at this share of the peak learning rates.
@@ -154,8 +184,14 @@ class _Training:
                              f"loss scale now {self.scaler.get_scale():g}")
         if state.skipped_in_a_row >= SKIPS_IN_A_ROW:
             raise UserError(f"{SKIPS_IN_A_ROW} steps in a row had no finite gradients (loss {result.loss:g} at step "
-                            f"{state.step}, lr {config.lr * factor:g}): lower lr or choose --amp fp32; the last good checkpoint is kept")
+                            f"{state.step}, lr {config.lr * factor:g}): {self._calmer}; the last good checkpoint is kept")
         return result.grad_norm
+
+    @property
+    def _calmer(self) -> str:
+        """What to do about a loss or gradients that are not finite."""
+        return "lower lr" + (f", or start anew with --amp {'fp32 or bf16' if self.precision.amp == 'fp16' else 'fp32'}"
+                             if self.precision.amp != "fp32" else "")
 
     def measure(self) -> bool:
         """Measure the training loss: estimated first, whole when the target seems near. True for a new best.
@@ -216,13 +252,45 @@ class _Training:
             self.record.line(f"step {self.state.step}/{self.config.steps}  not saved: the weights give no finite loss")
             return
         self.record.update_wall_seconds()
+        self.saver.save(self.run.directory.last, self._content_of_last())
+
+    def _content_of_last(self) -> dict[str, Any]:
         random_states = {"cpu": torch.get_rng_state()}
         if self.precision.device.type == "cuda":
             random_states["cuda"] = torch.cuda.get_rng_state(self.precision.device)
-        self.saver.save(self.run.directory.last, {
-            **self._identity(), "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "random_states": random_states,
-        })
+        return {**self._identity(), "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(), "random_states": random_states}
+
+    @property
+    def _is_lost(self) -> bool:
+        return self.run.lock is not None and self.run.lock.is_lost
+
+    def _refuse_if_lost(self) -> None:
+        """Raise a UserError where the run directory was removed: another run may have taken its place."""
+        if self._is_lost:
+            raise UserError(f"out_dir {self.run.directory} was removed while this run trained in it")
+
+    def _put_back(self, error: Exception) -> Exception:
+        """Where the run directory was removed and nobody else is there, put the state of the training back into it.
+
+        Returns:
+            What to tell.
+        """
+        directory, step = self.run.directory, self.state.step
+        if not self._is_lost:
+            return error
+        lost = f"out_dir {directory} was removed while this run trained in it"
+        if self.run.lock.is_taken:
+            return UserError(f"{lost}, and another run has taken its place: this one ends at step {step} and writes nothing there")
+        try:
+            self.run.lock.release()
+            self.run.lock = directory.claim(resume=True)
+            directory.write_json(directory.config, self.config.model_dump())
+            save_checkpoint(directory.last, self._content_of_last())
+        except UserError as reason:
+            return UserError(f"{lost}, and step {step} could not be saved there again: {reason}")
+        return UserError(f"{lost}: its state at step {step} is there again, without the logs of before; go on with --resume auto, or "
+                         f"remove the folder when no run is at work in it")
 
     @torch.no_grad()
     def _computes(self) -> bool:
@@ -241,11 +309,7 @@ class _Training:
         self.scaler.load_state_dict(checkpoint["scaler"])
         random_states = checkpoint["random_states"]
         self.state = State(**checkpoint["state"])
-        if self.run.directory.best.exists():
-            # It may be younger than last.pt, where the run was killed between the two.
-            self.state.take_best_of(State(**read_checkpoint(self.run.directory.best)["state"]))
-        else:
-            self.state.take_best_of(State())  # gone, or left behind in another directory: the next one is the best here
+        self.state.take_best_of(self.run.best)
         torch.set_rng_state(random_states["cpu"])
         if self.precision.device.type == "cuda" and "cuda" in random_states:
             torch.cuda.set_rng_state(random_states["cuda"], self.precision.device)

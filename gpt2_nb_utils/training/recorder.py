@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 
+from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import duration
-from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, describe_windows
-from gpt2_nb_utils.training.run_log import Row, RunLog, append_line
+from gpt2_nb_utils.training.run_log import Row, RunLog, append_line, written
 from gpt2_nb_utils.training.samples import draw_samples, sample_prompts
 from gpt2_nb_utils.training.samples_file import format_sample, read_samples
 from gpt2_nb_utils.training.start import Run
@@ -36,7 +38,7 @@ class Recorder:
         self._speed_from = (state.seconds, state.tokens_seen)
         self._wall_before, self._begun = state.wall_seconds, time.monotonic()
         self._told_at = 0.0
-        self._keep_samples()
+        self._sampled_at = self._keep_samples()
         self._introduce(n_params)
 
     def line(self, text: str) -> None:
@@ -73,17 +75,24 @@ class Recorder:
     def samples(self, model: GPT2) -> None:
         """Let the model continue the prompts and append what it says to samples.txt."""
         path = self.run.directory.samples
-        path.parent.mkdir(parents=True, exist_ok=True)
         drawn = draw_samples(model, self.run.config, self._prompts, self.state.step)
         if self.run.corpus.source == "demo":
             drawn = [replace(sample, settings={**sample.settings, "corpus": "demonstration"}) for sample in drawn]
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(format_sample(sample) for sample in drawn))
+        with written(path):
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write("".join(format_sample(sample) for sample in drawn))
+        self._sampled_at = self.state.step
+
+    @property
+    def samples_are_drawn(self) -> bool:
+        """Whether there are samples of the step that the run is at."""
+        return self._sampled_at == self.state.step
 
     def summary(self, status: str = "running") -> dict[str, Any] | None:
         """Bring `summary.json` up to date: at once when the status changes, else about once a second."""
         self.update_wall_seconds()
-        if status == "running" and time.monotonic() - self._told_at < 1.0:
+        if status == "running" and (time.monotonic() - self._told_at < 1.0 or self.run.lock.is_lost):
             return None
         self._told_at = time.monotonic()
         return self.run.write_summary(status, self.state)
@@ -92,22 +101,39 @@ class Recorder:
         """Add the time since the start of this process to what earlier ones took."""
         self.state.wall_seconds = self._wall_before + time.monotonic() - self._begun
 
-    def close(self, status: str) -> dict[str, Any]:
-        """Write the last state and return the content of `summary.json`."""
-        state = self.state
-        summary = self.summary(status)
-        self._log.line(f"{status} at step {state.step}, {duration(state.seconds)} of training, "
-                       f"{duration(state.wall_seconds)} with measurements, samples and checkpoints")
-        self._log.close()
-        self.run.lock.release()
-        return summary
+    def failed(self, error: BaseException) -> None:
+        """Log why the run ends; a log that cannot be written does not hide it."""
+        with contextlib.suppress(UserError):
+            self._log.line(f"failed: {error or type(error).__name__}")
 
-    def _keep_samples(self) -> None:
-        """Drop samples of steps after the checkpoint: they will be drawn again."""
+    def close(self, status: str) -> dict[str, Any]:
+        """Write the last state, let others into the directory, and return the content of `summary.json`.
+
+        Raises:
+            UserError: it cannot be written, and nothing went wrong before.
+        """
+        state = self.state
+        try:
+            if not self.run.lock.is_lost:
+                self.summary(status)
+                self._log.line(f"{status} at step {state.step}, {duration(state.seconds)} of training, "
+                               f"{duration(state.wall_seconds)} with measurements, samples and checkpoints")
+        except UserError:
+            if status != "failed":
+                raise
+        finally:
+            self.run.lock.release()
+        return self.run.summary
+
+    def _keep_samples(self) -> int | None:
+        """Drop samples of steps after the checkpoint, which will be drawn again; the step of the last that are left."""
         path = self.run.directory.samples
-        if path.exists():
-            kept = [format_sample(sample) for sample in read_samples(path) if sample.step <= self.state.step]
-            path.write_text("".join(kept), encoding="utf-8", newline="\n")
+        if not path.exists():
+            return None
+        kept = [sample for sample in read_samples(path) if sample.step <= self.state.step]
+        with written(path):
+            write_atomically(path, "".join(map(format_sample, kept)))
+        return kept[-1].step if kept else None
 
     def _introduce(self, n_params: int) -> None:
         run, config = self.run, self.run.config
@@ -143,7 +169,12 @@ class Bystander:
     def samples(self, model: GPT2) -> None:
         pass
 
+    samples_are_drawn = True
+
     def summary(self, status: str = "running") -> None:
+        pass
+
+    def failed(self, error: BaseException) -> None:
         pass
 
     def close(self, status: str) -> dict[str, Any]:
@@ -151,12 +182,26 @@ class Bystander:
         return {**self._summary, "status": status}
 
 
-def note_failure(directory: RunDirectory, reason: str) -> bool:
-    """Write down that a run failed where its Recorder no longer can; False where its end was written down before."""
+@contextlib.contextmanager
+def end_noted(run: Run) -> Iterator[None]:
+    """A context before the run has a Recorder: if it ends there, that is written down, and others are let into the directory."""
+    try:
+        yield
+    except BaseException as error:
+        if run.lock is not None:
+            with contextlib.suppress(UserError):
+                note_failure(run.directory, str(error) or type(error).__name__,
+                             "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            run.lock.release()
+        raise
+
+
+def note_failure(directory: RunDirectory, reason: str, status: str = "failed") -> bool:
+    """Write down how a run ended where no Recorder can; False where its end was written down before."""
     summary = directory.read_summary()
     if summary["status"] != "running":
         return False
-    with directory.log.open("a", encoding="utf-8", newline="\n") as log:
-        append_line(log, f"failed: {reason}")
-    directory.write_json(directory.summary, {**summary, "status": "failed"})
+    with contextlib.suppress(OSError):
+        append_line(directory.log, f"{status}: {reason}")
+    directory.write_json(directory.summary, {**summary, "status": status})
     return True

@@ -5,19 +5,50 @@ Everything is checked before anything is written, so that a resume that cannot w
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.training.checkpoints import read_checkpoint
+from gpt2_nb_utils.training.checkpoints import Unreadable, is_whole, model_from, read_checkpoint
 from gpt2_nb_utils.training.optimizer import fits
 from gpt2_nb_utils.training.samples_file import read_samples
+from gpt2_nb_utils.training.state import State
 
 KEPT = ("preset", "max_tokens", "seed", "block_size", "n_layer", "n_head", "n_embd", "batch_size", "seq_len", "grad_accum",
         "randomize_batches", "optimizer", "amp")
 """Settings that a resumed run cannot change: its weights, its optimizer or its place in the data depend on them."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The checkpoint from which a run goes on.
+
+    Attributes:
+        path: its file.
+        content: what is in it.
+        seen: which file it was when it was read (device, inode, size, time).
+        passed_over: why it is the one before last.pt, in a line; empty for last.pt itself or a file that was named.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    seen: tuple[int, ...]
+    passed_over: str = ""
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether another process has written or removed the file since it was read."""
+        return _seen(self.path) != self.seen
+
+
+def model_sizes(config: RunConfig) -> GPT2Config:
+    """The sizes of the network that a config asks for."""
+    return GPT2Config(block_size=config.block_size, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
 
 
 def resumed_config(config: RunConfig) -> RunConfig:
@@ -36,7 +67,9 @@ def resumed_config(config: RunConfig) -> RunConfig:
             return config
         saved = directory.read_config()
     else:
-        saved = read_checkpoint(config.resume)["config"]
+        saved = read_checkpoint(config.resume).get("config")
+        if not isinstance(saved, dict):
+            raise UserError(f"{config.resume} holds no settings of a run: name a last.pt that this program wrote")
         own = _run_of(config.resume)
         if "out_dir" not in config.given and own is not None:
             directory = own
@@ -47,37 +80,101 @@ def resumed_config(config: RunConfig) -> RunConfig:
     return RunConfig.resolve({**config.given, "out_dir": str(directory)}, saved=saved)
 
 
-def checkpoint_to_resume(config: RunConfig) -> dict[str, Any] | None:
-    """The content of the checkpoint from which a run goes on; None for a run that starts from random weights.
+def checkpoint_to_resume(config: RunConfig) -> Found | None:
+    """The checkpoint from which a run goes on; None for a run that starts from random weights.
+
+    With `resume` auto that is last.pt or, where last.pt is damaged, foreign or gone, the one before it.
 
     Args:
         config: from `resumed_config`.
 
     Raises:
-        UserError: the checkpoint is missing or does not hold what a resumed run needs, or its logs are damaged.
+        UserError: there is no checkpoint that can be read, it does not hold what this run needs, or its logs are damaged.
     """
     directory = RunDirectory(config.out_dir)
     if not config.resume or config.overwrite:
         return None
     if config.resume == "auto":
-        if not directory.last.exists():
+        if not directory.last.exists() and not directory.previous.exists():
             _refuse_if_checkpoints_are_gone(directory)
             return None
-        path = directory.last
+        found = _latest(directory)
     else:
-        path = Path(config.resume)
-    content = read_checkpoint(path)
+        found = _read(Path(config.resume))
+    _refuse_what_does_not_fit(found, config)
+    if directory.samples.exists():
+        read_samples(directory.samples)  # raises if it cannot be gone on with
+    return found
+
+
+def best_so_far(directory: RunDirectory) -> tuple[State, str]:
+    """The state that best.pt was saved with, and a line about why it does not count, where it does not.
+
+    It may be younger than last.pt, where the run was killed between the two. Where it is gone, or left behind in another
+    directory, the next one is the best here.
+    """
+    if not directory.best.exists():
+        return State(), ""
+    try:
+        return State(**read_checkpoint(directory.best)["state"]), ""
+    except Unreadable as error:
+        reason = error.reason
+    except (KeyError, TypeError):
+        reason = f"{directory.best} holds no state of a run"
+    return State(), f"{reason}: the best model so far is lost, and the next one that is measured takes its place"
+
+
+def _latest(directory: RunDirectory) -> Found:
+    """last.pt, or the one before it."""
+    reasons: list[str] = []
+    for path in (directory.last, directory.previous):
+        if not path.exists():
+            reasons.append(f"{path.name if reasons else path} is missing")
+            continue
+        try:
+            return replace(_read(path), passed_over=reasons[0] if reasons else "")
+        except Unreadable as error:
+            reasons.append(error.reason)
+    whole = "; best.pt is whole, for `sample` and `verify`, but holds weights only" if is_whole(directory.best) else ""
+    raise UserError(f"{' and '.join(reasons)}, so there is nothing to go on from: put back a copy, name another --out_dir, or throw "
+                    f"the run away (--overwrite){whole}")
+
+
+def _read(path: Path) -> Found:
+    seen = _seen(path)  # before reading: what comes between is noticed
+    return Found(path, read_checkpoint(path), seen)
+
+
+def _seen(path: Path) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _refuse_what_does_not_fit(found: Found, config: RunConfig) -> None:
+    path, content = found.path, found.content
     if not {"optimizer", "scaler", "random_states", "state"} <= content.keys():
         raise UserError(f"{path} holds weights only (best.pt is for grading), not the optimizer and the place in the data: name "
                         f"a last.pt")
-    if not fits(content["optimizer"], config):
+    try:
+        step = State(**content["state"]).step
+        fitting = fits(content["optimizer"], config)
+        theirs, ours = dict(content["model_config"]), model_sizes(config).to_dict()
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise UserError(f"{path} lacks what this program writes into a checkpoint: name one that it wrote") from None
+    if theirs != ours:
+        differing = ", ".join(f"{name} {theirs.get(name)!r}" for name in ours if theirs.get(name) != ours[name])
+        raise UserError(f"{path} holds a model of another architecture ({differing}) than the run in {config.out_dir} "
+                        f"({', '.join(f'{name} {ours[name]}' for name in ours if theirs.get(name) != ours[name])}): put back the "
+                        f"checkpoint of that run, or start a new one in another --out_dir")
+    model_from(content)  # raises where the weights are not those of that architecture
+    if not fitting:
         raise UserError(f"{path} was written by an older version of this program, whose optimizer was laid out otherwise: train "
                         f"anew in another --out_dir, or throw the run away (--overwrite)")
-    if config.steps < content["state"]["step"]:
-        raise UserError(f"steps {config.steps} is below step {content['state']['step']}, which the run has reached: raise steps")
-    if directory.samples.exists():
-        read_samples(directory.samples)  # raises if it cannot be gone on with
-    return content
+    if config.steps < step:
+        raise UserError(f"steps {config.steps} is below step {step}, which the run has reached: raise steps")
 
 
 def is_own(config: RunConfig) -> bool:

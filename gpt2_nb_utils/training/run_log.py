@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Iterator
 
+from gpt2_nb_utils.errors import NotWritten
 from gpt2_nb_utils.run_directory import write_atomically
 
 COLUMNS = ("step", "epoch", "tokens", "loss", "train_loss", "lr", "grad_norm", "loss_scale", "tok_per_s", "elapsed_s")
@@ -63,16 +65,20 @@ def read_metrics(path: Path) -> list[Row]:
     return rows
 
 
-def append_line(log: TextIO, text: str) -> None:
-    """Append a timestamped line to train.log."""
+def append_line(log: Path, text: str) -> None:
+    """Append a timestamped line to train.log.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     # One line each, whatever the text: control characters would let it forge lines or drive a terminal.
     printable = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    log.write(f"{datetime.now().strftime('%Y-%m-%d %H:%M:%S')}  {printable}\n")
-    log.flush()
+    with log.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(f"{datetime.now().strftime('%Y-%m-%d %H:%M:%S')}  {printable}\n")
 
 
 class RunLog:
-    """Appends to both logs of a run.
+    """Appends to both logs of a run. What cannot be written is a `NotWritten`.
 
     Args:
         log: path of train.log.
@@ -82,25 +88,37 @@ class RunLog:
     """
 
     def __init__(self, log: Path, metrics: Path, step: int | None = None):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._metrics = metrics
+        self._log, self._metrics = log, metrics
         kept = []
-        if metrics.exists() and step is not None:
-            with metrics.open(encoding="utf-8", newline="") as file:
-                lines = list(csv.reader(file))[1:]
-            kept = [cells for cells in lines if len(cells) == len(COLUMNS) and cells[0].isdecimal() and int(cells[0]) <= step]
-        write_atomically(metrics, "".join(",".join(cells) + "\n" for cells in [COLUMNS, *kept]))
-        self._log = log.open("a" if step is not None else "w", encoding="utf-8", newline="\n")
+        with written(metrics):
+            if metrics.exists() and step is not None:
+                with metrics.open(encoding="utf-8", newline="") as file:
+                    lines = list(csv.reader(file))[1:]
+                kept = [cells for cells in lines if len(cells) == len(COLUMNS) and cells[0].isdecimal() and int(cells[0]) <= step]
+            write_atomically(metrics, "".join(",".join(cells) + "\n" for cells in [COLUMNS, *kept]))
+        if step is None:
+            with written(log):
+                log.unlink(missing_ok=True)
 
     def line(self, text: str) -> None:
         """Append a timestamped line to train.log."""
-        append_line(self._log, text)
+        with written(self._log):
+            append_line(self._log, text)
 
     def row(self, row: Row) -> None:
         """Append a row to train_metrics.csv."""
-        with self._metrics.open("a", encoding="utf-8", newline="") as file:
+        with written(self._metrics), self._metrics.open("a", encoding="utf-8", newline="") as file:
             file.write(",".join(row.cells()) + "\n")
 
-    def close(self) -> None:
-        """Close train.log."""
-        self._log.close()
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """A context in which a record of a run is written: what stands in the way is told in a line.
+
+    Raises:
+        NotWritten: the disk is full, or the folder cannot be written or is gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise NotWritten(path, error, kept="the last good checkpoint is kept, and --resume auto goes on from it") from error

@@ -10,7 +10,8 @@ import threading
 import time
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Sequence
+from types import MappingProxyType
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,10 +37,14 @@ class Saver:
         paths: the files. Of several that wait, the first named is written first, so that a kill never leaves a file
             beside an older one that it builds on: the best loss that last.pt speaks of must be that of best.pt.
         share: of the time since the context was entered.
+        previous: for some of the files, where the checkpoint goes that a newer one replaces.
+        wanted: asked before each file whether it shall still be written.
     """
 
-    def __init__(self, paths: Sequence[Path], share: float = SHARE):
+    def __init__(self, paths: Sequence[Path], share: float = SHARE, previous: Mapping[Path, Path] = MappingProxyType({}),
+                 wanted: Callable[[], bool] = lambda: True):
         self._paths, self._share = tuple(paths), share
+        self._previous, self._wanted = previous, wanted
         self._copies: dict[Path, Any] = {}
         self._waiting: set[Path] = set()
         self._writing: Path | None = None
@@ -115,7 +120,8 @@ class Saver:
         while (path := self._next()) is not None:
             begun = time.monotonic()
             try:
-                save_checkpoint(path, self._copies[path], abandoned=lambda: self._over)
+                if self._wanted():
+                    save_checkpoint(path, self._copies[path], abandoned=lambda: self._over, previous=self._previous.get(path))
             except BaseException as error:
                 self._failure = error
             with self._changed:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 from gpt2_nb_utils.config import RunConfig
-from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.errors import NotWritten, UserError
 from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
-from gpt2_nb_utils.run_directory import RunDirectory, command_line, environment
+from gpt2_nb_utils.run_directory import Claim, RunDirectory, command_line, environment, written_beside
 from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
 from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
 from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.training.checkpoints import keep_as
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.processes import ALONE, Processes
-from gpt2_nb_utils.training.resume import checkpoint_to_resume, is_own, resumed_config
+from gpt2_nb_utils.training.resume import Found, best_so_far, checkpoint_to_resume, is_own, model_sizes, resumed_config
+from gpt2_nb_utils.training.run_log import append_line
 from gpt2_nb_utils.training.state import State
+
 
 @dataclass
 class Run:
@@ -40,6 +44,7 @@ class Run:
         lock: keeps other processes out of the directory until it is released; None in those that rank 0 writes for.
         resumed: whether it goes on from a checkpoint.
         processes: those that train it together.
+        best: the state that best.pt was saved with, as far as there is one.
     """
 
     config: RunConfig
@@ -49,9 +54,10 @@ class Run:
     precision: Precision
     checkpoint: dict[str, Any] | None
     summary: dict[str, Any]
-    lock: filelock.BaseFileLock | None
+    lock: Claim | None
     resumed: bool
     processes: Processes = ALONE
+    best: State = field(default_factory=State)
 
     @property
     def training_text(self) -> str:
@@ -84,11 +90,6 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None  # JSON knows no NaN
 
 
-def model_sizes(config: RunConfig) -> GPT2Config:
-    """The sizes of the network that a config asks for."""
-    return GPT2Config(block_size=config.block_size, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
-
-
 def start_run(config: RunConfig, processes: Processes = ALONE) -> Run:
     """Check everything that can be checked, then claim the run directory and write what is known.
 
@@ -101,7 +102,8 @@ def start_run(config: RunConfig, processes: Processes = ALONE) -> Run:
     config = resumed_config(config)
     processes.refuse_uneven(config.batch_size)
     directory = RunDirectory(config.out_dir)
-    checkpoint = checkpoint_to_resume(config)
+    found = checkpoint_to_resume(config)
+    checkpoint = found and found.content
     precision = Precision.of(config, processes)
     corpus = load_corpus(config.input_file)
     cached = read_tokens(directory.tokens, corpus)
@@ -118,33 +120,78 @@ def start_run(config: RunConfig, processes: Processes = ALONE) -> Run:
                         f"{corpus.path} ({corpus.sha256[:12]}…): name that text (--input_file) or start a new run (--out_dir)")
     own = bool(config.resume) and directory.path.exists() and is_own(config)
     processes.check(seen=(corpus.sha256, checkpoint and checkpoint["state"]["step"]))  # all have read: now the first one writes
-    lock = directory.claim(own, config.overwrite) if processes.first else None
-    if checkpoint is not None and Path(config.resume) != directory.last and config.resume != "auto":
-        if processes.first:
-            directory.last.parent.mkdir(exist_ok=True)
-            shutil.copyfile(config.resume, directory.last.with_suffix(".copy"))
-            directory.last.with_suffix(".copy").replace(directory.last)
-        config = config.model_copy(update={"resume": "auto"})  # from here on it is this directory's own
-    if checkpoint is None:
-        config = config.model_copy(update={"resume": ""})  # nothing was there to go on with: the record says so
-    previous = directory.read_summary() if processes.first and directory.summary.exists() else {}
-    summary = {
+    # From here on the checkpoint is this directory's own; and where there was none, the record says so.
+    config = config.model_copy(update={"resume": "auto" if found else ""})
+    run = Run(config, directory, corpus, windows, precision, checkpoint, {}, None, found is not None, processes)
+    if found is not None:
+        run.best, note = best_so_far(directory)
+    if processes.first:
+        run.lock = directory.claim(own, config.overwrite)
+        try:
+            if own and (directory.last.exists() if found is None else found.has_changed):
+                raise UserError(f"another process has just trained in {directory}: see how far it came, and start again")
+            if not directory.tokens.exists() or cached is None:  # --overwrite threw it away
+                write_tokens(directory.tokens, all_ids)
+            directory.write_json(directory.config, config.model_dump())
+            directory.write_json(directory.environment, _environment(run))
+            if found is not None:
+                _put_in_place(found, directory, note)
+            elif directory.best.exists():  # of a run that ended before its first last.pt: this one's must not be taken for it
+                os.replace(directory.best, directory.set_aside)
+                print(f"{directory.last} is missing: the run begins anew, and its best model is kept as {directory.set_aside.name}",
+                      file=sys.stderr)
+            run.summary = _first_summary(run, is_whole=len(ids) == n_all)
+            run.write_summary("running", State(**checkpoint["state"]) if checkpoint else State())
+        except BaseException as error:
+            run.lock.release()
+            if isinstance(error, OSError):
+                raise NotWritten(error.filename or directory, error) from error
+            raise
+    else:
+        run.summary = _first_summary(run, is_whole=len(ids) == n_all)
+    return run
+
+
+def _put_in_place(found: Found, directory: RunDirectory, note: str) -> None:
+    """Let last.pt be the checkpoint to go on from, and say so where it was another; what had that name is set aside."""
+    last, step = directory.last, found.content["state"]["step"]
+    notes = [note] if note else []
+    if not last.exists() or not found.path.samefile(last):
+        last.parent.mkdir(exist_ok=True)
+        if last.exists():
+            keep_as(directory.set_aside, last)
+        if found.passed_over:
+            os.replace(found.path, last)
+            kept = f"; what was there is kept as {directory.set_aside.name}" if directory.set_aside.exists() else ""
+            notes.append(f"{found.passed_over}: going on from the checkpoint before it, of step {step}{kept}")
+        else:
+            with written_beside(last) as file, found.path.open("rb") as named:
+                shutil.copyfileobj(named, file)
+                file.flush()
+                os.fsync(file.fileno())
+    for line in notes:
+        print(line, file=sys.stderr)
+        directory.log.parent.mkdir(exist_ok=True)
+        append_line(directory.log, line)
+
+
+def _first_summary(run: Run, is_whole: bool) -> dict[str, Any]:
+    """What does not change while the run goes on.
+
+    Args:
+        is_whole: its tokens are those of the whole corpus.
+    """
+    config, corpus, processes = run.config, run.corpus, run.processes
+    previous = run.directory.read_summary() if processes.first and run.directory.summary.exists() else {}
+    return {
         "preset": config.preset, "command": previous.get("command") or command_line(),
-        "resumed_with": _resumed_with(previous, checkpoint), "seed": config.seed,
-        "device": precision.device_name + (f", {processes.count} processes" if processes.count > 1 else ""),
-        "processes": processes.count, "amp": precision.amp, "torch": torch.__version__,
+        "resumed_with": _resumed_with(previous, run.checkpoint), "seed": config.seed,
+        "device": run.precision.device_name + (f", {processes.count} processes" if processes.count > 1 else ""),
+        "processes": processes.count, "amp": run.precision.amp, "torch": torch.__version__,
         "n_params": parameter_count(model_sizes(config)), "config": config.model_dump(),
         "corpus": {"source": corpus.source, "path": corpus.path, "sha256": corpus.sha256, "chars": corpus.chars,
-                   "tokens": len(ids), "is_course_input": corpus.is_course_input and len(ids) == n_all},
+                   "tokens": len(run.windows.tokens), "is_course_input": corpus.is_course_input and is_whole},
     }
-    run = Run(config, directory, corpus, windows, precision, checkpoint, summary, lock, checkpoint is not None, processes)
-    if processes.first:
-        if not directory.tokens.exists() or cached is None:  # --overwrite threw it away
-            write_tokens(directory.tokens, all_ids)
-        directory.write_json(directory.config, config.model_dump())
-        directory.write_json(directory.environment, _environment(run))
-        run.write_summary("running", State(**checkpoint["state"]) if checkpoint else State())
-    return run
 
 
 def _resumed_with(previous: dict[str, Any], checkpoint: dict[str, Any] | None) -> list[dict[str, Any]]:

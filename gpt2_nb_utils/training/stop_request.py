@@ -7,6 +7,14 @@ import threading
 from typing import Any, Callable
 
 
+_latest: int | None = None
+
+
+def exit_status() -> int:
+    """That of a command which was asked to stop: 128 + the number of the signal, as shells have it; Ctrl-C if there was none."""
+    return 128 + (_latest or signal.SIGINT)
+
+
 class StopRequest:
     """A context in which SIGINT and SIGTERM are remembered instead of obeyed; a second one leaves at once.
 
@@ -31,6 +39,8 @@ class StopRequest:
         return self._agreed
 
     def __enter__(self) -> StopRequest:
+        global _latest
+        _latest = None
         if threading.current_thread() is threading.main_thread():  # only there can handlers be set
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._ask)
@@ -41,6 +51,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
+        global _latest
+        _latest = number
         if self.signal_number is not None:
             raise KeyboardInterrupt
         self.signal_number = number
