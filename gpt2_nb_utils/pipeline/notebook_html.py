@@ -23,6 +23,7 @@ from traitlets.config import Config
 from gpt2_nb_utils.pipeline import images
 from gpt2_nb_utils.pipeline.mathml import formula_html, markdown_to_html
 from gpt2_nb_utils.pipeline.safe_html import Outline, safe_html
+from gpt2_nb_utils.plain_text import visible
 from gpt2_nb_utils.progress import duration
 
 _PAPERMILL_NOTICE = "papermill-error-cell-tag"  # papermill's own words about a failed cell: the page says it itself
@@ -134,7 +135,8 @@ def _parameters_name(cell: Any) -> str:
 def _last_state(text: str) -> str:
     """What a terminal shows in the end: a carriage return goes back over its line; other controls show nothing."""
     text = re.sub(r"[^\n]*\r(?!\n)", "", text.replace("\r\n", "\n").rstrip("\r"))
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]", "", text)
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]", "", text)
+    return "\x1b".join(map(visible, text.split("\x1b")))  # ansi2html makes colours of its sequences
 
 
 def _limited(text: str, level: int) -> str:

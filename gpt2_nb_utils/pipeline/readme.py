@@ -16,8 +16,9 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.pipeline import markdown
 from gpt2_nb_utils.pipeline.bench_table import bench_block
 from gpt2_nb_utils.pipeline.figures import figures
-from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run, visible
+from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run
 from gpt2_nb_utils.pipeline.runs_table import runs_table
+from gpt2_nb_utils.plain_text import visible
 from gpt2_nb_utils.results.verdict import count
 from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from gpt2_nb_utils.plain_text import one_line
 from gpt2_nb_utils.run_directory import write_atomically
 
 COLUMNS = ("step", "epoch", "tokens", "loss", "train_loss", "lr", "grad_norm", "loss_scale", "tok_per_s", "elapsed_s")
@@ -66,8 +67,7 @@ def read_metrics(path: Path) -> list[Row]:
 def append_line(log: TextIO, text: str) -> None:
     """Append a timestamped line to train.log."""
     # One line each, whatever the text: control characters would let it forge lines or drive a terminal.
-    printable = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    log.write(f"{datetime.now().strftime('%Y-%m-%d %H:%M:%S')}  {printable}\n")
+    log.write(f"{datetime.now().strftime('%Y-%m-%d %H:%M:%S')}  {one_line(text)}\n")
     log.flush()
 
 

@@ -20,6 +20,7 @@ from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
 from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
 from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.processes import ALONE, Processes
 from gpt2_nb_utils.training.resume import checkpoint_to_resume, is_own, resumed_config
@@ -103,6 +104,7 @@ def start_run(config: RunConfig, processes: Processes = ALONE) -> Run:
     directory = RunDirectory(config.out_dir)
     checkpoint = checkpoint_to_resume(config)
     precision = Precision.of(config, processes)
+    refuse_what_cannot_fit(config, parameter_count(model_sizes(config)), precision.device)
     corpus = load_corpus(config.input_file)
     cached = read_tokens(directory.tokens, corpus)
     all_ids = encode(corpus.text) if cached is None else cached
