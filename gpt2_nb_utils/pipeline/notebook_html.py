@@ -7,6 +7,7 @@ run that they come from.
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import re
 from dataclasses import dataclass
@@ -102,9 +103,10 @@ def notebook_body(notebook: Any, pages: dict[str, str], level: int = 0) -> tuple
     def image(output: Any, mime: str) -> str:
         data, alt = output["data"][mime], output.get("metadata", {}).get(mime, {}).get("alt")
         if mime == "image/svg+xml":
-            data = base64.b64encode(data.encode("utf-8")).decode("ascii")
+            data = base64.b64encode(data.encode("utf-8", errors="replace")).decode("ascii")
         elif mime == "image/png":
-            data = base64.b64encode(images.compressed(base64.b64decode(data), level)).decode("ascii")
+            with contextlib.suppress(ValueError):  # no base64: a browser shows the alternative text
+                data = base64.b64encode(images.compressed(base64.b64decode(data), level)).decode("ascii")
         alt = alt or "Figure without a description"
         return (f'<figure class="output"><img src="data:{mime};base64,{html.escape("".join(data.split()))}" '
                 f'alt="{html.escape(alt)}"></figure>')
@@ -112,7 +114,7 @@ def notebook_body(notebook: Any, pages: dict[str, str], level: int = 0) -> tuple
     filters = {
         "markdown_cell": markdown,
         "output_html": lambda source: safe_html(_limited(source, level), outline, pages),
-        "latex_output": lambda source: _latex_output(source),
+        "latex_output": lambda source: safe_html(_latex_output(source), outline, pages),
         "terminal": lambda text: ansi2html(_last_state(_limited(text, level))),
         "image": image,
         "parameters_name": _parameters_name,

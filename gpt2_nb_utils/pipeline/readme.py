@@ -45,6 +45,8 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
     """
     readme = Path(readme)
     try:
+        if readme.exists() and not readme.is_file():
+            raise UserError(f"README {readme} is no regular file: name one that is")  # a pipe or a device might never end
         old = readme.read_bytes()
     except OSError as error:
         raise UserError(f"README {readme} cannot be read ({error.strerror}): name an existing file") from None

@@ -138,6 +138,7 @@ class RunFacts:
                                                                      f" (the course asks for {TARGET_LOSS:g})")),
             ("Best batch loss", self.best_batch_loss),
             ("Corpus", self.text),
+            *([("Corpus as read", "; ".join(corpus["notes"]))] if corpus.get("notes") and corpus.get("source") != "demo" else []),
             ("Corpus size", size),
             ("Corpus sha256", corpus.get("sha256") or UNKNOWN),
             ("Parameters", count(summary.get("n_params")) + (f" ({shape})" if shape else "")),

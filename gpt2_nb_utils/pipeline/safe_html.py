@@ -16,7 +16,8 @@ _DROPPED = ("script", "iframe", "frame", "object", "embed", "applet", "link", "m
             "audio", "video", "portal", "xmp", "plaintext", "noembed", "noframes", "textarea", "title", "animate", "set")
 _UNWRAPPED = ("form", "html", "body", "head", "main")
 _FETCHING = ("src", "srcset", "poster", "background", "action", "formaction", "data", "ping", "manifest")
-_FETCHING_CSS = re.compile(r"@import|url\(\s*[\"']?(?!\s*[\"']?(?:data:|#))|expression\(", re.IGNORECASE)
+# A backslash could spell any of the others.
+_FETCHING_CSS = re.compile(r"@import|url\(\s*[\"']?(?!\s*[\"']?(?:data:|#))|expression\(|image-set\(|src\(|\\", re.IGNORECASE)
 _HEADINGS = re.compile(r"h[1-6]")
 
 

@@ -28,6 +28,7 @@ class _Corpus(_Record):
     chars: _Count = None
     tokens: _Count = None
     is_course_input: bool | None = None
+    notes: list[str] | None = None
 
 
 class _Config(_Record):

@@ -42,7 +42,7 @@ def refuse_what_cannot_fit(config: RunConfig, n_params: int, device: torch.devic
         (f"a step with batch_size {config.batch_size}, seq_len {config.seq_len} and grad_accum {config.grad_accum}",
          4 * windows * config.n_embd * config.n_layer + 16 * windows * config.grad_accum, "lower one of them"),
         (f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once",
-         8 * config.max_new_tokens * config.num_prompts, "lower --num_prompts or --max_new_tokens"),
+         (8 * config.max_new_tokens + 1000) * config.num_prompts, "lower --num_prompts or --max_new_tokens"),
     )
     for what, needed, mend in needs:
         if memory is not None and needed > memory:

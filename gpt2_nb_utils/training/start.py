@@ -118,6 +118,8 @@ def start_run(config: RunConfig, processes: Processes = ALONE) -> Run:
     if checkpoint is not None and checkpoint["corpus_sha256"] != corpus.sha256:
         raise UserError(f"the checkpoint was trained on another text (sha256 {checkpoint['corpus_sha256'][:12]}…) than "
                         f"{corpus.path} ({corpus.sha256[:12]}…): name that text (--input_file) or start a new run (--out_dir)")
+    if config.overwrite and corpus.source == "input_file" and Path(corpus.path).resolve().is_relative_to(directory.path.resolve()):
+        raise UserError(f"input_file {corpus.path} lies in out_dir {directory}, which --overwrite throws away: move the text elsewhere")
     own = bool(config.resume) and directory.path.exists() and is_own(config)
     processes.check(seen=(corpus.sha256, checkpoint and checkpoint["state"]["step"]))  # all have read: now the first one writes
     lock = directory.claim(own, config.overwrite) if processes.first else None
@@ -137,7 +139,8 @@ def start_run(config: RunConfig, processes: Processes = ALONE) -> Run:
         "processes": processes.count, "amp": precision.amp, "torch": torch.__version__,
         "n_params": parameter_count(model_sizes(config)), "config": config.model_dump(),
         "corpus": {"source": corpus.source, "path": corpus.path, "sha256": corpus.sha256, "chars": corpus.chars,
-                   "tokens": len(ids), "is_course_input": corpus.is_course_input and len(ids) == n_all},
+                   "tokens": len(ids), "is_course_input": corpus.is_course_input and len(ids) == n_all,
+                   **({"notes": list(corpus.notes)} if corpus.notes else {})},
     }
     run = Run(config, directory, corpus, windows, precision, checkpoint, summary, lock, checkpoint is not None, processes)
     if processes.first:
