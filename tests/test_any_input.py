@@ -58,7 +58,7 @@ ODD_TEXTS = ("", " ", ".", "..", "-", "--", "=1+1", "a" * 300, "a/" * 3000, "x\n
 VALUES = st.sampled_from(ODD_NUMBERS) | st.sampled_from(ODD_TEXTS) | st.integers().map(str) | st.floats().map(str) | TEXT
 
 
-@hypothesis_settings(max_examples=300, **OURS)
+@hypothesis_settings(max_examples=150, **OURS)
 @given(st.dictionaries(st.sampled_from(sorted(RunConfig.model_fields)), VALUES, min_size=1, max_size=4))
 def test_any_value_of_any_flag_is_a_complete_config_or_one_line(flags):
     try:
@@ -97,7 +97,7 @@ ANY_FLAG = st.one_of(
     st.tuples(st.sampled_from(["input_file", "out_dir", "prompt", "resume", "device"]), st.sampled_from(ODD_TEXTS[:-1])))
 
 
-@hypothesis_settings(max_examples=60, **OURS)
+@hypothesis_settings(max_examples=30, **OURS)
 @given(ANY_FLAG)
 @example(("out_dir", "taken"))
 @example(("out_dir", "t.txt"))

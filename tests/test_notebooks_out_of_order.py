@@ -90,6 +90,6 @@ def test_notebook_04_says_what_to_run_first_and_then_works_in_any_order(session,
 
 def test_a_name_that_a_package_misses_keeps_its_traceback(session):
     notebook = session("01_tokenization")
-    notebook.cells["settings"].source = "import json\njson.dumps = lambda: missing_in_cell\nexec('def f(): return nowhere', json.__dict__)\njson.f()"
+    notebook.cells["settings"].source = "import textwrap\nexec('def f(): return nowhere', textwrap.__dict__)\ntextwrap.f()"
     said = notebook.run("start", "settings")
-    assert "json.f()" in said and "nowhere" in said and not LINE.search(said)
+    assert "textwrap.f()" in said and "nowhere" in said and not LINE.search(said)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from bs4 import BeautifulSoup, Tag
 from bs4.element import PreformattedString
 
+from gpt2_nb_utils.plain_text import visible
+
 _DROPPED = ("script", "iframe", "frame", "object", "embed", "applet", "link", "meta", "base", "noscript", "template",
             "audio", "video", "portal", "xmp", "plaintext", "noembed", "noframes", "textarea", "title", "animate", "set")
 _UNWRAPPED = ("form", "html", "body", "head", "main")
@@ -44,6 +46,9 @@ def safe_html(fragment: str, outline: Outline, pages: dict[str, str] | None = No
     soup = BeautifulSoup(fragment, "html.parser")
     for aside in soup.find_all(string=lambda text: isinstance(text, PreformattedString)):
         aside.extract()  # comments, CDATA, doctypes: a browser may end them sooner than this parser, and see tags behind
+    for text in soup.find_all(string=True):
+        if (harmless := visible(text)) != text:
+            text.replace_with(harmless)
     for tag in soup.find_all(_DROPPED):
         tag.decompose()
     for tag in soup.find_all(_UNWRAPPED):
