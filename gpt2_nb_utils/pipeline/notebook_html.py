@@ -7,7 +7,6 @@ run that they come from.
 from __future__ import annotations
 
 import base64
-import contextlib
 import html
 import re
 from dataclasses import dataclass
@@ -102,14 +101,14 @@ def notebook_body(notebook: Any, pages: dict[str, str], level: int = 0) -> tuple
 
     def image(output: Any, mime: str) -> str:
         data, alt = output["data"][mime], output.get("metadata", {}).get(mime, {}).get("alt")
-        if mime == "image/svg+xml":
-            data = base64.b64encode(data.encode("utf-8", errors="replace")).decode("ascii")
-        elif mime == "image/png":
-            with contextlib.suppress(ValueError):  # no base64: a browser shows the alternative text
-                data = base64.b64encode(images.compressed(base64.b64decode(data), level)).decode("ascii")
-        alt = alt or "Figure without a description"
-        return (f'<figure class="output"><img src="data:{mime};base64,{html.escape("".join(data.split()))}" '
-                f'alt="{html.escape(alt)}"></figure>')
+        alt = html.escape(str(alt or "Figure without a description"))
+        try:
+            content = data.encode("utf-8", errors="replace") if mime == "image/svg+xml" else base64.b64decode(data)
+        except ValueError:  # no base64
+            return f'<p class="missing">[image that cannot be read: {alt}]</p>'
+        if mime == "image/png":
+            content = images.compressed(content, level)
+        return f'<figure class="output"><img src="data:{mime};base64,{base64.b64encode(content).decode("ascii")}" alt="{alt}"></figure>'
 
     filters = {
         "markdown_cell": markdown,
@@ -138,7 +137,8 @@ def _last_state(text: str) -> str:
     """What a terminal shows in the end: a carriage return goes back over its line; other controls show nothing."""
     text = re.sub(r"[^\n]*\r(?!\n)", "", text.replace("\r\n", "\n").rstrip("\r"))
     text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]", "", text)
-    return "\x1b".join(map(visible, text.split("\x1b")))  # ansi2html makes colours of its sequences
+    text = re.sub(r"\x1b(?!\[[0-?]*[ -/]*[@-~])", "\u241b", text)  # of the others ansi2html makes colours
+    return "\x1b".join(map(visible, text.split("\x1b")))
 
 
 def _limited(text: str, level: int) -> str:

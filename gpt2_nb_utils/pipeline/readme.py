@@ -161,7 +161,7 @@ def _samples(facts: RunFacts, readme: Path) -> str:
 def _repro(facts: RunFacts, readme: Path) -> str:
     rows = [("Seed", str(facts.summary.get("seed", "not recorded"))), ("Best training loss", facts.best_training_loss),
             ("Best batch loss", facts.best_batch_loss), *facts.machine]
-    return "\n\n".join(["The command of this run, exactly as it was given:", _fenced(facts.command, "sh"),
+    return "\n\n".join(["The command of this run, exactly as it was given:", _fenced(visible(facts.command), "sh"),
                         markdown.table(("", "this run"), rows)])
 
 

@@ -160,7 +160,10 @@ def _number(cell: str) -> float | None:
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([map(_inert, row) for row in rows])  # None is an empty cell
+    for row in rows:
+        line = io.StringIO()
+        csv.writer(line).writerow(map(_inert, row))  # its line end is the one that makes it quote a carriage return; None is an empty cell
+        text.write(line.getvalue().removesuffix("\r\n") + "\n")
     return text.getvalue()
 
 
