@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import sys
 from typing import Any, Callable, NoReturn, get_args
 
@@ -15,6 +16,7 @@ from gpt2_nb_utils import __version__, torchrun
 from gpt2_nb_utils.bench.settings import FLAGS, add_bench_flags
 from gpt2_nb_utils.config import RunConfig, add_flags, check_names
 from gpt2_nb_utils.errors import FULL, NotWritten, ProcessLost, UserError
+from gpt2_nb_utils.plain_text import visible
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,11 +58,15 @@ def _sweep(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
 def _sample(args: argparse.Namespace, given: dict[str, Any]) -> int:
     from gpt2_nb_utils.results.sample import sample
+    from gpt2_nb_utils.results.summary_types import check_summary
     from gpt2_nb_utils.run_directory import RunDirectory
 
-    for text in sample(args.run_dir, given):
-        print(text, end="\n\n")
-    if RunDirectory(args.run_dir).read_summary()["corpus"]["source"] == "demo":
+    texts = sample(args.run_dir, given)
+    summary = RunDirectory(args.run_dir).read_summary()
+    check_summary(summary, RunDirectory(args.run_dir))
+    for text in texts:
+        print(visible(text), end="\n\n")
+    if (summary.get("corpus") or {}).get("source") == "demo":
         print("(by a model that was trained on the demonstration corpus, not on the course's input.txt)", file=sys.stderr)
     return 0
 
@@ -188,6 +194,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 2 for bad input, 130 or 143 after SIGINT or SIGTERM, 1 for anything else that failed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console of Windows, or a pipe, may not know ✓ or ♞
     try:
         args, unknown = build_parser().parse_known_args(argv)
         flags = [word for word in unknown if word.startswith("--")]

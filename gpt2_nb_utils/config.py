@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from typing import Any, Iterable, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
@@ -48,8 +49,14 @@ GROUPS = {
 }
 
 
+_TOO_LARGE = 10**12
+"""No number of any use is as large, and far larger ones overflow in arithmetic instead of being refused."""
+
+
 def _setting(default: Any, group: str, help: str, also: tuple[str, ...] = (), **constraints: Any) -> Any:
     """A RunConfig field. `also` lists the names under which other programs know it, for "did you mean"."""
+    if type(default) in (int, float) and not {"lt", "le"} & constraints.keys():
+        constraints["lt"] = _TOO_LARGE
     return Field(default, description=help, json_schema_extra={"group": group, "also": list(also)}, **constraints)
 
 
@@ -152,7 +159,7 @@ class RunConfig(BaseModel):
     temperature: float = _setting(0.8, "samples", "divides the logits before drawing; 0 takes the likeliest", ("temp",), ge=0)
 
     device: str = _setting(
-        "auto", "machine", "auto, cpu, cuda or cuda:N", ("accelerator", "gpu"), pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+        "auto", "machine", "auto, cpu, cuda or cuda:N", ("accelerator", "gpu"), pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     amp: Literal["auto", "fp16", "bf16", "fp32"] = _setting(
         "auto", "machine", "precision of the matrix products; auto takes fp16 with a GradScaler on CUDA and fp32 on a CPU",
         ("dtype", "precision", "mixed_precision", "fp16", "bf16"))
@@ -170,6 +177,14 @@ class RunConfig(BaseModel):
         if "\0" in text:
             raise ValueError("holds a NUL character: leave it out")
         return text
+
+    @field_validator("input_file", "out_dir", "resume")
+    @classmethod
+    def _can_be_a_file_name(cls, path: str) -> str:
+        longest = max(len(part.encode("utf-8")) for part in re.split(r"[/\\]", path))
+        if longest > 255 or len(path.encode("utf-8")) > 4000:
+            raise ValueError("is too long for a file name: use a shorter one")
+        return path
 
     @model_validator(mode="after")
     def _settings_fit_each_other(self) -> RunConfig:
@@ -268,7 +283,8 @@ def _one_line(error: ValidationError) -> str:
     if not problem["loc"]:
         return message
     message = message.replace("Input should be", "must be").replace("String should match pattern", "must match")
-    return f"{problem['loc'][0]} {ascii(problem['input'])}: {message}"
+    value = ascii(problem["input"])
+    return f"{problem['loc'][0]} {value if len(value) <= 200 else value[:200] + '…'}: {message}"
 
 
 def default_text(name: str) -> str:

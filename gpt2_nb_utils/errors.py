@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+from gpt2_nb_utils.plain_text import one_line
+
 
 class UserError(Exception):
     """A wrong input, told in one line that names the thing, the value and the mend.
@@ -13,6 +15,10 @@ class UserError(Exception):
     """
 
     exit_status = 2
+
+    def __init__(self, message: str):
+        # A file name or a value in it may hold a line end or a terminal's escape sequence.
+        super().__init__(one_line(message))
 
     def _render_traceback_(self) -> list[str]:
         # IPython calls this instead of formatting a traceback.

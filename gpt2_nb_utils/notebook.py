@@ -18,6 +18,7 @@ from gpt2_nb_utils import config as _config
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.large_blocks import keep_large_blocks
+from gpt2_nb_utils.plain_text import one_line
 
 
 def enter_project() -> None:
@@ -27,11 +28,36 @@ def enter_project() -> None:
 
 
 def start() -> None:
-    """Print the versions in use, and work from the project's folder. Call it before the first tensor is made."""
+    """Print the versions in use, work from the project's folder, and tell missing names in a line.
+
+    Started from another folder than the project's, a notebook stays there, as a command does, and says so. Call this before the first tensor is made.
+    """
     keep_large_blocks()
     enter_project()
     packages = "  ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "matplotlib", "tiktoken"))
     print(f"Python {platform.python_version()}  {packages}")
+    if not Path("gpt2_nb_utils").is_dir():
+        print(f"working directory {one_line(str(Path.cwd()))}: data/input.txt and out/run are looked for here, not in the project's folder")
+    if (shell := _shell()) is not None:
+        shell.set_custom_exc((NameError,), _tell_missing_name)
+
+
+def _shell() -> Any:
+    """The IPython session in which this runs, or None."""
+    from IPython import get_ipython
+
+    return get_ipython()
+
+
+def _tell_missing_name(shell: Any, kind: type, error: NameError, traceback: Any, tb_offset: int | None = None) -> None:
+    """A cell without the cells above it (after a restart, or out of order) misses a name: say that, in place of a traceback."""
+    innermost = traceback
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if innermost.tb_frame.f_globals is shell.user_ns:  # else a mistake in a package, which a traceback tells better
+        line = f"NameError: {error}: run the cells above first (Run > Run All Above Selected Cell), or check the spelling"
+        error._render_traceback_ = lambda: [line]
+    shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
 
 
 def settings(namespace: dict[str, Any]) -> RunConfig:
@@ -45,6 +71,8 @@ def settings(namespace: dict[str, Any]) -> RunConfig:
         UserError: a parameter that no setting has (papermill itself would only warn), or a bad value.
     """
     parameters, injected = _assigned_names()
+    if _shell() is not None and "out_dir" not in namespace and "preset" not in namespace:
+        raise UserError("the parameters are not set: run the cell above first, which sets them")
     _config.check_names([*parameters, *injected])
     for name in injected:
         if parameters and name not in parameters:
@@ -60,9 +88,7 @@ def settings(namespace: dict[str, Any]) -> RunConfig:
 
 def _assigned_names() -> tuple[list[str], list[str]]:
     """The names that the parameters cell of this session assigned, and those that papermill's cell below it did."""
-    from IPython import get_ipython
-
-    shell = get_ipython()
+    shell = _shell()
     if shell is None:
         return [], []
     latest = {_config.PARAMETERS_HEADER: "", "# Parameters": ""}

@@ -148,7 +148,10 @@ class RunDirectory:
     @property
     def holds_run(self) -> bool:
         """Whether a run was ever started here."""
-        return any(path.exists() for path in (self.summary, self.last, self.previous, self.best))
+        try:
+            return any(path.exists() for path in (self.summary, self.last, self.previous, self.best))
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            raise UserError(f"run directory {self} cannot be read ({error.strerror}): name another folder") from None
 
     def claim(self, resume: bool = False, overwrite: bool = False) -> Claim:
         """Make this the directory of a run that is about to start or to go on, or refuse.
@@ -206,15 +209,17 @@ class RunDirectory:
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """The content of one of the JSON files of the run."""
-        if not path.exists():
-            raise UserError(f"{self} is no run directory ({path.name} is missing): name the out_dir of a run, "
-                            f"or start one with `python -m gpt2_nb_utils run --out_dir {self}`")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(content, dict):
                 return content
             raise ValueError
-        except ValueError:
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self} is no run directory ({path.name} is missing): name the out_dir of a run, "
+                            f"or start one with `python -m gpt2_nb_utils run --out_dir {self}`") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): allow reading it, or name another run") from None
+        except (ValueError, RecursionError):
             raise UserError(f"{path} is not a valid JSON object: restore it, or start the run anew with --overwrite") from None
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:

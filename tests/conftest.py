@@ -1,9 +1,13 @@
 """What all tests share: a text to train on, and settings that finish in seconds."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from gpt2_nb_utils.run_directory import RunDirectory
 
 os.environ["GPT2_NB_UTILS_NO_DOWNLOAD"] = "1"  # also for the kernels and commands that tests start
 
@@ -20,6 +24,31 @@ def text_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "input.txt"
     path.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+HOSTILE_TEXT = """\
+<script>document.title = 'broken'; alert(1)</script>
+</script></pre></code></style><img src=//example.org/x onerror=alert(2)><svg onload=alert(3)>
+<a href="javascript:alert(4)">here</a> [here](javascript:alert(5)) ![here](//example.org/y) ]]> {{ 7 * 7 }} ${7*7} $x^2$ ``` | |
+<!--> <meta http-equiv=refresh content="0;url=//example.org/z"> --> <!--AUTO:SAMPLES:END-->
+=cmd|'/c calc'!A1 \u202ethgir ot tfel\u202c \x1b[31mred\x1b[2J\x1b]0;title\x07 \x9b2J \x08\x7f
+"""
+"""A text that would do harm wherever it is taken for more than text."""
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, text_file):
+    """A finished `run` of seconds on a hostile text with hostile names, and what the command printed."""
+    folder = tmp_path_factory.mktemp("run")
+    name = "=1+1 input.txt" if os.name == "nt" else "=1+1 <img src=x onerror=alert(6)>\u202e.txt"
+    text = folder / name
+    text.write_text(HOSTILE_TEXT + text_file.read_text(encoding="utf-8"), encoding="utf-8", newline="\n")
+    settings = {"preset": "tiny", "input_file": text, "out_dir": folder / "with space & 'quotes'", "device": "cpu", "max_tokens": 512, "steps": 4,
+                "eval_every": 2, "sample_every": 2, "max_new_tokens": 8, "prompt": HOSTILE_TEXT}
+    done = subprocess.run([sys.executable, "-m", "gpt2_nb_utils", "run", *(f"--{name}={value}" for name, value in settings.items())],
+                          cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return RunDirectory(settings["out_dir"]), done
 
 
 @pytest.fixture

@@ -113,6 +113,12 @@ def test_the_report_ends_with_the_command_that_proves_the_run_again(tmp_path):
     assert "No audit was made" in words(index)
 
 
+def test_a_text_that_was_read_otherwise_than_it_stands_is_said_to_be(tmp_path):
+    corpus = {**summary()["corpus"], "notes": ["changed 40,000 carriage returns to plain line feeds"]}
+    index = page(build_report(make_run(tmp_path / "run", summary(corpus=corpus))))
+    assert "Corpus as read changed 40,000 carriage returns to plain line feeds" in " ".join(words(index).split())
+
+
 # What may be missing
 
 def test_a_run_that_has_just_started_has_a_report(tmp_path):

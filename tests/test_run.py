@@ -35,16 +35,6 @@ def outputs(notebook: Path, cell_id_or_text: str = "") -> str:
     return json.dumps([cell.outputs for cell in cells if cell_id_or_text in (cell.id, "")])
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, text_file):
-    """A finished `run` of seconds, and what the command printed."""
-    out_dir = tmp_path_factory.mktemp("run") / "with space"
-    done = command("run", *flags({"preset": "tiny", "input_file": text_file, "out_dir": out_dir, "device": "cpu", "max_tokens": 512,
-                                  "steps": 4, "eval_every": 2, "sample_every": 2, "max_new_tokens": 8}))
-    assert done.returncode == 0, done.stderr
-    return RunDirectory(out_dir), done
-
-
 def test_run_ends_with_executed_notebooks_checkpoints_logs_samples_figures_and_a_report(finished):
     directory, done = finished
     for path in (directory.last, directory.best, directory.log, directory.metrics, directory.samples, directory.report / "index.html",

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import os
+import ssl
 import threading
 import time
 from collections import Counter
@@ -13,12 +14,13 @@ import pytest
 import tiktoken.load
 import tiktoken.registry
 import torch
+import trustme
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.results.run import load_run
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.tokenization import bpe, corpus as corpus_module, display
+from gpt2_nb_utils.tokenization import bpe, corpus as corpus_module, display, download
 from gpt2_nb_utils.tokenization import decode, encode, load_corpus, merge_steps, pieces, token_strings
 from gpt2_nb_utils.tokenization import IGNORE_INDEX, VOCAB_SIZE, WindowOrder, Windows, gpt2_encoding
 from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
@@ -34,7 +36,7 @@ needs_real_corpus = pytest.mark.skipif(
 def folder(tmp_path, monkeypatch):
     """An empty working folder, with downloads forbidden."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(corpus_module.NO_DOWNLOAD, "1")
+    monkeypatch.setenv(download.NO_DOWNLOAD, "1")
     return tmp_path
 
 
@@ -82,7 +84,7 @@ def test_without_a_file_and_without_downloads_it_is_the_demonstration_text_and_s
     corpus = load_corpus()
     assert (corpus.source, corpus.path, corpus.is_course_input) == ("demo", "pydoc_data.topics", False)
     assert corpus.chars > 100_000
-    assert "demonstration text" in corpus.notes[0] and corpus_module.NO_DOWNLOAD in corpus.notes[0]
+    assert "demonstration text" in corpus.notes[0] and download.NO_DOWNLOAD in corpus.notes[0]
     assert "demonstration text" in corpus.describe() and "not the course's" in corpus.describe()
     assert not (folder / "data").exists()
 
@@ -156,10 +158,10 @@ def server(tmp_path, monkeypatch):
     server.answer = lambda handler: _send(handler, COURSE_STAND_IN)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(corpus_module.NO_DOWNLOAD, raising=False)
+    monkeypatch.delenv(download.NO_DOWNLOAD, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(corpus_module, "COURSE_URL", f"http://127.0.0.1:{server.server_port}/input.txt")
-    monkeypatch.setattr(corpus_module, "ALLOWED_SCHEMES", ("http",))
+    monkeypatch.setattr(download, "ALLOWED_SCHEMES", ("http",))
     monkeypatch.setattr(corpus_module, "COURSE_SHA256", hashlib.sha256(COURSE_STAND_IN).hexdigest())
     monkeypatch.setattr(corpus_module, "COURSE_BYTES", len(COURSE_STAND_IN))
     yield server
@@ -183,11 +185,11 @@ def test_a_download_with_the_right_sha256_is_kept_and_not_repeated(server):
 
 
 @pytest.mark.parametrize("answer, told", [
-    (lambda handler: _send(handler, COURSE_STAND_IN[:-1]), "not the course's file"),
-    (lambda handler: _send(handler, COURSE_STAND_IN[:-1], length=len(COURSE_STAND_IN)), "not the course's file"),
-    (lambda handler: _send(handler, COURSE_STAND_IN.replace(b"F", b"G")), "not the course's file"),
-    (lambda handler: _send(handler, COURSE_STAND_IN * 100), "not the course's file"),
-    (lambda handler: _send(handler, b""), "not the course's file"),
+    (lambda handler: _send(handler, COURSE_STAND_IN[:-1]), "not the expected file"),
+    (lambda handler: _send(handler, COURSE_STAND_IN[:-1], length=len(COURSE_STAND_IN)), "not the expected file"),
+    (lambda handler: _send(handler, COURSE_STAND_IN.replace(b"F", b"G")), "not the expected file"),
+    (lambda handler: _send(handler, COURSE_STAND_IN * 100), "not the expected file"),
+    (lambda handler: _send(handler, b""), "not the expected file"),
     (lambda handler: handler.send_error(404), "Not Found"),
     (lambda handler: handler.wfile.write(b"no HTTP at all\r\n\r\n"), "no HTTP at all"),
 ], ids=["shorter", "truncated", "wrong content", "far too long", "empty", "404", "no HTTP"])
@@ -201,7 +203,7 @@ def test_a_bad_download_leaves_no_file_and_one_note(server, answer, told):
 
 
 def test_a_download_that_drips_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(corpus_module, "TOTAL_TIMEOUT", 0.5)
+    monkeypatch.setattr(download, "TOTAL_TIMEOUT", 0.5)
     done = threading.Event()
 
     def drip(handler):
@@ -225,7 +227,7 @@ def test_a_download_that_drips_is_given_up(server, monkeypatch):
 
 @pytest.mark.parametrize("limit, told", [("SOCKET_TIMEOUT", "timed out"), ("TOTAL_TIMEOUT", "no end after 0.3 s")])
 def test_a_server_that_never_answers_is_given_up(server, monkeypatch, limit, told):
-    monkeypatch.setattr(corpus_module, limit, 0.3)
+    monkeypatch.setattr(download, limit, 0.3)
     done = threading.Event()
     server.answer = lambda handler: done.wait(20)
     started = time.monotonic()
@@ -235,20 +237,93 @@ def test_a_server_that_never_answers_is_given_up(server, monkeypatch, limit, tol
     assert time.monotonic() - started < 4
 
 
+def test_an_answer_without_end_is_cut_off(server):
+    sent = []
+
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            while len(sent) < 10_000:
+                handler.wfile.write(b"F" * 65536)
+                sent.append(65536)
+        except OSError:
+            pass
+
+    server.answer = endless
+    corpus = load_corpus()
+    assert corpus.source == "demo" and "not the expected file" in corpus.notes[0]
+    assert sum(sent) < 50_000_000 and not Path("data").exists()
+
+
+def test_what_a_server_says_cannot_drive_a_terminal(server):
+    server.answer = lambda handler: handler.wfile.write(b"HTTP/1.0 404 \x1b[2Jgone\x9b\r\n\r\n")
+    (note,) = load_corpus().notes
+    assert note.isprintable() and "[2Jgone" in note
+
+
 def test_only_https_is_fetched_unless_a_test_says_otherwise(server, monkeypatch):
-    monkeypatch.setattr(corpus_module, "ALLOWED_SCHEMES", ("https",))  # the value of the product
+    monkeypatch.setattr(download, "ALLOWED_SCHEMES", ("https",))  # the value of the product
     corpus = load_corpus()
     assert corpus.source == "demo" and "is not https" in corpus.notes[0]
     assert server.requests == 0
 
 
 def test_the_product_fetches_from_https_only():
-    assert corpus_module.ALLOWED_SCHEMES == ("https",) and corpus_module.COURSE_URL.startswith("https://")
+    assert download.ALLOWED_SCHEMES == ("https",) and corpus_module.COURSE_URL.startswith("https://")
 
 
 def test_nothing_is_downloaded_when_forbidden(server, monkeypatch):
-    monkeypatch.setenv(corpus_module.NO_DOWNLOAD, "1")
+    monkeypatch.setenv(download.NO_DOWNLOAD, "1")
     assert load_corpus().source == "demo" and server.requests == 0
+
+
+# --- the same over https, as in the product ------------------------------------------------------------------------------
+
+@pytest.fixture
+def https_server(server, tmp_path, monkeypatch):
+    """The server with a certificate of its own; what the product allows is as it is."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    monkeypatch.setattr(download, "ALLOWED_SCHEMES", ("https",))
+    monkeypatch.setattr(corpus_module, "COURSE_URL", f"https://127.0.0.1:{server.server_port}/input.txt")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    return server
+
+
+def _redirect(handler, address):
+    handler.send_response(302)
+    handler.send_header("Location", address)
+    handler.end_headers()
+
+
+def test_a_file_with_the_right_sha256_comes_over_https(https_server):
+    https_server.answer = lambda handler: (_redirect(handler, "/elsewhere") if handler.path == "/input.txt"
+                                           else _send(handler, COURSE_STAND_IN))
+    assert load_corpus().source == "download" and https_server.requests == 2
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(https_server, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE")
+    corpus = load_corpus()
+    assert corpus.source == "demo" and "certificate verify failed" in corpus.notes[0] and not Path("data").exists()
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:{port}/plain", "file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x"])
+def test_a_redirect_away_from_https_is_not_followed_by_a_single_step(https_server, address):
+    https_server.answer = lambda handler: _redirect(handler, address.format(port=https_server.server_port))
+    corpus = load_corpus()
+    assert corpus.source == "demo" and https_server.requests == 1
+    assert "is not https" in corpus.notes[0] or "is not allowed" in corpus.notes[0]
+
+
+def test_redirects_in_a_circle_end(https_server):
+    https_server.answer = lambda handler: _redirect(handler, "/input.txt")
+    corpus = load_corpus()
+    assert corpus.source == "demo" and https_server.requests < 20 and corpus.notes[0].isprintable()
 
 
 # --- bpe -------------------------------------------------------------------------------------------------------------
@@ -354,6 +429,7 @@ def no_network(monkeypatch, tmp_path):
         raise OSError(f"no network for {path}")
 
     monkeypatch.setattr(tiktoken.load, "read_file", unreachable)
+    monkeypatch.setattr(download, "_fetch", lambda url, *more: unreachable(url))
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path
@@ -396,9 +472,27 @@ def test_without_the_vocabulary_the_error_names_the_package_to_install(no_networ
     assert "\n" not in str(error.value)
 
 
+def test_a_vocabulary_that_has_to_be_downloaded_is_checked_and_a_silent_server_is_given_up(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(bpe, "_BASE_URL", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setattr(bpe, "_CARRIER", "no-such-distribution")
+    monkeypatch.setattr(bpe, "_FILES", {"vocab.bpe": hashlib.sha256(COURSE_STAND_IN).hexdigest()})
+    assert bpe._fill(tmp_path / "cache") and [path.read_bytes() for path in (tmp_path / "cache").iterdir()] == [COURSE_STAND_IN]
+    server.answer = lambda handler: _send(handler, COURSE_STAND_IN[1:])
+    with pytest.raises(UserError, match="not the expected file.*pip install"):
+        bpe._fill(tmp_path / "other")
+    monkeypatch.setattr(download, "SOCKET_TIMEOUT", 0.3)
+    done = threading.Event()
+    server.answer = lambda handler: done.wait(20)
+    with pytest.raises(UserError, match="timed out.*pip install"):
+        bpe._fill(tmp_path / "other")
+    done.set()
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_carrier_package_with_other_content_is_not_used(no_network, monkeypatch):
     monkeypatch.setattr(bpe, "_FILES", {name: "0" * 64 for name in bpe._FILES})
-    assert not bpe._fill(no_network / "cache")
+    with pytest.raises(UserError, match="forbids the download"):
+        bpe._fill(no_network / "cache")
     assert not (no_network / "cache").exists()
 
 

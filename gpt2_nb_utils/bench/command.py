@@ -23,6 +23,7 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.run_directory import command_line, environment, write_atomically
 from gpt2_nb_utils.tokenization.corpus import load_corpus
+from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.start import model_sizes
 
@@ -69,6 +70,8 @@ def bench(parts: Sequence[str], given: dict[str, Any], against: str | None = Non
     if against is not None and importlib.util.find_spec("transformers") is None:
         raise UserError("--against transformers: that package is not installed: pip install transformers, or leave out --against")
     precision = Precision.of(configs[parts[0]])
+    for config in configs.values():
+        refuse_what_cannot_fit(config, parameter_count(model_sizes(config)), precision.device)
     if "sample" in parts:
         prompt_ids(configs["sample"], against is not None)
     if "processes" in parts:

@@ -10,6 +10,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
+from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.kv_cache import KVCache
 
@@ -41,6 +42,9 @@ def next_token(logits: Tensor, temperature: float, top_k: int, generator: Random
 
     Returns:
         Token ids (B,), on the device of the logits.
+
+    Raises:
+        UserError: logits that are not finite, from weights that training has ruined.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -51,6 +55,8 @@ def next_token(logits: Tensor, temperature: float, top_k: int, generator: Random
     # Drawn on the CPU, so that one seed gives one text on every device; relative to the largest logit, so that the
     # smallest temperature does not overflow.
     kept = kept.cpu().double()
+    if not kept.isfinite().all():
+        raise UserError("the model's logits are not finite, so no token can be drawn: its training has diverged; lower lr")
     probabilities = ((kept - kept.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
     if generator is None or isinstance(generator, torch.Generator):
         drawn = torch.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pygments.formatters import HtmlFormatter
 
-from gpt2_nb_utils.pipeline.run_facts import visible
+from gpt2_nb_utils.plain_text import visible
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LIGHT_CODE, _DARK_CODE = "xcode", "lightbulb"  # the Pygments styles whose every colour keeps a contrast of 4.5 here
@@ -28,9 +28,13 @@ def render(template: str, **content: Any) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
-    environment.filters["visible"] = visible
+                              trim_blocks=True, lstrip_blocks=True, finalize=_harmless)
     return environment
+
+
+def _harmless(value: Any) -> Any:
+    """Text of a run as it may stand in a page; what is HTML already stays."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache

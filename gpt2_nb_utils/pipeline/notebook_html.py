@@ -23,6 +23,7 @@ from traitlets.config import Config
 from gpt2_nb_utils.pipeline import images
 from gpt2_nb_utils.pipeline.mathml import formula_html, markdown_to_html
 from gpt2_nb_utils.pipeline.safe_html import Outline, safe_html
+from gpt2_nb_utils.plain_text import visible
 from gpt2_nb_utils.progress import duration
 
 _PAPERMILL_NOTICE = "papermill-error-cell-tag"  # papermill's own words about a failed cell: the page says it itself
@@ -100,18 +101,19 @@ def notebook_body(notebook: Any, pages: dict[str, str], level: int = 0) -> tuple
 
     def image(output: Any, mime: str) -> str:
         data, alt = output["data"][mime], output.get("metadata", {}).get(mime, {}).get("alt")
-        if mime == "image/svg+xml":
-            data = base64.b64encode(data.encode("utf-8")).decode("ascii")
-        elif mime == "image/png":
-            data = base64.b64encode(images.compressed(base64.b64decode(data), level)).decode("ascii")
-        alt = alt or "Figure without a description"
-        return (f'<figure class="output"><img src="data:{mime};base64,{html.escape("".join(data.split()))}" '
-                f'alt="{html.escape(alt)}"></figure>')
+        alt = html.escape(str(alt or "Figure without a description"))
+        try:
+            content = data.encode("utf-8", errors="replace") if mime == "image/svg+xml" else base64.b64decode(data)
+        except ValueError:  # no base64
+            return f'<p class="missing">[image that cannot be read: {alt}]</p>'
+        if mime == "image/png":
+            content = images.compressed(content, level)
+        return f'<figure class="output"><img src="data:{mime};base64,{base64.b64encode(content).decode("ascii")}" alt="{alt}"></figure>'
 
     filters = {
         "markdown_cell": markdown,
         "output_html": lambda source: safe_html(_limited(source, level), outline, pages),
-        "latex_output": lambda source: _latex_output(source),
+        "latex_output": lambda source: safe_html(_latex_output(source), outline, pages),
         "terminal": lambda text: ansi2html(_last_state(_limited(text, level))),
         "image": image,
         "parameters_name": _parameters_name,
@@ -134,7 +136,9 @@ def _parameters_name(cell: Any) -> str:
 def _last_state(text: str) -> str:
     """What a terminal shows in the end: a carriage return goes back over its line; other controls show nothing."""
     text = re.sub(r"[^\n]*\r(?!\n)", "", text.replace("\r\n", "\n").rstrip("\r"))
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]", "", text)
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]", "", text)
+    text = re.sub(r"\x1b(?!\[[0-?]*[ -/]*[@-~])", "\u241b", text)  # of the others ansi2html makes colours
+    return "\x1b".join(map(visible, text.split("\x1b")))
 
 
 def _limited(text: str, level: int) -> str:

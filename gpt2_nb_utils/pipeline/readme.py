@@ -16,8 +16,9 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.pipeline import markdown
 from gpt2_nb_utils.pipeline.bench_table import bench_block
 from gpt2_nb_utils.pipeline.figures import figures
-from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run, visible
+from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run
 from gpt2_nb_utils.pipeline.runs_table import runs_table
+from gpt2_nb_utils.plain_text import visible
 from gpt2_nb_utils.results.verdict import count
 from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
 
@@ -44,6 +45,8 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
     """
     readme = Path(readme)
     try:
+        if readme.exists() and not readme.is_file():
+            raise UserError(f"README {readme} is no regular file: name one that is")  # a pipe or a device might never end
         old = readme.read_bytes()
     except OSError as error:
         raise UserError(f"README {readme} cannot be read ({error.strerror}): name an existing file") from None
@@ -158,7 +161,7 @@ def _samples(facts: RunFacts, readme: Path) -> str:
 def _repro(facts: RunFacts, readme: Path) -> str:
     rows = [("Seed", str(facts.summary.get("seed", "not recorded"))), ("Best training loss", facts.best_training_loss),
             ("Best batch loss", facts.best_batch_loss), *facts.machine]
-    return "\n\n".join(["The command of this run, exactly as it was given:", _fenced(facts.command, "sh"),
+    return "\n\n".join(["The command of this run, exactly as it was given:", _fenced(visible(facts.command), "sh"),
                         markdown.table(("", "this run"), rows)])
 
 

@@ -84,8 +84,8 @@ def _pages(run: RunDirectory) -> tuple[list[_Page], list[str]]:
 def _write(path: Path, page_at: Callable[[int], str]) -> None:
     """Write the page with the least compression that keeps it small enough to be mailed and opened at once."""
     for level in range(images.SMALLEST + 1):
-        page = page_at(level)
-        if len(page.encode("utf-8")) < LARGEST_PAGE:
+        page = page_at(level).encode("utf-8", errors="replace")  # half a surrogate pair, from somebody's notebook
+        if len(page) < LARGEST_PAGE:
             break
     write_atomically(path, page)
 

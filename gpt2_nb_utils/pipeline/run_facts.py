@@ -18,6 +18,7 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.results import verdict
 from gpt2_nb_utils.results.audit import Audit, read_audit
+from gpt2_nb_utils.results.summary_types import check_environment, check_summary
 from gpt2_nb_utils.results.verdict import UNKNOWN, Condition, count, loss_text, measured_on
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
@@ -137,6 +138,7 @@ class RunFacts:
                                                                      f" (the course asks for {TARGET_LOSS:g})")),
             ("Best batch loss", self.best_batch_loss),
             ("Corpus", self.text),
+            *([("Corpus as read", "; ".join(corpus["notes"]))] if corpus.get("notes") and corpus.get("source") != "demo" else []),
             ("Corpus size", size),
             ("Corpus sha256", corpus.get("sha256") or UNKNOWN),
             ("Parameters", count(summary.get("n_params")) + (f" ({shape})" if shape else "")),
@@ -205,8 +207,9 @@ def read_run(run: RunDirectory) -> RunFacts:
     if not config and run.config.exists():
         config = _or_note(notes, lambda: run.read_config(), {})
     if run.environment.exists():
-        environment = _or_note(notes, lambda: _read_environment(run.environment), {})
+        environment = _or_note(notes, lambda: _read_environment(run), {})
     summary = {**summary, "config": config}
+    check_summary(summary, run)
     metrics = _or_note(notes, lambda: _read_rows(run.metrics), []) if run.metrics.exists() else []
     samples = _or_note(notes, lambda: read_samples(run.samples), []) if run.samples.exists() else []
     audit = _or_note(notes, lambda: read_audit(run.audit), None) if run.audit.exists() else None
@@ -228,17 +231,19 @@ def _or_note(notes: list[str], read: Any, otherwise: Any) -> Any:
         return otherwise
 
 
-def _read_environment(path: Path) -> dict[str, Any]:
+def _read_environment(run: RunDirectory) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path} is not valid JSON: restore it, or remove it to do without") from None
+        content = json.loads(run.environment.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise UserError(f"{run.environment} is not valid JSON: restore it, or remove it to do without") from None
+    check_environment(content, run)
+    return content
 
 
 def _read_rows(path: Path) -> list[Row]:
     try:
         return read_metrics(path)
-    except (ValueError, TypeError, csv.Error):  # not UTF-8, or no metrics at all
+    except (OSError, ValueError, TypeError, csv.Error):  # not UTF-8, or no metrics at all
         raise UserError(f"{path} is not a readable metrics table: restore it, or remove it to do without") from None
 
 
@@ -248,8 +253,3 @@ def _time(summary: dict[str, Any]) -> str:
     parts += [] if wall is None else [f"{duration(wall)} with measurements, samples and checkpoints"]
     parts += [] if speed is None else [f"{speed:,.0f} tokens/s"]
     return ", ".join(parts) or UNKNOWN
-
-
-def visible(text: str) -> str:
-    """The text with control characters as the pictures that Unicode has for them (␛), line ends and tabs kept."""
-    return text.translate({code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421})

@@ -10,12 +10,16 @@ import re
 from dataclasses import dataclass, field
 
 from bs4 import BeautifulSoup, Tag
+from bs4.element import PreformattedString
+
+from gpt2_nb_utils.plain_text import visible
 
 _DROPPED = ("script", "iframe", "frame", "object", "embed", "applet", "link", "meta", "base", "noscript", "template",
-            "audio", "video", "portal")
+            "audio", "video", "portal", "xmp", "plaintext", "noembed", "noframes", "textarea", "title", "animate", "set")
 _UNWRAPPED = ("form", "html", "body", "head", "main")
 _FETCHING = ("src", "srcset", "poster", "background", "action", "formaction", "data", "ping", "manifest")
-_FETCHING_CSS = re.compile(r"@import|url\(\s*[\"']?(?!\s*[\"']?(?:data:|#))|expression\(", re.IGNORECASE)
+# A backslash could spell any of the others.
+_FETCHING_CSS = re.compile(r"@import|url\(\s*[\"']?(?!\s*[\"']?(?:data:|#))|expression\(|image-set\(|src\(|\\", re.IGNORECASE)
 _HEADINGS = re.compile(r"h[1-6]")
 
 
@@ -40,16 +44,22 @@ def safe_html(fragment: str, outline: Outline, pages: dict[str, str] | None = No
         pages: where links to these files lead now, such as `{"02_model.ipynb": "02_model.html"}`.
     """
     soup = BeautifulSoup(fragment, "html.parser")
+    for aside in soup.find_all(string=lambda text: isinstance(text, PreformattedString)):
+        aside.extract()  # comments, CDATA, doctypes: a browser may end them sooner than this parser, and see tags behind
+    for text in soup.find_all(string=True):
+        if (harmless := visible(text)) != text:
+            text.replace_with(harmless)
     for tag in soup.find_all(_DROPPED):
         tag.decompose()
     for tag in soup.find_all(_UNWRAPPED):
         tag.unwrap()
     for tag in soup.find_all("style"):
-        if _FETCHING_CSS.search(tag.get_text()):
-            tag.decompose()
+        if "<" in tag.get_text() or tag.find_parent(["svg", "math"]) or _FETCHING_CSS.search(tag.get_text()):
+            tag.decompose()  # inside a drawing a browser reads a style as tags
     for tag in soup.find_all(True):
+        _disarm(tag, pages or {})
+    for tag in soup.find_all(True):  # after all were disarmed: the title leaves with all that is in it
         if not tag.decomposed:
-            _disarm(tag, pages or {})
             _order(tag, outline)
     for table in soup.find_all("table"):
         if table.find_parent("table") is None:
@@ -67,7 +77,8 @@ def _disarm(tag: Tag, pages: dict[str, str]) -> None:
         inline_image = tag.name in ("img", "image") and value.strip().lower().startswith("data:image/")
         if (name.startswith("on") or (name == "style" and _FETCHING_CSS.search(value))
                 or (name in _FETCHING and not inline_image)
-                or (name.endswith("href") and tag.name != "a" and not inline_image and not value.startswith("#"))):
+                or (name.endswith("href") and (tag.name, name) != ("a", "href") and not inline_image
+                    and not value.startswith("#"))):
             del tag.attrs[name]
     if tag.name == "a" and "href" in tag.attrs:
         target = str(tag["href"]).strip()

@@ -14,6 +14,7 @@ from typing import Any
 from IPython.display import HTML
 
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.plain_text import visible
 from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.results.blocks import beside, box, note, say
 from gpt2_nb_utils.results.run import RunResults
@@ -172,7 +173,7 @@ def _continued(sample: Sample) -> str:
     given = sample.prompt if sample.text.startswith(sample.prompt) else ""
     # A model that has just begun may say little else than line ends: many in a row are counted instead.
     said = re.sub(r"\n{4,}", lambda ends: f"\n\n⋮ ({len(ends[0])} line ends)\n\n", sample.text[len(given):])
-    return f"<b>{html.escape(given)}</b>{html.escape(said)}"
+    return f"<b>{html.escape(visible(given))}</b>{html.escape(visible(said))}"
 
 
 def verdict_table(conditions: Sequence[Condition]) -> HTML:

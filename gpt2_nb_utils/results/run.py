@@ -5,6 +5,7 @@ It knows which file holds what, and says by name what is missing and how to mend
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ import torch
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
+from gpt2_nb_utils.results.summary_types import check_summary
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.corpus import Corpus, demonstration, load_corpus
@@ -130,9 +132,7 @@ def load_run(path: str | Path) -> RunResults:
         raise UserError(f"{directory} holds no run (summary.json is missing): run notebook 03 with this out_dir first, "
                         f"or name the out_dir of a run")
     summary = directory.read_summary()
-    if not isinstance(summary, dict):
-        raise UserError(f"{directory.summary} is not a summary of a run: restore it, or start the run anew with "
-                        f"--overwrite")
+    check_summary(summary, directory)
     saved = directory.read_config() if directory.config.exists() else summary.get("config") or {}
     missing: list[str] = []
     rows = _part(missing, directory.metrics, read_metrics, "curves are not shown")
@@ -157,7 +157,7 @@ def _part(missing: list[str], path: Path, read: Any, consequence: str) -> Any:
         return None
     try:
         return read(path)
-    except (UserError, ValueError, OSError) as error:  # ValueError: neither UTF-8 nor JSON
+    except (UserError, ValueError, OSError, csv.Error, RecursionError) as error:  # ValueError: neither UTF-8 nor JSON
         unreadable = f"{path} cannot be read ({type(error).__name__}): restore it"
         missing.append(f"{error if isinstance(error, UserError) else unreadable}; {consequence}")
         return None

@@ -8,7 +8,7 @@ from typing import Any
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
-from gpt2_nb_utils.training.out_of_memory import samples_fit
+from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit, samples_fit
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.samples import draw_samples
 
@@ -32,5 +32,6 @@ def sample(run_dir: str, given: dict[str, Any]) -> list[str]:
     config = RunConfig.resolve(given, saved=checkpoint["config"])
     precision = Precision.of(config)
     model = model_from(checkpoint, precision.device)
+    refuse_what_cannot_fit(config, model.n_params, precision.device)
     with samples_fit(config):
         return [drawn.text for drawn in draw_samples(model, config, [config.prompt] * config.num_prompts, step=0)]

@@ -21,6 +21,7 @@ import tiktoken
 
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.run_directory import write_atomically
+from gpt2_nb_utils.tokenization import download
 
 VOCAB_SIZE = 50257
 """256 bytes + 50,000 merges + <|endoftext|> (Radford et al. 2019, section 2.2)."""
@@ -35,6 +36,8 @@ _FILES = {  # name: sha256, the ones tiktoken itself checks
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
+
+_LARGEST_FILE = 2_000_000
 
 # White space as tiktoken's regular expression sees it; Python's own \s has four control characters more.
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -55,12 +58,7 @@ def gpt2_encoding() -> tiktoken.Encoding:
     with tempfile.TemporaryDirectory() as private:
         if _fill(Path(private)):
             return _encoding_from(private)
-    if os.environ.get("GPT2_NB_UTILS_NO_DOWNLOAD") == "1":
-        raise _vocabulary_missing("GPT2_NB_UTILS_NO_DOWNLOAD=1 forbids the download")
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong hash is a ValueError
-        raise _vocabulary_missing(f"the download failed with {type(error).__name__}") from None
+    raise _vocabulary_missing("there is no room for a copy")
 
 
 def _vocabulary_missing(reason: str) -> UserError:
@@ -76,16 +74,17 @@ def _cache_folder() -> Path | None:
 
 
 def _fill(folder: Path) -> bool:
-    """Put both files into a tiktoken cache folder where they are missing or wrong; whether they are there now."""
+    """Put both files into a tiktoken cache folder where they are missing or wrong; whether they are there now.
+
+    tiktoken would download them too, but waits for a silent server for ever.
+    """
     for name, sha256 in _FILES.items():
         target = folder / hashlib.sha1((_BASE_URL + name).encode()).hexdigest()  # tiktoken's name for it
         if _is_intact(target, sha256):
             continue
-        content = _carried(name, sha256)
-        if content is None:
-            return False
+        content = _carried(name, sha256) or _downloaded(name, sha256)
         try:
-            write_atomically(target, content.decode("utf-8"))
+            write_atomically(target, content)
         except OSError:
             if not _is_intact(target, sha256):  # intact: another process was faster
                 return False
@@ -110,6 +109,15 @@ def _carried(name: str, sha256: str) -> bytes | None:
         if file.name == name and _is_intact(path, sha256):
             return path.read_bytes()
     return None
+
+
+def _downloaded(name: str, sha256: str) -> bytes:
+    if os.environ.get(download.NO_DOWNLOAD) == "1":
+        raise _vocabulary_missing(f"{download.NO_DOWNLOAD}=1 forbids the download")
+    try:
+        return download.download(_BASE_URL + name, sha256, _LARGEST_FILE)
+    except download.ERRORS as error:
+        raise _vocabulary_missing(f"the download failed ({download.reason(error)})") from None
 
 
 def _encoding_from(folder: str) -> tiktoken.Encoding:

@@ -7,18 +7,16 @@ in `Corpus.notes`, for the log, the notebook and the report to show.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import stat
-import threading
-import time
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.plain_text import one_line
 from gpt2_nb_utils.run_directory import write_atomically
+from gpt2_nb_utils.tokenization import download
 from gpt2_nb_utils.tokenization.bpe import encode
 
 DEFAULT_PATH = Path("data/input.txt")
@@ -28,15 +26,9 @@ COURSE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565e
 COURSE_BYTES = 1_115_394
 COURSE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
-ALLOWED_SCHEMES = ("https",)
-SOCKET_TIMEOUT = 5.0
-TOTAL_TIMEOUT = 15.0
-"""Seconds after which the download is given up: for one wait on the network, and for all of it."""
-
-NO_DOWNLOAD = "GPT2_NB_UTILS_NO_DOWNLOAD"
-"""Set this environment variable to 1 and nothing is downloaded."""
-
 MIN_TOKENS = 3
+MAX_BYTES = 2**31
+"""A longer text is refused: with its tokens it would take tens of GB of memory."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class Corpus:
 
     def describe(self) -> str:
         """One line: what it is, its size, its hash, and whether it is the course's file."""
-        name = f"demonstration text ({self.path}, Python's own documentation)" if self.source == "demo" else self.path
+        name = f"demonstration text ({self.path}, Python's own documentation)" if self.source == "demo" else one_line(self.path)
         verdict = "the course's input.txt" if self.is_course_input else "not the course's input.txt"
         return f"{name}: {self.chars:,} characters, sha256 {self.sha256[:12]}…, {verdict}"
 
@@ -87,23 +79,24 @@ def load_corpus(input_file: str = "") -> Corpus:
         return _from_file(Path(os.path.expanduser(input_file)), "input_file")
     if os.path.lexists(DEFAULT_PATH):  # even if broken: the user's own file is never passed over in silence
         return _from_file(DEFAULT_PATH, "input_file")
-    if os.environ.get(NO_DOWNLOAD) == "1":
-        return demonstration(f"no {DEFAULT_PATH.as_posix()}, and {NO_DOWNLOAD}=1 forbids the download")
+    if os.environ.get(download.NO_DOWNLOAD) == "1":
+        return demonstration(f"no {DEFAULT_PATH.as_posix()}, and {download.NO_DOWNLOAD}=1 forbids the download")
     try:
-        write_atomically(DEFAULT_PATH, _download(COURSE_URL).decode("utf-8"))
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
-        return demonstration(f"no {DEFAULT_PATH.as_posix()}, and the download failed ({reason})")
+        write_atomically(DEFAULT_PATH, download.download(COURSE_URL, COURSE_SHA256, COURSE_BYTES))
+    except download.ERRORS as error:
+        return demonstration(f"no {DEFAULT_PATH.as_posix()}, and the download failed ({download.reason(error)})")
     return _from_file(DEFAULT_PATH, "download", f"downloaded from {COURSE_URL}, sha256 as expected")
 
 
 def _from_file(path: Path, source: Literal["input_file", "download"], *notes: str) -> Corpus:
     name = f"input_file {path.as_posix()}"
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # a pipe or a device might never end
-            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
             raise UserError(f"{name} is {kind}: name a UTF-8 text file")
+        if status.st_size > MAX_BYTES:
+            raise UserError(f"{name} is {status.st_size / 1e9:,.0f} GB, too large: give a text of {MAX_BYTES / 1e9:.0f} GB or less")
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{name} does not exist: name a UTF-8 text file (--input_file), "
@@ -164,43 +157,3 @@ def demonstration(reason: str) -> Corpus:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def _download(url: str) -> bytes:
-    """The course's file from the network: the right bytes, or an OSError or ValueError that says what went wrong."""
-    outcome: list[bytes | Exception] = []
-
-    def fetch() -> None:
-        try:
-            outcome.append(_fetch(url, time.monotonic() + TOTAL_TIMEOUT))
-        except Exception as error:
-            outcome.append(error)
-
-    # In a thread, because a name look-up has no timeout of its own.
-    thread = threading.Thread(target=fetch, daemon=True)
-    thread.start()
-    thread.join(TOTAL_TIMEOUT)
-    if not outcome:
-        raise TimeoutError(f"no end after {TOTAL_TIMEOUT:g} s")
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    if hashlib.sha256(outcome[0]).hexdigest() != COURSE_SHA256:
-        raise ValueError(f"{len(outcome[0]):,} bytes came, and they are not the course's file")
-    return outcome[0]
-
-
-def _fetch(url: str, deadline: float) -> bytes:
-    _check_scheme(url)
-    content = b""
-    with urllib.request.urlopen(url, timeout=SOCKET_TIMEOUT) as response:
-        _check_scheme(response.url)  # after redirects
-        while len(content) <= COURSE_BYTES and (chunk := response.read1(65536)):
-            content += chunk
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no end after {TOTAL_TIMEOUT:g} s")
-    return content
-
-
-def _check_scheme(url: str) -> None:
-    if not url.startswith(tuple(f"{scheme}://" for scheme in ALLOWED_SCHEMES)):
-        raise ValueError(f"{url} is not {' or '.join(ALLOWED_SCHEMES)}")

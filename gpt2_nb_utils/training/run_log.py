@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from gpt2_nb_utils.errors import NotWritten
+from gpt2_nb_utils.plain_text import one_line
 from gpt2_nb_utils.run_directory import write_atomically
 
 COLUMNS = ("step", "epoch", "tokens", "loss", "train_loss", "lr", "grad_norm", "loss_scale", "tok_per_s", "elapsed_s")
@@ -72,9 +73,8 @@ def append_line(log: Path, text: str) -> None:
         OSError: it cannot be written.
     """
     # One line each, whatever the text: control characters would let it forge lines or drive a terminal.
-    printable = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     with log.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(f"{datetime.now().strftime('%Y-%m-%d %H:%M:%S')}  {printable}\n")
+        file.write(f"{datetime.now().strftime('%Y-%m-%d %H:%M:%S')}  {one_line(text)}\n")
 
 
 class RunLog:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from gpt2_nb_utils.errors import UserError
 
-_HEADER = re.compile(r"=== step (\d+) · prompt (\d+)(?: of (\d+))?((?: · [a-z_]\w* \S+)*) ===")
+_HEADER = re.compile(r"=== step (\d{1,15}) · prompt (\d{1,15})(?: of (\d{1,15}))?((?: · [a-z_]\w* \S+)*) ===")
 _ACTED_ON = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
@@ -94,7 +94,7 @@ def _parse(block: list[str]) -> Sample:
     for item in others.split(" · ")[1:]:
         name, _, value = item.partition(" ")
         settings[name] = json.loads(value)
-    return Sample(int(step), int(index), json.loads(prompt.removeprefix("PROMPT: ")),
+    return Sample(int(step), int(index), _from_json(prompt.removeprefix("PROMPT: ")),
                   "\n".join(map(_unprefixed, text)), settings)
 
 
@@ -104,10 +104,17 @@ def _prefixed(line: str) -> str:
 
 def _unprefixed(line: str) -> str:
     if line.startswith("|= "):
-        return json.loads(line[3:])
+        return _from_json(line[3:])
     if line.startswith("| ") or line == "|":  # an editor may have cut the trailing space
         return line[2:]
     raise ValueError
+
+
+def _from_json(literal: str) -> str:
+    text = json.loads(literal)
+    if not isinstance(text, str):
+        raise ValueError
+    return text
 
 
 def _json(text: str) -> str:

@@ -22,6 +22,7 @@ from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
 from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
 from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.checkpoints import keep_as
+from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.processes import ALONE, Processes
 from gpt2_nb_utils.training.resume import Found, best_so_far, checkpoint_to_resume, is_own, model_sizes, resumed_config
@@ -105,6 +106,7 @@ def start_run(config: RunConfig, processes: Processes = ALONE) -> Run:
     found = checkpoint_to_resume(config)
     checkpoint = found and found.content
     precision = Precision.of(config, processes)
+    refuse_what_cannot_fit(config, parameter_count(model_sizes(config)), precision.device)
     corpus = load_corpus(config.input_file)
     cached = read_tokens(directory.tokens, corpus)
     all_ids = encode(corpus.text) if cached is None else cached
@@ -118,6 +120,8 @@ def start_run(config: RunConfig, processes: Processes = ALONE) -> Run:
     if checkpoint is not None and checkpoint["corpus_sha256"] != corpus.sha256:
         raise UserError(f"the checkpoint was trained on another text (sha256 {checkpoint['corpus_sha256'][:12]}…) than "
                         f"{corpus.path} ({corpus.sha256[:12]}…): name that text (--input_file) or start a new run (--out_dir)")
+    if config.overwrite and corpus.source == "input_file" and Path(corpus.path).resolve().is_relative_to(directory.path.resolve()):
+        raise UserError(f"input_file {corpus.path} lies in out_dir {directory}, which --overwrite throws away: move the text elsewhere")
     own = bool(config.resume) and directory.path.exists() and is_own(config)
     processes.check(seen=(corpus.sha256, checkpoint and checkpoint["state"]["step"]))  # all have read: now the first one writes
     # From here on the checkpoint is this directory's own; and where there was none, the record says so.
@@ -190,7 +194,8 @@ def _first_summary(run: Run, is_whole: bool) -> dict[str, Any]:
         "processes": processes.count, "amp": run.precision.amp, "torch": torch.__version__,
         "n_params": parameter_count(model_sizes(config)), "config": config.model_dump(),
         "corpus": {"source": corpus.source, "path": corpus.path, "sha256": corpus.sha256, "chars": corpus.chars,
-                   "tokens": len(run.windows.tokens), "is_course_input": corpus.is_course_input and is_whole},
+                   "tokens": len(run.windows.tokens), "is_course_input": corpus.is_course_input and is_whole,
+                   **({"notes": list(corpus.notes)} if corpus.notes else {})},
     }
 
 

@@ -160,14 +160,22 @@ def _number(cell: str) -> float | None:
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)  # None is an empty cell
+    for row in rows:
+        line = io.StringIO()
+        csv.writer(line).writerow(map(_inert, row))  # its line end is the one that makes it quote a carriage return; None is an empty cell
+        text.write(line.getvalue().removesuffix("\r\n") + "\n")
     return text.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    """The cell, with an apostrophe before a text that a spreadsheet would compute; `_read_csv` takes it off again."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else cell
 
 
 def _read_csv(folder: Path, name: str) -> list[list[str]]:
     try:
         with (folder / name).open(encoding="utf-8", newline="") as file:
-            rows = [cells for cells in csv.reader(file) if cells]
+            rows = [[cell.removeprefix("'") for cell in cells] for cells in csv.reader(file) if cells]
     except FileNotFoundError:
         raise UserError(f"the sweep's {name} is missing: `python -m gpt2_nb_utils sweep out/reference/sweep/recipe.toml` makes "
                         f"one in out/sweep; copy its {TABLE} and {CURVES} to out/reference/sweep") from None
