@@ -100,7 +100,7 @@ class _Training:
                     last = state.step == config.steps or self.target_reached
                     if config.sample_every and not stop and (state.step % config.sample_every == 0 or last):
                         with samples_fit(config):
-                            record.samples(self.model)
+                            record.samples(self.model, final=last)
                     if state.step % config.save_every == 0 or last or stop:
                         self.save_last()
                     self.saver.check()
