@@ -170,9 +170,15 @@ def test_habits_are_those_that_the_maps_were_built_with():
 def test_every_head_has_its_picture_and_the_enlarged_one_its_tokens(run, measured):
     line = run.windows.tokens[:10]
     maps = measured.trained.model.attention_maps(line[None])
-    pictures = attention.all_heads(maps).axes
-    assert len(pictures) == 2 * 3
-    np.testing.assert_array_equal(pictures[4].images[0].get_array(), maps[1][0, 1].numpy())  # row by row
+    picture = attention.all_heads(maps)
+    picture.canvas.draw()
+    (axes,) = picture.axes
+    mosaic = axes.images[0].get_array()
+    assert [len(axis.get_ticklabels()) for axis in (axes.yaxis, axes.xaxis)] == [2, 3]
+    for layer, head in np.ndindex(2, 3):
+        rows, columns = (attention.place(number, T=10, gap=2) for number in (layer, head))
+        np.testing.assert_array_equal(mosaic[rows, columns], maps[layer][0, head].numpy())
+    assert mosaic.mask.sum() == mosaic.size - 6 * 100  # between the maps
     pieces = ["$a", "\n", " b", *"cdefghi"]
     figure = attention.one_head(maps, attention.Head(1, 2), pieces)
     figure.canvas.draw()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from IPython.display import HTML
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -20,6 +21,8 @@ HABITS = ("the first token", "itself", "the token before", "any other token")
 """Where a head can look; each weight counts for one of them."""
 _DARKEST = 0.5
 """The attention weight from which a map is black: rarely does a head put more on a single token."""
+_BETWEEN = "#c9dbec"
+"""The colour between two maps, whose own upper right is white."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +73,30 @@ def all_heads(maps: Sequence[Tensor]) -> Figure:
     Args:
         maps: one (1, H, T, T) per layer.
     """
-    n_layers, n_heads = len(maps), maps[0].size(1)
-    side = min(2.0, 9.0 / n_heads)  # inches
-    figure = Figure(figsize=(0.6 + side * n_heads, 0.5 + side * n_layers), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
-    grid = figure.subplots(n_layers, n_heads, squeeze=False)
-    for layer, row in enumerate(grid):
-        for head, axes in enumerate(row):
-            axes.imshow(maps[layer][0, head].float().cpu().numpy(), cmap="Greys", vmin=0, vmax=_DARKEST)
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_color("0.7")
-            if layer == 0:
-                axes.set_title(f"head {head + 1}" if n_heads <= 4 else str(head + 1), fontsize=9)
-            if head == 0:
-                axes.set_ylabel(f"layer {layer + 1}", fontsize=9, rotation=0, ha="right", va="center")
+    n_layers, n_heads, T = len(maps), maps[0].size(1), maps[0].size(2)
+    gap = 1 + T // 8  # cells between two maps
+    # One picture of all: a hundred and more panels would take matplotlib many times as long.
+    mosaic = np.full((n_layers * (T + gap) + gap, n_heads * (T + gap) + gap), np.nan, dtype=np.float32)
+    for layer, head in np.ndindex(n_layers, n_heads):
+        mosaic[place(layer, T, gap), place(head, T, gap)] = maps[layer][0, head].float().cpu().numpy()
+    side = min(2.0, 9.0 / n_heads)  # inches for a map
+    figure = Figure(figsize=(0.9 + side * n_heads, 0.6 + side * n_layers), layout="constrained")
+    axes = figure.subplots()
+    shades = colormaps["Greys"].with_extremes(bad=_BETWEEN)
+    axes.imshow(mosaic, cmap=shades, vmin=0, vmax=_DARKEST, interpolation="nearest")
+    for axis, name, n in ((axes.yaxis, "layer", n_layers), (axes.xaxis, "head", n_heads)):
+        axis.set_ticks([gap + i * (T + gap) + (T - 1) / 2 for i in range(n)], range(1, n + 1))
+        axis.set_label_text(name)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return figure
+
+
+def place(number: int, T: int, gap: int) -> slice:
+    """Where map number `number` lies along a side of the picture of all heads, in cells."""
+    return slice(gap + number * (T + gap), (number + 1) * (T + gap))
 
 
 def one_head(maps: Sequence[Tensor], which: Head, pieces: Sequence[str]) -> Figure:
