@@ -132,6 +132,7 @@ class RunDirectory:
         self.tokens = self.path / "tokens.bin"
         self.log = self.path / "logs" / "train.log"
         self.metrics = self.path / "logs" / "train_metrics.csv"
+        self.recall = self.path / "logs" / "recall.csv"
         self.samples = self.path / "samples" / "samples.txt"
         self.last = self.path / "checkpoints" / "last.pt"
         self.previous = self.path / "checkpoints" / "previous.pt"

@@ -32,12 +32,13 @@ def files(tmp_path):
 def written(monkeypatch):
     """What the saver writes, in order: (name, step). Writing waits while the attribute `gate` is cleared."""
     class Written(list):
-        gate = threading.Event()
+        gate, begun = threading.Event(), threading.Event()
 
     log = Written()
     log.gate.set()
 
     def save(path, content, abandoned, previous):
+        log.begun.set()
         assert log.gate.wait(timeout=60)
         log.append((path.name, content["step"]))
         save_checkpoint(path, content, abandoned, previous)
@@ -130,6 +131,7 @@ def test_a_file_that_is_being_written_is_written_whole_before_a_newer_copy_is_ma
     written.gate.clear()
     with Saver(files, share=1.0) as saver:
         saver.save(files[1], at(1))
+        assert written.begun.wait(timeout=60)
         threading.Timer(0.3, written.gate.set).start()
         saver.save(files[1], at(2))
         assert written.gate.is_set()

@@ -27,7 +27,7 @@ from gpt2_nb_utils.training import muon
 from gpt2_nb_utils.training.muon import Muon, orthogonalise
 from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.run_log import COLUMNS, RunLog, read_metrics
+from gpt2_nb_utils.training.run_log import COLUMNS, RunLog, read_metrics, read_recall
 from gpt2_nb_utils.training.samples_file import read_samples
 from gpt2_nb_utils.training.schedule import learning_rate_factor
 from gpt2_nb_utils.training.state import State
@@ -350,7 +350,7 @@ def test_a_run_that_diverges_stops_after_a_bound_and_keeps_its_last_good_checkpo
     _, directory = run(settings(steps=3))
     good = directory.last.read_bytes()
     with pytest.raises(UserError, match="20 steps in a row.*lower lr"):
-        run(settings(steps=100, lr=1e30, save_every=1, clip_grad=0, sample_every=0, eval_every=1000, resume="auto"))
+        run(settings(steps=100, lr=1e11, save_every=1, clip_grad=0, sample_every=0, eval_every=1000, resume="auto"))
     assert directory.read_summary()["status"] == "failed"
     log = directory.log.read_text(encoding="utf-8")
     assert "failed" in log and "not saved" in log
@@ -359,7 +359,7 @@ def test_a_run_that_diverges_stops_after_a_bound_and_keeps_its_last_good_checkpo
 
 def test_a_run_too_short_to_hit_the_bound_does_not_end_as_if_all_were_well(settings):
     with pytest.raises(UserError, match="the loss is nan at the last step, 8: lower lr"):
-        run(settings(steps=8, lr=1e30, save_every=1, clip_grad=0, sample_every=0, eval_every=1000))
+        run(settings(steps=8, lr=1e11, save_every=1, clip_grad=0, sample_every=0, eval_every=1000))
     assert RunDirectory(settings()["out_dir"]).read_summary()["status"] == "failed"
 
 
@@ -412,8 +412,19 @@ def test_a_run_directory_holds_what_the_contract_says(settings):
     for part in ("device cpu", "arguments ", "batch_size=4", "tokens 512", "tokens per step 256", "step 1/6  loss ", "tok/s ", "lr "):
         assert part in log, part
     samples = read_samples(directory.samples)
-    assert [(s.step, s.prompt_index) for s in samples] == [(step, number) for step in (3, 6) for number in (1, 2, 3)]
+    assert [(s.step, s.prompt_index) for s in samples] == [*((step, number) for step in (3, 6) for number in (1, 2, 3)), (6, 4)]
+    assert [s.final for s in samples] == [False] * 6 + [True] and samples[-1].prompt == samples[0].prompt
     assert all(sample.text.startswith(sample.prompt) for sample in samples) and samples[0].prompt == "First Citizen:"
+
+
+def test_recall_is_counted_at_every_measurement_of_the_training_loss(settings):
+    _, directory = run(settings(steps=400, eval_every=200, eval_windows=3, log_every=200, save_every=400, sample_every=0, n_embd=16,
+                                lr_schedule="cosine", target_loss=1e-6))
+    rows = read_recall(directory.recall)
+    # 511 targets are 8 windows, the last of 63 tokens, of which an opening needs 63.
+    assert [(row.step, row.recalled.openings) for row in rows] == [(0, 3), (200, 3), (400, 3)]
+    assert rows[0].recalled.verbatim == 0 and rows[0].recalled.right < 1
+    assert rows[-1].recalled.share == 1 and rows[-1].recalled.right == rows[-1].recalled.continued == 32
 
 
 def test_tokens_are_counted_and_not_the_padding_of_the_last_window(settings):
@@ -422,9 +433,10 @@ def test_tokens_are_counted_and_not_the_padding_of_the_last_window(settings):
 
 
 def test_the_log_is_one_line_each_whatever_the_text(tmp_path):
-    log = RunLog(tmp_path / "train.log", tmp_path / "metrics.csv")
+    directory = RunDirectory(tmp_path)
+    log = RunLog(directory)
     log.line("hostile\nname \x1b[2J")
-    (line,) = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
+    (line,) = directory.log.read_text(encoding="utf-8").splitlines()
     assert "\x1b" not in line and "\\n" in line
 
 
@@ -433,7 +445,7 @@ def test_the_log_is_one_line_each_whatever_the_text(tmp_path):
 
 def files_of(directory: RunDirectory) -> dict:
     rows = [line.split(",")[:8] for line in directory.metrics.read_text(encoding="utf-8").splitlines()]  # without the speeds
-    return {"rows": rows, "samples": directory.samples.read_text(encoding="utf-8")}
+    return {"rows": rows, "samples": directory.samples.read_text(encoding="utf-8"), "recall": directory.recall.read_text(encoding="utf-8")}
 
 
 @pytest.mark.parametrize("amp", ["fp32", "fp16"])
@@ -458,10 +470,11 @@ def test_work_after_the_checkpoint_is_dropped_from_the_logs_and_done_again(setti
     checkpoint_of_step_3 = directory.last.read_bytes()
     run(settings(steps=6, overwrite=True))
     directory.last.write_bytes(checkpoint_of_step_3)  # as if killed at step 6 before its checkpoint
-    with directory.metrics.open("a", encoding="utf-8") as file:
-        file.write("7,0.5")  # a row cut short
+    for table in (directory.metrics, directory.recall):
+        with table.open("a", encoding="utf-8") as file:
+            file.write("7,0.5")  # a row cut short
     run({"out_dir": str(directory.path), "resume": "auto"})
-    assert files_of(directory)["samples"] == expected["samples"]
+    assert [files_of(directory)[name] for name in ("samples", "recall")] == [expected[name] for name in ("samples", "recall")]
     assert [row[:6] for row in files_of(directory)["rows"]] == [row[:6] for row in expected["rows"]]
 
 

@@ -317,6 +317,26 @@ def test_a_forged_sample_fails(run):
     assert audited(run) == fails(weights.samples)
 
 
+def test_the_greedy_sample_is_written_again_and_a_forged_one_fails(run):
+    final = read_samples(run.samples)[-1]
+    assert final.final and audited(run) == fails() and "one of them greedy" in found(run, weights.samples)
+    edit_text(run.samples, (format_sample(final), format_sample(dataclasses.replace(final, text=final.text + "!"))))
+    assert audited(run) == fails(weights.samples)
+
+
+def test_a_run_that_ended_without_a_greedy_sample_is_audited_by_those_it_has(run):
+    samples = read_samples(run.samples)
+    run.samples.write_text("".join(map(format_sample, samples[:-1])), encoding="utf-8")
+    assert audited(run) == fails() and "greedy" not in found(run, weights.samples)
+
+
+def test_a_sample_that_nobody_drew_fails(run):
+    samples = read_samples(run.samples)
+    added = dataclasses.replace(samples[-2], prompt_index=9)
+    run.samples.write_text("".join(map(format_sample, [*samples, added])), encoding="utf-8")
+    assert audited(run) == fails(weights.samples)
+
+
 def test_a_sample_that_differs_from_that_of_another_machine_is_no_proof_either_way(run):
     edit_text(run.samples, ("\n| ", "\n| x"))
     edit_json(run.environment, processor="another")

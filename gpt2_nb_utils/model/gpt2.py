@@ -181,7 +181,11 @@ class GPT2(nn.Module):
         Args:
             reduction: `mean`, `sum`, or `none` for one value per target, (B, T).
         """
-        losses = head_loss(self.hidden(x).flatten(0, 1), self.transformer.wte.weight, y.flatten(), IGNORE_INDEX, reduction)
+        return self.loss_of(self.hidden(x), y, reduction)
+
+    def loss_of(self, hidden: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        """The same from the last hidden states (B, T, C) of the ids, for who needs those as well."""
+        losses = head_loss(hidden.flatten(0, 1), self.transformer.wte.weight, y.flatten(), IGNORE_INDEX, reduction)
         return losses.view(y.shape) if reduction == "none" else losses
 
     @torch.no_grad()

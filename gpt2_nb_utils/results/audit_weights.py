@@ -141,19 +141,23 @@ def _centred(weights: Tensor) -> Tensor:
 @asks("best.pt writes the recorded samples", "the same texts, drawn again with the run's seed")
 def samples(evidence: Evidence) -> tuple[bool, str]:
     step = evidence.best["state"]["step"]
-    recorded = {sample.prompt_index: (sample.prompt, sample.text) for sample in evidence.run.samples if sample.step == step}
+    of_step = [sample for sample in evidence.run.samples if sample.step == step]
+    recorded = {sample.prompt_index: (sample.prompt, sample.text) for sample in of_step}
     if not recorded:
         raise CannotCheck(f"samples/samples.txt holds none of step {step}, at which best.pt was written")
     settings = RunConfig.resolve({}, saved=evidence.best["config"])  # a resumed run may have another prompt by now
     text = decode(evidence.windows.tokens.numpy()) if settings.max_tokens else evidence.corpus.text
-    again = draw_samples(evidence.model, settings, sample_prompts(settings, text), step)
+    # Runs of earlier versions end without a greedy sample.
+    again = draw_samples(evidence.model, settings, sample_prompts(settings, text), step, final=any(one.final for one in of_step))
     problems = [f"prompt {one.prompt_index} of step {step} goes on otherwise" for one in again
                 if recorded.get(one.prompt_index) != (one.prompt, one.text)]
+    problems += [f"prompt {number} of step {step} is none of the run's" for number in recorded.keys() - {one.prompt_index for one in again}]
     if problems and not _like_the_run(evidence):
         raise CannotCheck(f"{len(problems)} of {len(again)} texts differ, which decides nothing here: they were drawn on another "
                           f"machine ({evidence.summary.get('device')}, torch {evidence.summary.get('torch')}), which may round a "
                           f"draw the other way")
-    return problems_or(problems, f"{len(again)} texts of step {step}, to the letter")
+    greedy = ", one of them greedy" if again[-1].final else ""
+    return problems_or(problems, f"{len(again)} texts of step {step}{greedy}, to the letter")
 
 
 def _like_the_run(evidence: Evidence) -> bool:

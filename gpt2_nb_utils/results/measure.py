@@ -17,8 +17,9 @@ from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.results.run import RunResults, TrainedModel
 from gpt2_nb_utils.tokenization.floor import prefix_entropy
 from gpt2_nb_utils.tokenization.windows import Windows
-from gpt2_nb_utils.training.corpus_loss import CorpusLoss, token_losses
+from gpt2_nb_utils.training.corpus_loss import CorpusLoss, read_windows
 from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.verbatim import counted, opening_of, openings_among, recalled_of
 
 _SECONDS_PER_PARAMETER = {"cpu": 25e-12, "cuda": 0.1e-12}
 """Cost of one token in a forward pass, by parameter: 124M on two laptop cores take about 3 ms a token."""
@@ -38,19 +39,23 @@ class Measured:
         windows: all windows of the corpus.
         indices: those that were measured, ascending.
         losses: per measured window the loss of each of its targets (t,), fp32, nats.
+        n_right: per measured window the tokens continued verbatim after its opening; None where that was not counted.
     """
 
     trained: TrainedModel
     windows: Windows
     indices: tuple[int, ...]
     losses: tuple[Tensor, ...]
+    n_right: tuple[int | None, ...]
 
     @property
     def result(self) -> CorpusLoss:
-        """The training loss over the measured windows, and whether they are all."""
+        """The training loss over the measured windows, whether they are all, and how many openings are continued verbatim."""
         n_targets = sum(len(window) for window in self.losses)
         total = sum(window.double().sum().item() for window in self.losses)
-        return CorpusLoss(total / n_targets, n_targets, len(self.indices), whole=len(self.indices) == len(self.windows))
+        opening = opening_of(self.windows)
+        return CorpusLoss(total / n_targets, n_targets, len(self.indices), whole=len(self.indices) == len(self.windows),
+                          recalled=recalled_of(counted(self.n_right, opening), opening))
 
     @property
     def comparable(self) -> bool:
@@ -121,10 +126,11 @@ def measure(run: RunResults, device: str = "auto", seconds: float = 8.0,
     n_affordable = affordable_tokens(trained.model.n_params, seconds, precision.device.type)
     indices = windows_to_measure(run.windows, n_affordable, recorded)
     progress = Progress(len(indices), "measuring windows") if on_windows is None else None
-    losses = token_losses(trained.model, run.windows, indices, precision, on_windows or progress.update)
+    readings = read_windows(trained.model, run.windows, indices, precision, on_windows or progress.update, openings_among(indices))
     if progress is not None:
         progress.close()
-    return Measured(trained, run.windows, tuple(indices), tuple(losses))
+    return Measured(trained, run.windows, tuple(indices), tuple(reading.losses for reading in readings),
+                    tuple(reading.n_right for reading in readings))
 
 
 def measure_or_say(run: RunResults, device: str = "auto", seconds: float = 8.0) -> tuple[Measured | None, str]:

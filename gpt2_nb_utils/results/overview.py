@@ -155,7 +155,7 @@ def what_it_learned(loss: float, frequencies: float, target: float) -> str:
 
 
 def samples_shown(samples: Sequence[Sample]) -> HTML:
-    """The first and the last generation for each prompt, side by side, the prompt in bold."""
+    """The first and the last generation for each prompt, side by side, the prompt in bold; below them the greedy one."""
     if not samples:
         return say("This run has no samples.")
     steps = sorted({sample.step for sample in samples})
@@ -163,10 +163,14 @@ def samples_shown(samples: Sequence[Sample]) -> HTML:
     rows = []
     for prompt in sorted({sample.prompt_index for sample in samples}):
         drawn = {sample.step: sample for sample in samples if sample.prompt_index == prompt}
-        rows.append(beside([(f"prompt {prompt}, after {step:,} step{'s' * (step != 1)} ({name})",
+        rows.append(beside([(f"{_which(drawn[step])}, after {step:,} step{'s' * (step != 1)} ({name})",
                              box(_continued(drawn[step])))
                             for step, name in names.items() if step in drawn]))
     return HTML("".join(rows))
+
+
+def _which(sample: Sample) -> str:
+    return "prompt 1, always the likeliest token" if sample.final else f"prompt {sample.prompt_index}"
 
 
 def _continued(sample: Sample) -> str:

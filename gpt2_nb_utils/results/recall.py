@@ -16,6 +16,7 @@ from gpt2_nb_utils.model.sampling import generate
 from gpt2_nb_utils.results.blocks import beside, box, tokens_text
 from gpt2_nb_utils.tokenization.display import table
 from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.training.verbatim import LENGTH, PREFIX, opening_of
 
 _RIGHT, _WRONG = "background:#d3e6f7;", "text-decoration:underline wavy #7a2b12;"
 
@@ -48,7 +49,7 @@ class Recall:
         return self.n_right == len(self.truth)
 
 
-def recall(model: GPT2, windows: Windows, n: int = 8, prefix: int = 32, length: int = 32) -> list[Recall]:
+def recall(model: GPT2, windows: Windows, n: int = 8, prefix: int = PREFIX, length: int = LENGTH) -> list[Recall]:
     """Continue the openings of windows spread evenly over the corpus, always with the likeliest token.
 
     Args:
@@ -57,9 +58,7 @@ def recall(model: GPT2, windows: Windows, n: int = 8, prefix: int = 32, length: 
         length: tokens generated (less likewise), R.
     """
     seq_len, tokens = windows.seq_len, windows.tokens
-    # A window of seq_len inputs has seq_len targets: the last one it taught is token seq_len, counted from 0.
-    prefix = max(1, min(prefix, seq_len // 2, len(tokens) // 2))
-    length = max(1, min(length, seq_len + 1 - prefix, len(tokens) - prefix))
+    prefix, length = opening_of(windows, prefix, length)
     n_fitting = (len(tokens) - prefix - length) // seq_len + 1
     starts = [(2 * i + 1) * n_fitting // (2 * n) * seq_len for i in range(n)] if n < n_fitting else [
         i * seq_len for i in range(n_fitting)]

@@ -23,7 +23,7 @@ from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.corpus import Corpus, demonstration, load_corpus
 from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
-from gpt2_nb_utils.training.run_log import Row, read_metrics
+from gpt2_nb_utils.training.run_log import RecallRow, Row, read_metrics, read_recall
 from gpt2_nb_utils.training.samples_file import Sample, read_samples
 
 
@@ -58,6 +58,7 @@ class RunResults:
         rows: the metrics, in order.
         samples: the periodic generations, in order.
         missing: what is not there, a line each with the mend.
+        recall: what the model knew by heart at each measurement, in order; runs of earlier versions recorded none.
     """
 
     directory: RunDirectory
@@ -67,6 +68,7 @@ class RunResults:
     rows: list[Row]
     samples: list[Sample]
     missing: tuple[str, ...]
+    recall: tuple[RecallRow, ...] = ()
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -138,11 +140,14 @@ def load_run(path: str | Path) -> RunResults:
     rows = _part(missing, directory.metrics, read_metrics, "curves are not shown")
     samples = _part(missing, directory.samples, read_samples,
                     "samples are not shown; they are drawn every sample_every steps (0 means none)")
+    recall = None
+    if directory.recall.exists():  # runs of earlier versions have none, which is no fault
+        recall = _part(missing, directory.recall, read_recall, "how recall grew is not shown")
     environment = _part(missing, directory.environment, _read_json, "the machine is not named") or {}
     if not (directory.best.exists() or directory.last.exists()):
         missing.append(no_checkpoint(directory))
     return RunResults(directory, summary, RunConfig.resolve({}, saved=saved), environment, rows or [], samples or [],
-                      tuple(missing))
+                      tuple(missing), tuple(recall or ()))
 
 
 def no_checkpoint(directory: RunDirectory) -> str:

@@ -6,7 +6,7 @@ This is the figure that the target is about (never a single batch). Every one of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Sequence
+from typing import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, Windows
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.processes import ALONE, Processes
+from gpt2_nb_utils.training.verbatim import Recalled, counted, opening_of, openings_among, recalled_of, tokens_right
 
 _TOKENS_AT_ONCE = 2048
 """Tokens in one forward pass: 2,048 rows of 50,257 fp32 logits are 0.4 GB."""
@@ -29,12 +30,14 @@ class CorpusLoss:
         n_targets: predictions that were measured.
         n_windows: windows that were measured.
         whole: all windows of the corpus were measured; otherwise the figure is an estimate.
+        recalled: how far the model continues the openings of these windows verbatim; None where none is long enough.
     """
 
     loss: float
     n_targets: int
     n_windows: int
     whole: bool
+    recalled: Recalled | None = None
 
     @property
     def windows(self) -> str | int:
@@ -54,30 +57,54 @@ def describe_windows(windows: str | int | None, max_tokens: int = 0) -> str:
     return f"whole excerpt of {max_tokens:,} tokens" if max_tokens else "whole corpus"
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a model made of one window.
+
+    Attributes:
+        losses: cross-entropy of each prediction (t,), fp32, on the CPU, in nats; t is `seq_len`, less in the last window.
+        n_right: tokens that it continues verbatim after the opening of the window (`verbatim.opening_of`); None where the
+            window is too short for that, or was not asked for.
+    """
+
+    losses: Tensor
+    n_right: int | None = None
+
+
 @torch.no_grad()
-def token_losses(model: GPT2, windows: Windows, indices: Sequence[int], precision: Precision,
-                 on_windows: Callable[[int], None] | None = None) -> list[Tensor]:
-    """Cross-entropy of each prediction of the given windows.
+def read_windows(model: GPT2, windows: Windows, indices: Sequence[int], precision: Precision,
+                 on_windows: Callable[[int], None] | None = None, openings: Collection[int] = ()) -> list[Reading]:
+    """One forward pass over each of the given windows.
 
     Args:
         on_windows: called with the number of windows done so far.
-
-    Returns:
-        One fp32 tensor (t,) per window, on the CPU, in nats; t is `seq_len`, less in the last window.
+        openings: those of them whose verbatim continuation is counted too (`verbatim.openings_among`).
     """
     was_training = model.training
     model.eval()
-    losses = []
+    opening, head = opening_of(windows), model.transformer.wte.weight
+    readings: list[Reading] = []
     at_once = max(1, _TOKENS_AT_ONCE // windows.seq_len)
     for start in range(0, len(indices), at_once):
-        x, y = windows.batch(indices[start:start + at_once])  # (B, T)
+        numbers = indices[start:start + at_once]
+        x, y = (part.to(precision.device) for part in windows.batch(numbers))  # (B, T)
         with precision.autocast():
-            batch = model.loss(x.to(precision.device), y.to(precision.device), reduction="none").cpu()  # (B, T)
-        losses += [row[targets != IGNORE_INDEX] for row, targets in zip(batch, y)]
+            hidden = model.hidden(x)  # (B, T, C)
+            batch = model.loss_of(hidden, y, reduction="none").cpu()  # (B, T)
+        rows = [row for row, number in enumerate(numbers) if number in openings]
+        right = dict(zip(rows, tokens_right(hidden[rows], head, y[rows], opening))) if rows else {}
+        readings += [Reading(losses[targets != IGNORE_INDEX], right.get(row))
+                     for row, (losses, targets) in enumerate(zip(batch, y.cpu()))]
         if on_windows is not None:
-            on_windows(len(losses))
+            on_windows(len(readings))
     model.train(was_training)
-    return losses
+    return readings
+
+
+def token_losses(model: GPT2, windows: Windows, indices: Sequence[int], precision: Precision,
+                 on_windows: Callable[[int], None] | None = None) -> list[Tensor]:
+    """Cross-entropy of each prediction of the given windows: the losses of `read_windows`."""
+    return [reading.losses for reading in read_windows(model, windows, indices, precision, on_windows)]
 
 
 def training_loss(model: GPT2, windows: Windows, precision: Precision, n_windows: int = 0,
@@ -91,7 +118,12 @@ def training_loss(model: GPT2, windows: Windows, precision: Precision, n_windows
         processes: they share out the windows, for the whole corpus takes as long as many a step; all get the same figure.
     """
     indices = windows.evenly_spread(n_windows)
-    losses = token_losses(model, windows, indices[processes.rank::processes.count], precision,
-                          on_windows and (lambda done: on_windows(min(done * processes.count, len(indices)))))
-    total, n_targets = processes.sum(sum(window.double().sum().item() for window in losses), sum(len(window) for window in losses))
-    return CorpusLoss(total / n_targets, int(n_targets), len(indices), whole=len(indices) == len(windows))
+    readings = read_windows(model, windows, indices[processes.rank::processes.count], precision,
+                            on_windows and (lambda done: on_windows(min(done * processes.count, len(indices)))),
+                            openings_among(indices))
+    opening = opening_of(windows)
+    total, n_targets, *recalled = processes.sum(
+        sum(reading.losses.double().sum().item() for reading in readings), sum(len(reading.losses) for reading in readings),
+        *counted([reading.n_right for reading in readings], opening))
+    return CorpusLoss(total / n_targets, int(n_targets), len(indices), whole=len(indices) == len(windows),
+                      recalled=recalled_of(recalled, opening))

@@ -1,4 +1,4 @@
-"""The figures of notebook 03: number formats, gradient sizes, the loss scale, schedules, the live curve.
+"""The figures of notebook 03: a step, the loss of a probability, number formats, the loss scale, schedules, the live curve.
 
 It draws what it is handed. It deliberately decides nothing: which numbers are shown is the notebook's business.
 Figures are readable in grey: no meaning rests on colour alone.
@@ -6,8 +6,10 @@ Figures are readable in grey: no meaning rests on colour alone.
 
 from __future__ import annotations
 
+import math
 from typing import Sequence, get_args
 
+import numpy as np
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,6 +22,48 @@ _BITS = {"fp32": (1, 8, 23), "fp16": (1, 5, 10), "bf16": (1, 8, 7)}
 """Bits for sign, exponent and fraction (IEEE 754; bf16 is the upper half of fp32)."""
 SMALLEST_FP16 = 2.0**-24
 """The smallest positive fp16 number."""
+
+
+def training_step() -> Figure:
+    """One training step as a circle of five boxes, each with what it does and what comes out of it."""
+    figure, axis = pyplot.subplots(figsize=(9, 2.7), layout="constrained")
+    axis.set(xlim=(0, 20), ylim=(0, 6))
+    axis.axis("off")
+    boxes = (("batch", "windows of\ntokens"), ("forward", "a probability for\neach next token"), ("loss", "how surprising\nwas the truth?"),
+             ("backward", "a gradient for\nevery weight"), ("update", "each weight\nmoves a little"))
+    centres = [2 + 4 * number for number in range(len(boxes))]
+    for x, (name, what) in zip(centres, boxes):
+        axis.text(x, 4.3, name, ha="center", va="center", fontsize=12, weight="bold",
+                  bbox=dict(boxstyle="round,pad=0.5", facecolor="#d6e6f5", edgecolor="black"))
+        axis.text(x, 2.5, what, ha="center", va="center", fontsize=10)
+    arrow = dict(arrowstyle="-|>", color="black", linewidth=1.4)
+    for x in centres[:-1]:
+        axis.annotate("", (x + 2.6, 4.3), (x + 1.4, 4.3), arrowprops=arrow)
+    axis.plot([centres[-1], centres[-1], centres[0]], [1.6, 0.7, 0.7], color="black", linewidth=1.4)
+    axis.annotate("", (centres[0], 1.7), (centres[0], 0.7), arrowprops=arrow)
+    axis.text(10, 0.7, "the next batch, with the moved weights", ha="center", va="center", fontsize=10,
+              bbox=dict(facecolor="white", edgecolor="none"))
+    return figure
+
+
+def surprise(marks: dict[str, float]) -> Figure:
+    """The loss −ln p against the probability p that the model gave the token that came.
+
+    Args:
+        marks: name: probability, each drawn as a dot on the curve.
+    """
+    figure, axis = pyplot.subplots(figsize=(8, 3), layout="constrained")
+    probabilities = np.geomspace(1e-5, 1, 200)
+    axis.plot(probabilities, -np.log(probabilities), color="black", linewidth=1.8)
+    for name, p in marks.items():
+        loss = -math.log(p)
+        axis.plot([p], [loss], "o", color="black", markersize=7)
+        axis.annotate(f"{name}: {loss:.3g}", (p, loss), xytext=(10, 9 if loss > 0.5 else -2), textcoords="offset points", va="center",
+                      annotation_clip=False)
+    axis.set(xscale="log", xlabel="probability of the token that came", ylabel="loss −ln p (nats)", ylim=(-0.6, 12))
+    axis.grid(True, color="0.9")
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def number_formats() -> Figure:

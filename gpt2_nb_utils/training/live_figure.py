@@ -29,6 +29,8 @@ class LiveFigure:
         self._rows = list(rows or [])
         self._handle = None
         self._drawn_at = 0.0
+        if self._rows:  # a resumed run begins with what it had
+            self._draw()
 
     def __call__(self, row: Row) -> None:
         """Take in a row of the metrics, and draw if the last drawing is some seconds old."""

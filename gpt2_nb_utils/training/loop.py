@@ -160,7 +160,7 @@ class _Training:
     def draw_samples(self) -> None:
         """Let the model continue the prompts."""
         with samples_fit(self.config):
-            self.record.samples(self.model)
+            self.record.samples(self.model, final=self._is_last_step)
 
     def step(self, factor: float) -> float:
         """One optimizer update on the next windows, at this share of the peak learning rates.

@@ -14,7 +14,7 @@ from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, describe_windows
-from gpt2_nb_utils.training.run_log import Row, RunLog, append_line, written
+from gpt2_nb_utils.training.run_log import RecallRow, Row, RunLog, append_line, written
 from gpt2_nb_utils.training.samples import draw_samples, sample_prompts
 from gpt2_nb_utils.training.samples_file import format_sample, read_samples
 from gpt2_nb_utils.training.start import Run
@@ -33,7 +33,7 @@ class Recorder:
 
     def __init__(self, run: Run, state: State, n_params: int, on_row: Callable[[Row], None] | None = None):
         self.run, self.state, self._on_row = run, state, on_row
-        self._log = RunLog(run.directory.log, run.directory.metrics, step=state.step if run.resumed else None)
+        self._log = RunLog(run.directory, step=state.step if run.resumed else None)
         self._prompts = sample_prompts(run.config, run.training_text)
         self._speed_from = (state.seconds, state.tokens_seen)
         self._wall_before, self._begun = state.wall_seconds, time.monotonic()
@@ -46,8 +46,10 @@ class Recorder:
         self._log.line(text)
 
     def measured(self, measured: CorpusLoss) -> None:
-        """Log a measured training loss."""
+        """Log a measured training loss, and what the same forward pass said about recall."""
         config = self.run.config
+        if measured.recalled is not None:
+            self._log.recall(RecallRow(self.state.step, measured.recalled))
         self._log.line(f"step {self.state.step}/{config.steps}  training loss {measured.loss:.6f} "
                        f"({describe_windows(measured.windows, config.max_tokens)})  target {config.target_loss}")
 
@@ -72,10 +74,14 @@ class Recorder:
         if self._on_row is not None:
             self._on_row(row)
 
-    def samples(self, model: GPT2) -> None:
-        """Let the model continue the prompts and append what it says to samples.txt."""
+    def samples(self, model: GPT2, final: bool) -> None:
+        """Let the model continue the prompts and append what it says to samples.txt.
+
+        Args:
+            final: the run ends here: add what the model says when it always takes the likeliest token.
+        """
         path = self.run.directory.samples
-        drawn = draw_samples(model, self.run.config, self._prompts, self.state.step)
+        drawn = draw_samples(model, self.run.config, self._prompts, self.state.step, final)
         if self.run.corpus.source == "demo":
             drawn = [replace(sample, settings={**sample.settings, "corpus": "demonstration"}) for sample in drawn]
         with written(path):
@@ -126,11 +132,16 @@ class Recorder:
         return self.run.summary
 
     def _keep_samples(self) -> int | None:
-        """Drop samples of steps after the checkpoint, which will be drawn again; the step of the last that are left."""
-        path = self.run.directory.samples
+        """Drop samples of steps after the checkpoint, which will be drawn again, and the final one of a run that now goes on.
+
+        Returns:
+            The step of the last that are left.
+        """
+        path, state, config = self.run.directory.samples, self.state, self.run.config
+        ended = state.step == config.steps or state.reached(config.target_loss) and state.best_train_loss_step <= state.step
         if not path.exists():
             return None
-        kept = [sample for sample in read_samples(path) if sample.step <= self.state.step]
+        kept = [sample for sample in read_samples(path) if sample.step <= state.step and (ended or not sample.final)]
         with written(path):
             write_atomically(path, "".join(map(format_sample, kept)))
         return kept[-1].step if kept else None
@@ -166,7 +177,7 @@ class Bystander:
     def row(self, lr: float | None, grad_norm: float | None, loss_scale: float | None) -> None:
         pass
 
-    def samples(self, model: GPT2) -> None:
+    def samples(self, model: GPT2, final: bool) -> None:
         pass
 
     samples_are_drawn = True

@@ -1,4 +1,4 @@
-"""The two logs of a run: `train.log` for a person, `train_metrics.csv` for a program."""
+"""The logs of a run: `train.log` for a person, `train_metrics.csv` and `recall.csv` for a program."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any, Iterator
 
 from gpt2_nb_utils.errors import NotWritten
 from gpt2_nb_utils.plain_text import one_line
-from gpt2_nb_utils.run_directory import write_atomically
+from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
+from gpt2_nb_utils.training.verbatim import Recalled
 
 COLUMNS = ("step", "epoch", "tokens", "loss", "train_loss", "lr", "grad_norm", "loss_scale", "tok_per_s", "elapsed_s")
+RECALL_COLUMNS = ("step", "openings", "given", "continued", "verbatim", "right")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,25 @@ class Row:
         return [text(getattr(self, name)) for name in COLUMNS]
 
 
+@dataclass(frozen=True)
+class RecallRow:
+    """One line of `recall.csv`: a measurement of the training loss, and what the model knew by heart then.
+
+    Attributes:
+        step: optimizer updates done.
+        recalled: how far it continued the openings of the windows that were measured.
+    """
+
+    step: int
+    recalled: Recalled
+
+    def cells(self) -> list[str]:
+        """The row as text."""
+        known = self.recalled
+        return [f"{value:.7g}" if isinstance(value, float) else str(value) for value in (
+            self.step, known.openings, known.given, known.continued, known.verbatim, known.right)]
+
+
 def read_metrics(path: Path) -> list[Row]:
     """The rows of a `train_metrics.csv`; a line that a kill cut short, or without a step, is left out."""
     rows = []
@@ -66,6 +87,23 @@ def read_metrics(path: Path) -> list[Row]:
     return rows
 
 
+def read_recall(path: Path) -> list[RecallRow]:
+    """The rows of a `recall.csv`, none where it is missing; a line that a kill cut short is left out."""
+    rows = []
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            for cells in csv.DictReader(file):
+                try:
+                    counts = {name: int(cells[name]) for name in RECALL_COLUMNS[:-1]}
+                    step = counts.pop("step")
+                    recalled = Recalled(**counts, right=float(cells["right"]))
+                except (TypeError, ValueError, KeyError, OverflowError):
+                    continue
+                if 0 <= recalled.verbatim <= recalled.openings > 0:
+                    rows.append(RecallRow(step, recalled))
+    return rows
+
+
 def append_line(log: Path, text: str) -> None:
     """Append a timestamped line to train.log.
 
@@ -77,28 +115,47 @@ def append_line(log: Path, text: str) -> None:
         file.write(f"{datetime.now().strftime('%Y-%m-%d %H:%M:%S')}  {one_line(text)}\n")
 
 
-class RunLog:
-    """Appends to both logs of a run. What cannot be written is a `NotWritten`.
+class _Table:
+    """A CSV file with a step in its first column, to which rows are appended.
 
     Args:
-        log: path of train.log.
-        metrics: path of train_metrics.csv.
+        path: the file, written anew with the rows that are kept.
+        columns: its header.
+        step: rows after this step are dropped; all, when None.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], step: int | None):
+        self._path = path
+        kept = []
+        with written(path):
+            if path.exists() and step is not None:
+                with path.open(encoding="utf-8", newline="") as file:
+                    lines = list(csv.reader(file))[1:]
+                kept = [cells for cells in lines if len(cells) == len(columns) and cells[0].isdecimal() and int(cells[0]) <= step]
+            write_atomically(path, "".join(",".join(cells) + "\n" for cells in [columns, *kept]))
+
+    def append(self, cells: list[str]) -> None:
+        with written(self._path), self._path.open("a", encoding="utf-8", newline="") as file:
+            file.write(",".join(cells) + "\n")
+
+
+class RunLog:
+    """Appends to the logs of a run. What cannot be written is a `NotWritten`.
+
+    Args:
+        directory: the run directory.
         step: steps done by the checkpoint from which the run goes on (0 for a new run): rows after it belong to
             work that was lost, will be done again, and are dropped.
     """
 
-    def __init__(self, log: Path, metrics: Path, step: int | None = None):
-        self._log, self._metrics = log, metrics
-        kept = []
-        with written(metrics):
-            if metrics.exists() and step is not None:
-                with metrics.open(encoding="utf-8", newline="") as file:
-                    lines = list(csv.reader(file))[1:]
-                kept = [cells for cells in lines if len(cells) == len(COLUMNS) and cells[0].isdecimal() and int(cells[0]) <= step]
-            write_atomically(metrics, "".join(",".join(cells) + "\n" for cells in [COLUMNS, *kept]))
-        if step is None:
-            with written(log):
-                log.unlink(missing_ok=True)
+    def __init__(self, directory: RunDirectory, step: int | None = None):
+        self._log = directory.log
+        with written(self._log):
+            self._log.parent.mkdir(exist_ok=True)
+            if step is None:
+                self._log.unlink(missing_ok=True)
+        self._metrics = _Table(directory.metrics, COLUMNS, step)
+        self._recall = _Table(directory.recall, RECALL_COLUMNS, step)
 
     def line(self, text: str) -> None:
         """Append a timestamped line to train.log."""
@@ -107,8 +164,11 @@ class RunLog:
 
     def row(self, row: Row) -> None:
         """Append a row to train_metrics.csv."""
-        with written(self._metrics), self._metrics.open("a", encoding="utf-8", newline="") as file:
-            file.write(",".join(row.cells()) + "\n")
+        self._metrics.append(row.cells())
+
+    def recall(self, row: RecallRow) -> None:
+        """Append a row to recall.csv."""
+        self._recall.append(row.cells())
 
 
 @contextlib.contextmanager

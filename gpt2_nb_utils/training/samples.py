@@ -31,22 +31,28 @@ def sample_prompts(config: RunConfig, text: str) -> list[str]:
     return prompts
 
 
-def draw_samples(model: GPT2, config: RunConfig, prompts: list[str], step: int) -> list[Sample]:
+def draw_samples(model: GPT2, config: RunConfig, prompts: list[str], step: int, final: bool = False) -> list[Sample]:
     """Continue each prompt; the same model, config and step give the same text.
 
     Args:
         step: updates that the model has had; it is part of the seed, so that each sampling draws anew.
+        final: continue the first prompt once more, always with the likeliest token: nothing is drawn, so any program
+            with these weights writes the same.
 
     Returns:
-        One sample per prompt; its text starts with the prompt.
+        One sample per prompt, and the greedy one last; its text starts with the prompt.
     """
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     ids = [torch.from_numpy(encode(prompt)) for prompt in prompts]
     drawn = generate(model, ids, config.max_new_tokens, config.temperature, config.top_k, _generators(generator, ids, model, config),
                      context=config.seq_len)
     settings = {"prompts": len(prompts), "temperature": config.temperature, "top_k": config.top_k}
-    return [Sample(step=step, prompt_index=number, prompt=prompt, text=decode(row.numpy()), settings=settings)
-            for number, (prompt, row) in enumerate(zip(prompts, drawn), start=1)]
+    samples = [Sample(step=step, prompt_index=number, prompt=prompt, text=decode(row.numpy()), settings=settings)
+               for number, (prompt, row) in enumerate(zip(prompts, drawn), start=1)]
+    if final and config.temperature > 0:  # otherwise they all are
+        (likeliest,) = generate(model, ids[:1], config.max_new_tokens, temperature=0, context=config.seq_len)
+        samples.append(Sample(step, len(prompts) + 1, prompts[0], decode(likeliest.numpy()), {"temperature": 0, "top_k": 0}))
+    return samples
 
 
 def _generators(generator: torch.Generator, ids: list[torch.Tensor], model: GPT2, config: RunConfig) -> list[torch.Generator]:

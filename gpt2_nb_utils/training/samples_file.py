@@ -45,6 +45,11 @@ class Sample:
     text: str
     settings: dict[str, int | float] = field(default_factory=dict)
 
+    @property
+    def final(self) -> bool:
+        """Whether it is the one that a run ends with: greedy, beside those that were drawn at the same step."""
+        return self.settings.get("temperature") == 0 and "prompts" not in self.settings
+
 
 def format_sample(sample: Sample) -> str:
     """The block of one sample, ending with an empty line: append it to the file (as UTF-8)."""

@@ -1,0 +1,96 @@
+"""Verbatim recall, counted in the forward pass that measures the training loss: no token has to be generated for it.
+
+Always the likeliest token, a model continues an opening of its corpus verbatim for exactly as long as each likeliest token,
+*given the true text before it*, is the true one: up to there its own text and the true one are the same. So the hidden
+states of a window, there already for the loss, tell how far it would get; only the head is asked once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2_nb_utils.tokenization.windows import Windows
+
+PREFIX, LENGTH = 32, 32
+"""Tokens given and tokens to continue, where windows are long enough."""
+_MOST_OPENINGS = 256
+"""Openings that are counted where more windows are measured: asking the head costs a tenth of their forward pass, and so many suffice."""
+
+
+def opening_of(windows: Windows, prefix: int = PREFIX, length: int = LENGTH) -> tuple[int, int]:
+    """How many tokens of a window are given, and how many are then to be continued: (P, R), each at least 1.
+
+    Args:
+        prefix: P at most; half a window, or half the corpus, where those are short.
+        length: R at most; no more than the window taught.
+    """
+    seq_len, n_tokens = windows.seq_len, len(windows.tokens)
+    prefix = max(1, min(prefix, seq_len // 2, n_tokens // 2))
+    # A window of seq_len inputs has seq_len targets: the last one it taught is token seq_len, counted from 0.
+    return prefix, max(1, min(length, seq_len + 1 - prefix, n_tokens - prefix))
+
+
+def openings_among(indices: Sequence[int]) -> set[int]:
+    """The windows whose openings are counted when these are measured: all, or some spread evenly among many."""
+    n = min(len(indices), _MOST_OPENINGS)
+    return {indices[i * len(indices) // n] for i in range(n)}
+
+
+@torch.no_grad()
+def tokens_right(hidden: Tensor, head: Tensor, targets: Tensor, opening: tuple[int, int]) -> list[int | None]:
+    """How many tokens of its continuation a model gets right before the first error, for each window of a batch.
+
+    Args:
+        hidden: what the head sees, (B, T, C).
+        head: its weight, (V, C).
+        targets: (B, T), padded with IGNORE_INDEX; a window too short for the opening gives None.
+        opening: P and R, from `opening_of`.
+    """
+    P, R = opening
+    places = slice(P - 1, P + R - 1)  # token P is the target of the last one given
+    wanted = targets[:, places]  # (B, R)
+    # In fp32 whatever the run's format: two of 50,257 logits are often equal in bf16, and one is the likeliest.
+    with torch.autocast(hidden.device.type, enabled=False):
+        likeliest = (hidden[:, places].float() @ head.float().t()).argmax(dim=-1)  # (B, R)
+    right = (likeliest == wanted).long().cumprod(dim=1).sum(dim=1)  # ones up to the first error
+    return [n if last >= 0 else None for n, last in zip(right.tolist(), wanted[:, -1].tolist())]
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """How far a model continues openings of its corpus, always taking the likeliest token.
+
+    Attributes:
+        openings: how many were tried.
+        given: tokens of each that the model sees.
+        continued: tokens that it then has to get right.
+        verbatim: openings continued right to the last of these.
+        right: tokens right before the first error, on average.
+    """
+
+    openings: int
+    given: int
+    continued: int
+    verbatim: int
+    right: float
+
+    @property
+    def share(self) -> float:
+        """The share of openings continued verbatim."""
+        return self.verbatim / self.openings
+
+
+def counted(right: Sequence[int | None], opening: tuple[int, int]) -> tuple[int, int, int]:
+    """Of these windows: openings tried, those continued verbatim, and tokens right in all."""
+    tried = [n for n in right if n is not None]
+    return len(tried), sum(n == opening[1] for n in tried), sum(tried)
+
+
+def recalled_of(counts: Sequence[float], opening: tuple[int, int]) -> Recalled | None:
+    """What `counted` counted, summed over all windows, as one result; None where no window was long enough."""
+    openings, verbatim, right = counts
+    return Recalled(int(openings), *opening, int(verbatim), right / openings) if openings else None
