@@ -215,7 +215,7 @@ def test_a_checkpoint_that_another_process_writes_meanwhile_is_not_gone_on_from(
 
 def test_a_checkpoint_named_by_hand_sets_aside_the_one_whose_place_it_takes(copy):
     last = copy.last.read_bytes()
-    run({"resume": str(copy.previous), "steps": 7})
+    train(RunConfig.resolve({"resume": str(copy.previous), "steps": 7}))
     assert copy.set_aside.read_bytes() == last and read_checkpoint(copy.last)["state"]["step"] == 7
 
 

@@ -150,6 +150,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_a_text_and_a_checkpoint
     shutil.copy(text_file, read_only.path / "input.txt")
     first = run(settings(out_dir=str(read_only.path / "run"), input_file=str(read_only.path / "input.txt"), steps=3))
     read_only.mount("remount", "ro")
+    capsys.readouterr()
     for words in (["train", f"--out_dir={read_only.path / 'other'}", f"--input_file={text_file}", "--preset=tiny"],
                   ["train", f"--out_dir={first}", "--resume=auto", "--steps=5"]):
         assert main(words) == 2

@@ -203,7 +203,8 @@ def model_from(content: dict[str, Any], device: torch.device | str = "cpu") -> G
     try:
         with torch.device("meta"):  # the weights come from the checkpoint: draw none
             model = GPT2(GPT2Config(**content["model_config"]))
-        model.load_state_dict(content["model"], assign=True)
+        # A plain dict: torch notes `assign` in what a state dict carries along, and whoever loads that later would assign too.
+        model.load_state_dict(dict(content["model"]), assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"the checkpoint's weights do not fit its model sizes ({str(error).splitlines()[0]}): name a "
                         f"checkpoint that this program wrote") from None

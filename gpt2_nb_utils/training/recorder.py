@@ -110,7 +110,8 @@ class Recorder:
     def failed(self, error: BaseException) -> None:
         """Log why the run ends; a log that cannot be written does not hide it."""
         with contextlib.suppress(UserError):
-            self._log.line(f"failed: {error or type(error).__name__}")
+            if not self.run.lock.is_lost:
+                self._log.line(f"failed: {error or type(error).__name__}")
 
     def close(self, status: str) -> dict[str, Any]:
         """Write the last state, let others into the directory, and return the content of `summary.json`.
