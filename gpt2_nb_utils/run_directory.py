@@ -24,7 +24,7 @@ from gpt2_nb_utils import torchrun
 from gpt2_nb_utils.errors import UserError
 
 _MADE_BY_A_RUN = ("config.json", "summary.json", "environment.json", "tokens.bin", "logs", "samples", "checkpoints",
-                  "figures", "notebooks", "report", "verify.json")
+                  "figures", "notebooks", "report", "verify.json", "token_losses.npz")
 _LOCK = ".lock"
 _NOT_CONTENT = {_LOCK, ".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
 
@@ -75,6 +75,7 @@ class RunDirectory:
         self.notebooks = self.path / "notebooks"
         self.report = self.path / "report"
         self.audit = self.path / "verify.json"
+        self.token_losses = self.path / "token_losses.npz"
 
     def __str__(self) -> str:
         return str(self.path)
