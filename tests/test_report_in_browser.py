@@ -166,6 +166,18 @@ def test_a_token_tells_its_loss_when_pointed_at(visit):
         assert token.get_attribute("data-l") in told and "probability 10 to 50 %" in told
 
 
+def test_the_keyboard_stops_at_the_least_expected_tokens_of_the_first_page(visit):
+    page = visit("index.html")
+    page.locator("#tokens ~ p a").focus()
+    told = []
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        told.append(page.evaluate("[+document.activeElement.dataset.l, getComputedStyle(document.activeElement, '::after').content]"))
+    assert all(f"{loss:.2f}" in content for loss, content in told)
+    shown = page.evaluate("[...document.querySelectorAll('.taste [data-l]')].map(e => +e.dataset.l)")
+    assert max(shown) in [loss for loss, _ in told] and len(shown) > 10
+
+
 def test_the_keyboard_goes_from_the_table_to_a_token_which_tells_its_loss_and_back(visit):
     page = visit("tokens.html")
     page.locator(".surprises a").nth(2).press("Enter")

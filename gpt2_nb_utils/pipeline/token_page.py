@@ -7,7 +7,7 @@ element of its own only where it is marked, or where there is room: unmarked one
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -34,6 +34,8 @@ _HEADING = 300
 """Bytes that a heading and the link to it take."""
 _WORST = 40
 """Tokens that the table of the least expected ones names."""
+_STOPS = 5
+"""Tokens of a window on the first page, the least expected ones, at which the keyboard stops."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,15 @@ def taste(losses: TokenLosses) -> list[tuple[str, Markup]]:
     chosen = dict.fromkeys((0, max(range(len(losses.windows)), key=lambda number: losses.windows[number].mean)))
     names = {0: "the first window" if losses.windows[0].index == 0 else "a window"}
     return [(f"Window {window.index + 1:,} of {losses.n_windows:,}, {names.get(number, 'the one with the highest loss')}: "
-             f"mean loss {window.mean:.3f}", Markup(_painted(window, each=True)))
+             f"mean loss {window.mean:.3f}", Markup(_painted(window, each=True, stops=_least_expected(window))))
             for number in chosen for window in [losses.windows[number]]]
 
 
-def _parts(windows: Sequence[WindowLosses], losses: TokenLosses, named: set[int]) -> Iterator[Part]:
+def _least_expected(window: WindowLosses) -> set[int]:
+    return {window.start + 1 + offset for offset in np.argsort(-window.losses, kind="stable")[:_STOPS].tolist()}
+
+
+def _parts(windows: Sequence[WindowLosses], losses: TokenLosses, named: Set[int]) -> Iterator[Part]:
     each = sum(len(window.losses) for window in windows) <= _EACH_UP_TO
     per_part = max(1, _IN_A_PART // losses.seq_len if len(windows) == losses.n_windows else len(windows) // _PARTS)
     for first in range(0, len(windows), per_part):
@@ -123,12 +129,14 @@ def _parts(windows: Sequence[WindowLosses], losses: TokenLosses, named: set[int]
         yield Part(f"from-{start}", f"Tokens {start:,} to {end:,}", f"{mean:.3f}", Markup("".join(bodies)))
 
 
-def _painted(window: WindowLosses, each: bool, named: set[int] = frozenset(), continued: bool = False) -> str:
+def _painted(window: WindowLosses, each: bool, named: Set[int] = frozenset(), stops: Set[int] = frozenset(),
+             continued: bool = False) -> str:
     """The HTML of a window: a sign with its mean loss, the token that is given, unless it was shown just before, and the others.
 
     Args:
         each: whether unmarked tokens are elements too.
         named: numbers of the tokens that link to their row in the table.
+        stops: numbers of other tokens that the keyboard reaches.
         continued: the window before stands just before.
     """
     texts = token_strings(window.tokens)
@@ -139,7 +147,8 @@ def _painted(window: WindowLosses, each: bool, named: set[int] = frozenset(), co
         if place in named:
             parts.append(f'<a id="t{place}" href="#r{place}" class={LETTERS[number]} data-l={loss:.2f}>{_text(text)}</a>')
         elif number or each:
-            parts.append(f"<u class={LETTERS[number]} data-l={loss:.2f}>{_text(text) if number else _plain(text)}</u>")
+            stop = " tabindex=0" if place in stops else ""
+            parts.append(f"<u class={LETTERS[number]} data-l={loss:.2f}{stop}>{_text(text) if number else _plain(text)}</u>")
         else:
             parts.append(_plain(text))
     return "".join(parts)
