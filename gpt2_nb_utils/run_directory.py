@@ -24,7 +24,7 @@ from gpt2_nb_utils import torchrun
 from gpt2_nb_utils.errors import NotWritten, UserError
 
 _MADE_BY_A_RUN = ("config.json", "environment.json", "tokens.bin", "logs", "samples", "checkpoints", "figures", "notebooks",
-                  "report", "verify.json", "summary.json")
+                  "report", "verify.json", "token_losses.npz", "summary.json")
 """In the order in which they are thrown away: while the summary is there, the folder is known for a run's."""
 _LOCK, _LOCK_OF_RUN = ".lock", ".run.lock"
 _LENT = "GPT2_NB_UTILS_LENT"
@@ -142,6 +142,7 @@ class RunDirectory:
         self.notebooks = self.path / "notebooks"
         self.report = self.path / "report"
         self.audit = self.path / "verify.json"
+        self.token_losses = self.path / "token_losses.npz"
 
     def __str__(self) -> str:
         return str(self.path)

@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from torch import Tensor
 
 from gpt2_nb_utils.results.audit import Audit, Check, audited_state
+from gpt2_nb_utils.results.token_losses import keep
 from gpt2_nb_utils.run_directory import RunDirectory, environment
+from gpt2_nb_utils.tokenization.bpe import encode
+from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.samples_file import Sample, format_sample
 
 COURSE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -110,6 +115,17 @@ def add_audit(run: RunDirectory, found: str = "0.0912 over all 338,024 predictio
     Audit("2026-01-02T03:04:05+00:00", "python -m gpt2_nb_utils verify out/x", {"device": "cpu", "amp": "fp32"}, "0" * 64, 0.0912,
           338_024, audited_state(run.read_summary()), checks).write(run)
     return run
+
+
+def add_token_losses(run: RunDirectory, text: str = f"{HOSTILE}\n\nAll:\nSpeak, speak.\n" * 9, seq_len: int = 16,
+                     measured: list[int] | None = None) -> tuple[Windows, dict[int, Tensor]]:
+    """Put the losses of a text beside the run, each prediction with one of its own: n hundredths for the n-th, up to 9 nats."""
+    windows = Windows(torch.from_numpy(encode(text)), seq_len)
+    numbers = torch.arange(1, windows.n_targets + 1)
+    losses = {index: (numbers[index * seq_len:(index + 1) * seq_len] % 900) / 100
+              for index in (range(len(windows)) if measured is None else measured)}
+    keep(run, run.read_summary(), windows, losses)
+    return windows, losses
 
 
 def add_notebook(run: RunDirectory, name: str, cells: list[Any], **metadata: Any) -> Path:

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
@@ -74,6 +75,62 @@ def test_a_log_that_starts_far_below_a_random_guess_does_not_count_as_from_scrat
 def test_every_status_makes_a_page_and_an_unfinished_run_is_said_to_be_one(tmp_path, status):
     text = words(page(build_report(make_run(tmp_path / "run", summary(status=status)))))
     assert ("The run is not finished" in text) == (status not in ("target_reached", "steps_done"))
+
+
+@pytest.mark.parametrize("content, asks, figure, besides", [
+    (reached(), "Training loss", "0.091200", "measured on the whole corpus; target: below 0.099999"),
+    (reached(), "Corpus", "the course's input.txt", "338,025 tokens, sha256 86c4e6aa…"),
+    (reached(), "Parameters", "124,439,808", "12 layers, 12 heads, 768 wide"),
+    (reached(epoch=6.0), "Epochs", "6", "15,360 tokens seen"),
+    (reached(seconds=7900, wall_seconds=8542), "Time", "2 h 12 min", "of training, 2 h 22 min in all, 130 tokens/s"),
+    (reached(seconds=7199.6), "Time", "2 h 0 min", None),
+    (reached(), "Time", "1 min 58 s", None),
+    (reached(), "Machine", "cuda", None),
+    (reached(), "Run", "finished", "step 30 of 30, seed 1337"),
+    (reached(), "Audit", "not made", None),
+    (summary(status="running"), "Run", "still running", None),
+    (summary(train_loss=None, best_train_loss=None), "Training loss", "not measured yet", "target: below 0.099999"),
+    (summary(corpus={"source": "demo", "sha256": "0" * 64, "tokens": 5}), "Corpus", "demonstration corpus", "5 tokens, sha256 00000000…"),
+    (summary(config={"max_tokens": 2048}), "Corpus", "the course's input.txt", "its first 2,048 tokens, sha256 86c4e6aa…"),
+    ({"status": None}, "Time", "not recorded", None),
+])
+def test_the_first_screen_answers_what_a_grader_asks_first(tmp_path, content, asks, figure, besides):
+    index = page(build_report(make_run(tmp_path / "run", content)))
+    answer = next(div for div in index.select(".verdict .answers > div") if words(div.dt) == asks)
+    assert words(answer.select_one(".figure")) == figure
+    if besides is not None:
+        assert words(answer.select_one(".besides")) == besides
+
+
+def test_the_first_page_goes_from_the_verdict_to_the_proof_and_ends_with_all_numbers(tmp_path):
+    index = page(build_report(add_audit(make_run(tmp_path / "run"))))
+    order = ["curve", "tokens", "samples", "recall", "audit", "reproduce", "notebooks", "facts"]
+    assert [tag["id"] for tag in index.select("main h2") if tag["id"] in order] == order
+    assert [link["href"].removeprefix("#") for link in index.select(".on-page a")] == order
+
+
+# What notebook 04 found
+
+def test_the_recall_that_notebook_04_measured_stands_on_the_first_page_too(tmp_path):
+    run = make_run(tmp_path / "run")
+    cells = [executed("recall()", html_output("<p>6 of 8 openings</p>"), html_output("<h1 id='audit'>x</h1><script>alert(1)</script>")),
+             executed("other()", html_output("<p>something else</p>"))]
+    cells[0]["id"], cells[1]["id"] = "recall", "other"
+    add_notebook(run, "04_results.ipynb", cells)
+    index = page(build_report(run))
+    section = index.find(id="recall").parent
+    assert "6 of 8 openings" in words(section) and section.find("a")["href"] == "04_results.html"
+    assert "something else" not in words(index) and not index.find("script")
+    assert len(index.find_all(id="audit")) == 0 and not section.find("h1")
+
+
+def test_the_cells_whose_results_the_first_page_shows_are_in_notebook_04():
+    notebook = nbformat.read(Path(__file__).parents[1] / "notebooks" / "04_results.ipynb", as_version=4)
+    assert "recall" in {cell.id for cell in notebook.cells}
+
+
+def test_a_run_whose_recall_was_not_measured_says_so(tmp_path):
+    assert "Recall was not measured" in words(page(build_report(make_run(tmp_path / "run"))).find(id="recall").parent)
 
 
 # The audit

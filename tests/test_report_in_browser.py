@@ -1,26 +1,28 @@
-"""The report in a real browser with the network off: nothing fetched, nothing run, nothing wider than a phone."""
+"""The report in a real browser with the network off: nothing fetched, nothing run, nothing wider than a phone, and no barrier."""
 
 import os
 import shutil
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from run_fixture import FAILING, HOSTILE, TOKENIZATION, add_audit, execute_notebook, make_run  # noqa: E402
+from run_fixture import FAILING, HOSTILE, TOKENIZATION, add_audit, add_token_losses, execute_notebook, make_run  # noqa: E402
 
-from gpt2_nb_utils.pipeline.report import build_report  # noqa: E402
+from gpt2_nb_utils.pipeline.report import LARGEST_PAGE, build_report  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-PAGES = ("index.html", "01_tokenization.html", "03_training.html")
+PAGES = ("index.html", "tokens.html", "01_tokenization.html", "03_training.html")
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The report of a run with one notebook that ran and one that failed, both really executed."""
     run = add_audit(make_run(tmp_path_factory.mktemp("runs") / "sanity"), "sha256 " + "0123456789abcdef" * 4, ok=False)
+    add_token_losses(run, measured=[0, 1, 2, 9, 10])
     execute_notebook(run, "01_tokenization.ipynb", TOKENIZATION)
     execute_notebook(run, "03_training.ipynb", FAILING)
     return build_report(run).parent
@@ -97,7 +99,7 @@ def test_every_picture_is_drawn_and_has_an_alternative_text(visit, name):
     page = visit(name)
     pictures = page.evaluate("[...document.images].map(e => [e.alt, e.naturalWidth])")
     assert all(alt.strip() and width > 0 for alt, width in pictures)
-    assert len(pictures) == {"index.html": 2, "01_tokenization.html": 1, "03_training.html": 0}[name]
+    assert len(pictures) == {"index.html": 2, "tokens.html": 0, "01_tokenization.html": 1, "03_training.html": 0}[name]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -132,10 +134,75 @@ def test_every_word_stands_out_from_its_background(visit, name, scheme):
     assert visit(name, color_scheme=scheme).evaluate(_CONTRASTS) == []
 
 
-def test_the_answer_fits_one_screen(visit):
+@pytest.mark.parametrize("width, scheme", [(1200, "light"), (390, "dark")])
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_no_barrier(visit, name, width, scheme):
+    page = visit(name, width=width, color_scheme=scheme, bypass_csp=True)
+    page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run()")
+    assert len(found["passes"]) > 15  # it did look
+    assert [(each["id"], node["html"]) for each in found["violations"] for node in each["nodes"]] == []
+
+
+@pytest.mark.parametrize("width, height", [(1200, 800), (1366, 768)])
+def test_the_answer_fits_one_screen(visit, width, height):
+    page = visit("index.html", width=width)
+    page.set_viewport_size({"width": width, "height": height})
+    box = page.locator(".verdict").bounding_box()
+    assert box["y"] + box["height"] <= height
+    answers = page.locator(".answers dt").all_inner_texts()
+    assert answers == ["Training loss", "Corpus", "Parameters", "Epochs", "Time", "Machine", "Run", "Audit"]
+
+
+_READOUT = "e => getComputedStyle(e, '::after').content"
+
+
+def test_a_token_tells_its_loss_when_pointed_at(visit):
+    for name in ("index.html", "tokens.html"):
+        token = visit(name).locator("div.painted .b").first
+        assert token.evaluate(_READOUT) == "none"
+        token.hover()
+        told = token.evaluate(_READOUT)
+        assert token.get_attribute("data-l") in told and "probability 10 to 50 %" in told
+
+
+def test_the_keyboard_stops_at_the_least_expected_tokens_of_the_first_page(visit):
     page = visit("index.html")
-    box = page.locator("#facts + dl").bounding_box()
-    assert box["y"] + box["height"] <= 900
+    page.locator("#tokens ~ p a").focus()
+    told = []
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        told.append(page.evaluate("[+document.activeElement.dataset.l, getComputedStyle(document.activeElement, '::after').content]"))
+    assert all(f"{loss:.2f}" in content for loss, content in told)
+    shown = page.evaluate("[...document.querySelectorAll('.taste [data-l]')].map(e => +e.dataset.l)")
+    assert max(shown) in [loss for loss, _ in told] and len(shown) > 10
+
+
+def test_the_keyboard_goes_from_the_table_to_a_token_which_tells_its_loss_and_back(visit):
+    page = visit("tokens.html")
+    page.locator(".surprises a").nth(2).press("Enter")
+    place = page.evaluate("document.activeElement.id")
+    token = page.locator(f"#{place}")
+    assert place.startswith("t") and token.get_attribute("data-l") in token.evaluate(_READOUT)
+    page.keyboard.press("Enter")
+    assert page.url.endswith(f"#r{place[1:]}")
+
+
+_OPENED = "performance.getEntriesByType('navigation')[0].loadEventEnd"
+"""Milliseconds until a page is loaded. On a quiet machine they are below 1000 for the largest; the bound is for busy ones."""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_opens_at_once(visit, name):
+    assert visit(name).evaluate(_OPENED) < 3000
+
+
+def test_a_page_as_large_as_a_page_may_be_opens_at_once(visit, report, tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("runs") / "large")
+    add_token_losses(run, "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 8_000, seq_len=128)
+    page = build_report(run).with_name("tokens.html")
+    assert 2_500_000 < page.stat().st_size < LARGEST_PAGE
+    assert visit(page.resolve()).evaluate(_OPENED) < 3000
 
 
 def test_print_shows_what_a_screen_folds_away(visit, tmp_path):
@@ -144,3 +211,11 @@ def test_print_shows_what_a_screen_folds_away(visit, tmp_path):
     assert page.locator("details.parameters .input").bounding_box()["height"] > 20
     page.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True)
     assert os.path.getsize(tmp_path / "page.pdf") > 10_000
+
+
+def test_on_paper_the_text_ends_after_its_first_part_and_says_so(visit):
+    page = visit("tokens.html")
+    assert page.locator(".on-screen-only").is_hidden() and page.locator(".part").nth(1).is_visible()
+    page.emulate_media(media="print")
+    assert page.locator(".part").nth(0).is_visible() and page.locator(".part").nth(1).is_hidden()
+    assert page.locator(".on-screen-only").is_visible()

@@ -16,6 +16,7 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.results import blocks, figures, measure, overview, passages, recall, token_paint
 from gpt2_nb_utils.results.run import load_run
+from gpt2_nb_utils.results.token_losses import read_token_losses
 from gpt2_nb_utils.results.verdict import conditions, explanation, headline, reached
 from gpt2_nb_utils.tokenization.bpe import decode, encode, token_strings
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
@@ -167,6 +168,17 @@ def test_what_cannot_be_measured_is_said_and_does_not_stop_the_notebook(director
     assert measured is None and words in told
     with pytest.raises(UserError, match="device cuda:99"):
         measure.measure_or_say(load_run(directory), "cuda:99")
+
+
+def test_the_losses_that_notebook_04_measures_are_kept_for_the_report(directory):
+    run = load_run(directory)
+    measured, _ = measure.measure_or_say(run, "cpu")
+    kept = read_token_losses(run.directory.token_losses)
+    assert tuple(window.index for window in kept.windows) == measured.indices and kept.is_of(run.summary)
+    for window, losses in zip(kept.windows, measured.losses, strict=True):
+        np.testing.assert_allclose(window.losses, losses.numpy(), rtol=1e-3, atol=1e-5)
+        x, y = run.windows.window(window.index)
+        assert window.tokens.tolist() == [*x.tolist(), int(y[-1])]
 
 
 def test_all_windows_where_affordable_else_those_of_the_run_else_fewer():

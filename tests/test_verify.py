@@ -22,6 +22,7 @@ from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.results import audit_records as records
 from gpt2_nb_utils.results import audit_weights as weights
 from gpt2_nb_utils.results.audit import read_audit
+from gpt2_nb_utils.results.token_losses import read_token_losses
 from gpt2_nb_utils.results.verify import verify
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization import corpus
@@ -168,6 +169,15 @@ def test_the_audit_keeps_what_it_found_beside_the_run(run):
     assert kept.training_loss == pytest.approx(recorded["best_train_loss"], rel=1e-5) and kept.training_loss < 0.099999
     assert kept.n_predictions == recorded["corpus"]["tokens"] - 1
     assert kept.machine["amp"] == "fp32" and kept.is_of(recorded) and not kept.is_of({**recorded, "step": 1})
+
+
+def test_the_audit_keeps_the_loss_of_every_prediction_for_the_report_and_a_quick_look_keeps_none(run, capsys):
+    assert main(["verify", str(run.path), "--sample", "3", "--device", "cpu"]) == 1 and not run.token_losses.exists()
+    audit = verify(str(run.path), {"device": "cpu"})
+    losses = read_token_losses(run.token_losses)
+    assert losses.whole and losses.n_targets == audit.n_predictions and losses.is_of(run.read_summary())
+    assert losses.loss == pytest.approx(audit.training_loss, abs=1e-9)
+    assert losses.all_losses().mean() == pytest.approx(audit.training_loss, rel=1e-3)
 
 
 def test_a_run_in_bf16_is_audited_in_fp32(tmp_path, text):

@@ -126,6 +126,17 @@ def notebook_body(notebook: Any, pages: dict[str, str], level: int = 0) -> tuple
     return Markup(body), outline
 
 
+def cell_output(notebook: Any, cell_id: str, outline: Outline) -> Markup:
+    """What a cell shows as HTML, for another page; nothing where there is no such cell, or it shows nothing.
+
+    Args:
+        outline: the headings and ids of the page on which it will stand.
+    """
+    shown = [safe_html("".join(output["data"]["text/html"]), outline) for cell in notebook.cells if cell.get("id") == cell_id
+             for output in cell.get("outputs", []) if "text/html" in output.get("data", {})]
+    return Markup("\n".join(shown))
+
+
 def _parameters_name(cell: Any) -> str:
     tags = cell.metadata.get("tags", [])
     if "injected-parameters" in tags:

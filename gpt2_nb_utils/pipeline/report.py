@@ -1,4 +1,5 @@
-"""The grader's report: `report/index.html` and one page per executed notebook, readable from a mail attachment.
+"""The grader's report: `report/index.html`, the text token by token and one page per executed notebook, readable from a
+mail attachment.
 
 It reads a run directory and writes its `report/`. It deliberately does not train, execute or judge anew.
 """
@@ -13,15 +14,25 @@ from typing import Any, Callable
 from markupsafe import Markup
 
 from gpt2_nb_utils.pipeline import images
+from gpt2_nb_utils.pipeline.answers import answers
 from gpt2_nb_utils.pipeline.figures import figures
 from gpt2_nb_utils.pipeline.html_page import render
-from gpt2_nb_utils.pipeline.notebook_html import Execution, execution, notebook_body, read_notebook
+from gpt2_nb_utils.pipeline.notebook_html import Execution, cell_output, execution, notebook_body, read_notebook
 from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run
+from gpt2_nb_utils.pipeline.safe_html import Outline
+from gpt2_nb_utils.pipeline.token_page import FILE as TOKENS_FILE
+from gpt2_nb_utils.pipeline.token_page import TokenPage, taste, token_page
 from gpt2_nb_utils.results.verdict import count
 from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
 
 LARGEST_PAGE = 3_000_000
-"""Bytes that a page may have; a larger one is written with smaller pictures."""
+"""Bytes that a page may have; a larger one is written with smaller pictures, or less of the text."""
+_REST_OF_TOKEN_PAGE = 100_000
+"""Bytes of that page besides its text: styles, tables, headings."""
+_RECALL = ("04_results", ("recall", "growth-table"))
+"""The notebook that measures recall, and the ids of its cells whose tables the first page shows as well."""
+_SECTIONS = (("curve", "How the loss fell"), ("tokens", "Token by token"), ("samples", "Samples"), ("recall", "By heart"), ("audit", "Audit"),
+             ("reproduce", "Reproduce it"), ("notebooks", "Notebooks"), ("facts", "All numbers"))
 
 
 @dataclass(frozen=True)
@@ -54,14 +65,19 @@ def build_report(run: RunDirectory) -> Path:
     """
     facts = read_run(run)
     pages, unreadable = _pages(run)
-    links = [("index.html", "Overview"), *((page.file, page.label) for page in pages)]
-    for number, page in enumerate(pages, start=1):
+    tokens = None if facts.token_losses is None else token_page(facts.token_losses, LARGEST_PAGE - _REST_OF_TOKEN_PAGE)
+    links = [("index.html", "Overview"), *([(TOKENS_FILE, "Token by token")] if tokens else []), *((page.file, page.label) for page in pages)]
+    if tokens:
+        title = f"The loss of every token: {run.path.resolve().name}"
+        write_atomically(run.report / TOKENS_FILE,
+                         render("tokens.html.j2", title=title, links=links, current=TOKENS_FILE, page=tokens))
+    for number, page in enumerate(pages, start=len(links) - len(pages)):
         _write(run.report / page.file, lambda level: _notebook_page(page, number, links, level))
     index = run.report / "index.html"
-    _write(index, lambda level: _index_page(facts, pages, unreadable, links, level))
-    for leftover in run.report.glob("0*.html"):
-        if leftover.name not in {page.file for page in pages}:
-            leftover.unlink()  # of a notebook that an earlier run had
+    _write(index, lambda level: _index_page(facts, pages, unreadable, links, tokens, level))
+    for leftover in [*run.report.glob("0*.html"), run.report / TOKENS_FILE]:
+        if leftover.name not in dict(links):
+            leftover.unlink(missing_ok=True)  # of a notebook that an earlier run had
     return index
 
 
@@ -101,16 +117,22 @@ def _notebook_page(page: _Page, number: int, links: list[tuple[str, str]], level
 
 
 def _index_page(
-    facts: RunFacts, pages: list[_Page], unreadable: list[str], links: list[tuple[str, str]], level: int
+    facts: RunFacts, pages: list[_Page], unreadable: list[str], links: list[tuple[str, str]], tokens: TokenPage | None, level: int
 ) -> str:
     before, after = facts.before_and_after()
+    recall_page = next((page for page in pages if page.path.stem == _RECALL[0]), None)
+    outline = Outline(level=2, ids={"content", *dict(_SECTIONS)})
     shown = [(figure, images.data_url(figure.path.read_bytes(), level)) for figure in figures(facts)]
     return render(
         "index.html.j2", title=f"{facts.headline}: {facts.run.path.resolve().name}", links=links, current="index.html",
         facts=facts, pages=pages, unreadable=unreadable, count=count, marks=MARKS,
         curve=[item for item in shown if item[0].is_main],
         other_figures=[item for item in shown if not item[0].is_main],
-        pairs=_pairs(before, after), number=_number,
+        pairs=_pairs(before, after), number=_number, answers=answers(facts),
+        sections=[section for section in _SECTIONS if section[0] != "audit" or facts.audit],
+        tokens=tokens, tokens_file=TOKENS_FILE, taste=taste(tokens.losses) if tokens else [],
+        recall=Markup("\n").join(cell_output(recall_page.content, cell, outline) for cell in _RECALL[1]).strip() if recall_page else "",
+        recall_page=recall_page.file if recall_page else "",
     )
 
 

@@ -19,6 +19,7 @@ from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.results import verdict
 from gpt2_nb_utils.results.audit import Audit, read_audit
 from gpt2_nb_utils.results.summary_types import check_environment, check_summary
+from gpt2_nb_utils.results.token_losses import TokenLosses, read_token_losses
 from gpt2_nb_utils.results.verdict import UNKNOWN, Condition, count, loss_text, measured_on
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
@@ -28,11 +29,12 @@ from gpt2_nb_utils.training.samples_file import Sample, read_samples
 MARKS = {"met": "✓", "not met": "✗", "unknown": "?"}
 """The signs of a condition's state; each always stands beside the word."""
 
-_STATUS = {
+STATUS = {
     "running": "still running, or killed without notice", "target_reached": "finished: target reached",
     "steps_done": "finished: all steps done", "interrupted": "interrupted: can be resumed",
     "failed": "failed before its end",
 }
+"""The status of a run in words; what stands before the colon or the comma says it in short."""
 _SOURCES = {"input_file": "given input file", "download": "downloaded input file", "demo": "demonstration corpus"}
 
 
@@ -50,6 +52,7 @@ class RunFacts:
     caveat: str | None
     conditions: tuple[Condition, ...]
     audit: Audit | None
+    token_losses: TokenLosses | None
 
     @property
     def reached(self) -> bool:
@@ -70,9 +73,7 @@ class RunFacts:
     def status(self) -> str:
         """The status in words, with the step at which the run is."""
         status = self.summary.get("status")
-        step, steps = self.summary.get("step"), self.config.get("steps")
-        of = f" of {steps:,}" if isinstance(steps, int) else ""
-        return f"{_STATUS.get(status, status or UNKNOWN)} (step {count(step)}{of})"
+        return f"{STATUS.get(status, status or UNKNOWN)} (step {count(self.summary.get('step'))}{self.of_steps})"
 
     @property
     def command(self) -> str:
@@ -93,15 +94,16 @@ class RunFacts:
         if best is None:
             return self.last_training_loss
         step = self.summary.get("best_train_loss_step")
-        return f"{loss_text(best)} at step {count(step)} ({self._measured('best_train_loss')})"
+        return f"{loss_text(best)} at step {count(step)} ({self.measured('best_train_loss')})"
 
     @property
     def last_training_loss(self) -> str:
         """The training loss last measured, said with how."""
         loss = self.summary.get("train_loss")
-        return "not measured yet" if loss is None else f"{loss_text(loss)} ({self._measured('train_loss')})"
+        return "not measured yet" if loss is None else f"{loss_text(loss)} ({self.measured('train_loss')})"
 
-    def _measured(self, which: str) -> str:
+    def measured(self, which: str) -> str:
+        """How `train_loss` or `best_train_loss` was measured, in words."""
         return measured_on({**self.summary, "train_loss": self.summary.get(which),
                             "train_loss_windows": self.summary.get(f"{which}_windows")})
 
@@ -116,9 +118,15 @@ class RunFacts:
         corpus = self.summary.get("corpus") or {}
         kind = _SOURCES.get(corpus.get("source"), corpus.get("source") or UNKNOWN)
         name = str(corpus.get("path") or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
-        is_course = corpus.get("is_course_input") or corpus.get("sha256") == COURSE_SHA256
-        course = "the course's input.txt" if is_course else "not the course's file" if corpus.get("sha256") else UNKNOWN
-        return f"{kind}{f' {name}' if name else ''}: {course}"
+        return f"{kind}{f' {name}' if name else ''}: {self.course}"
+
+    @property
+    def course(self) -> str:
+        """Whether the text is the course's."""
+        corpus = self.summary.get("corpus") or {}
+        if corpus.get("is_course_input") or corpus.get("sha256") == COURSE_SHA256:
+            return "the course's input.txt"
+        return "not the course's file" if corpus.get("sha256") else UNKNOWN
 
     def table(self) -> list[tuple[str, str]]:
         """The facts as (name, value), in the order in which a grader asks."""
@@ -129,20 +137,18 @@ class RunFacts:
             size += f"; trained on the first {max_tokens:,} tokens only"
         shape = ", ".join(f"{name} {self.config[name]}" for name in ("n_layer", "n_head", "n_embd", "block_size")
                           if name in self.config)
-        epoch = summary.get("epoch")
-        target = self.config.get("target_loss") or summary.get("target_loss") or TARGET_LOSS
         return [
             ("Status", self.status),
             ("Training loss", self.best_training_loss),
-            ("Target", f"below {target:g} over the whole corpus" + ("" if target == TARGET_LOSS else
-                                                                     f" (the course asks for {TARGET_LOSS:g})")),
+            ("Target", f"below {self.target:g} over the whole corpus" + ("" if self.target == TARGET_LOSS else
+                                                                         f" (the course asks for {TARGET_LOSS:g})")),
             ("Best batch loss", self.best_batch_loss),
             ("Corpus", self.text),
             *([("Corpus as read", "; ".join(corpus["notes"]))] if corpus.get("notes") and corpus.get("source") != "demo" else []),
             ("Corpus size", size),
             ("Corpus sha256", corpus.get("sha256") or UNKNOWN),
             ("Parameters", count(summary.get("n_params")) + (f" ({shape})" if shape else "")),
-            ("Epochs", UNKNOWN if epoch is None else f"{epoch:,.3f}".rstrip("0").rstrip(".")),
+            ("Epochs", self.epochs),
             ("Tokens seen", count(summary.get("tokens_seen"))),
             ("Time", _time(summary)),
             ("Machine", f"{summary.get('device') or UNKNOWN}, {summary.get('amp') or UNKNOWN}, "
@@ -150,6 +156,23 @@ class RunFacts:
             ("Preset, seed", f"{summary.get('preset') or UNKNOWN}, {summary.get('seed', UNKNOWN)}"),
             *([] if self.audit is None else [("Audit", f"{MARKS['met' if self.audit.passed else 'not met']} {self.audit.tally}")]),
         ]
+
+    @property
+    def target(self) -> float:
+        """The training loss that the run was to get below."""
+        return self.config.get("target_loss") or self.summary.get("target_loss") or TARGET_LOSS
+
+    @property
+    def epochs(self) -> str:
+        """How often the run saw its text."""
+        epoch = self.summary.get("epoch")
+        return UNKNOWN if epoch is None else f"{epoch:,.3f}".rstrip("0").rstrip(".")
+
+    @property
+    def of_steps(self) -> str:
+        """The steps that the run was to do, such as ` of 330`; nothing where that is not recorded."""
+        steps = self.config.get("steps")
+        return f" of {steps:,}" if isinstance(steps, int) else ""
 
     @property
     def machine(self) -> list[tuple[str, str]]:
@@ -216,11 +239,15 @@ def read_run(run: RunDirectory) -> RunFacts:
     if audit is not None and not audit.is_of(summary):
         notes.append(f"The audit in {run.audit.name} is of an earlier state of this run and is not shown: make it again with verify.")
         audit = None
+    losses = _or_note(notes, lambda: read_token_losses(run.token_losses), None) if run.token_losses.exists() else None
+    if losses is not None and not losses.is_of(summary):
+        notes.append(f"The losses in {run.token_losses.name} are of an earlier state of this run and are not shown: make them again with verify.")
+        losses = None
     caveat = verdict.corpus_caveat(summary)
     if caveat:
         notes.insert(0, caveat)
     return RunFacts(run, summary, config, environment, metrics, samples, tuple(notes), caveat,
-                    verdict.conditions(summary, config, metrics), audit)
+                    verdict.conditions(summary, config, metrics), audit, losses)
 
 
 def _or_note(notes: list[str], read: Any, otherwise: Any) -> Any:

@@ -15,6 +15,7 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.results.run import RunResults, TrainedModel
+from gpt2_nb_utils.results.token_losses import keep
 from gpt2_nb_utils.tokenization.floor import prefix_entropy
 from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, read_windows
@@ -136,6 +137,8 @@ def measure(run: RunResults, device: str = "auto", seconds: float = 8.0,
 def measure_or_say(run: RunResults, device: str = "auto", seconds: float = 8.0) -> tuple[Measured | None, str]:
     """What `measure` finds and its comparison in words; or nothing and the reason, where checkpoint or text is missing.
 
+    The losses are kept in the run directory, for the report to paint.
+
     Raises:
         UserError: no such device.
     """
@@ -144,6 +147,7 @@ def measure_or_say(run: RunResults, device: str = "auto", seconds: float = 8.0) 
         measured = measure(run, device, seconds)
     except UserError as error:
         return None, f"Not measured, and what follows from it is not shown: {error}."
+    keep(run.directory, run.summary, run.windows, dict(zip(measured.indices, measured.losses)))
     return measured, measured.comparison
 
 

@@ -86,7 +86,7 @@ def in_words(recalls: list[Recall]) -> str:
 def recall_table(recalls: list[Recall]) -> HTML:
     """How far each continuation went before its first error."""
     rows = [(f"{one.start:,}", one.n_right, len(one.truth), "✓ yes" if one.verbatim else "✗ no") for one in recalls]
-    return table(("opening at token", "right before the first error", "of", "verbatim"), rows)
+    return table(("opening at token", "right before the first error", "of", "verbatim"), rows, "How far the model goes on with each opening as the text does")
 
 
 def side_by_side(recalls: list[Recall], at_most: int = 4) -> HTML:

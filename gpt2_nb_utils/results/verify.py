@@ -6,6 +6,7 @@ It knows the order of the checks and what to say at the end. What each check loo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 from datetime import datetime, timezone
@@ -18,6 +19,7 @@ from gpt2_nb_utils.results import audit_records, audit_weights
 from gpt2_nb_utils.results.audit import Audit, CannotCheck, Check, audit_table, audited_state
 from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.results.run import load_run
+from gpt2_nb_utils.results.token_losses import keep
 from gpt2_nb_utils.run_directory import command_line, environment
 from gpt2_nb_utils.training.precision import Precision
 
@@ -31,7 +33,7 @@ _CHECKS = (
 
 
 def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
-    """Audit a run, print what was found, and write `verify.json` where everything could be looked at.
+    """Audit a run, print what was found, and write `verify.json` (and `token_losses.npz`) where everything could be looked at.
 
     Args:
         run_dir: a run directory.
@@ -56,6 +58,7 @@ def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
     else:
         audit.write(run.directory)
         _show(f"{run.directory.audit}")
+        _keep_losses(evidence)
     return audit
 
 
@@ -75,6 +78,12 @@ def _audit(evidence: Evidence, checks: tuple[Check, ...]) -> Audit:
     machine = {**environment(), "device": evidence.precision.device_name, "amp": evidence.precision.amp}
     return Audit(datetime.now(timezone.utc).isoformat(timespec="seconds"), command_line(), machine,
                  _sha256(best) if best.exists() else None, loss, n_predictions, audited_state(evidence.summary), checks)
+
+
+def _keep_losses(evidence: Evidence) -> None:
+    """Keep the loss of every prediction, for the report to paint, where they could be measured."""
+    with contextlib.suppress(CannotCheck):
+        keep(evidence.directory, evidence.summary, evidence.windows, evidence.measurement.losses)
 
 
 def _sha256(path: Path) -> str:
