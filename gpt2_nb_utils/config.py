@@ -49,14 +49,14 @@ GROUPS = {
 }
 
 
-_TOO_LARGE = 10**12
+_TOO_LARGE = {int: 10**12, float: 1e32}
 """No number of any use is as large, and far larger ones overflow in arithmetic instead of being refused."""
 
 
 def _setting(default: Any, group: str, help: str, also: tuple[str, ...] = (), **constraints: Any) -> Any:
     """A RunConfig field. `also` lists the names under which other programs know it, for "did you mean"."""
     if type(default) in (int, float) and not {"lt", "le"} & constraints.keys():
-        constraints["lt"] = _TOO_LARGE
+        constraints["lt"] = _TOO_LARGE[type(default)]
     return Field(default, description=help, json_schema_extra={"group": group, "also": list(also)}, **constraints)
 
 
@@ -124,7 +124,7 @@ class RunConfig(BaseModel):
     decay_share: float = _setting(
         0.5, "optimisation", "share of the steps over which wsd decays", ("cooldown", "decay_fraction"), gt=0, le=1)
     weight_decay: float = _setting(
-        0.1, "optimisation", "decay of the weight matrices; biases and norms take none of it", ("wd", "l2"), ge=0)
+        0.1, "optimisation", "decay of the weight matrices; biases and norms take none of it", ("wd", "l2"), ge=0, lt=1e6)
     beta1: float = _setting(0.9, "optimisation", "decay of the gradient mean in AdamW", ("adam_beta1",), ge=0, lt=1)
     beta2: float = _setting(0.95, "optimisation", "decay of the squared-gradient mean in AdamW", ("adam_beta2",), ge=0, lt=1)
     momentum: float = _setting(0.95, "optimisation", "decay of the gradient mean in Muon", ("muon_momentum",), ge=0, lt=1)

@@ -52,7 +52,7 @@ def one_harmless_line(text: str) -> bool:
 
 TEXT = st.text(st.characters(), max_size=20)
 ODD_NUMBERS = ("0", "-0", "-1", "1", "2", "7", "1e-320", "1e308", "1e999", "nan", "-inf", "0x10", "1_0", " 3 ", "٣", "²", "1" + "0" * 11,
-               "1" + "0" * 12, "9" * 30, "1" + "0" * 400, "9" * 5000, "0.5", "-0.0", "true", "None", "")
+               "1" + "0" * 12, "9e31", "9" * 30, "1" + "0" * 400, "9" * 5000, "0.5", "-0.0", "true", "None", "")
 ODD_TEXTS = ("", " ", ".", "..", "-", "--", "=1+1", "a" * 300, "a/" * 3000, "x\ny", "\x1b[2J", "\udcff", "a\0b", "\u202e", "/dev/null", "/dev/zero",
              "/dev/null/x", "~nobody/x", "cuda:99999999999999999999", "cuda:٠", "auto", "full", "%s%n", "{0}", "a" * 100_000)
 VALUES = st.sampled_from(ODD_NUMBERS) | st.sampled_from(ODD_TEXTS) | st.integers().map(str) | st.floats().map(str) | TEXT
@@ -106,6 +106,7 @@ ANY_FLAG = st.one_of(
 @example(("batch_size", str(10**12 - 1)))
 @example(("max_new_tokens", str(10**12 - 1)))
 @example(("lr", "99999999999"))
+@example(("lr", "9e31"))
 def test_training_with_any_value_of_a_flag_works_or_is_one_line_and_no_file_changes(workplace, flag):
     before = files(workplace)
     status, said = command("train", *(f"--{name}={value}" for name, value in {**SMALL, flag[0]: flag[1]}.items()))

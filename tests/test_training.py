@@ -350,7 +350,7 @@ def test_a_run_that_diverges_stops_after_a_bound_and_keeps_its_last_good_checkpo
     _, directory = run(settings(steps=3))
     good = directory.last.read_bytes()
     with pytest.raises(UserError, match="20 steps in a row.*lower lr"):
-        run(settings(steps=100, lr=1e11, save_every=1, clip_grad=0, sample_every=0, eval_every=1000, resume="auto"))
+        run(settings(steps=100, lr=1e30, save_every=1, clip_grad=0, sample_every=0, eval_every=1000, resume="auto"))
     assert directory.read_summary()["status"] == "failed"
     log = directory.log.read_text(encoding="utf-8")
     assert "failed" in log and "not saved" in log
@@ -359,7 +359,7 @@ def test_a_run_that_diverges_stops_after_a_bound_and_keeps_its_last_good_checkpo
 
 def test_a_run_too_short_to_hit_the_bound_does_not_end_as_if_all_were_well(settings):
     with pytest.raises(UserError, match="the loss is nan at the last step, 8: lower lr"):
-        run(settings(steps=8, lr=1e11, save_every=1, clip_grad=0, sample_every=0, eval_every=1000))
+        run(settings(steps=8, lr=1e30, save_every=1, clip_grad=0, sample_every=0, eval_every=1000))
     assert RunDirectory(settings()["out_dir"]).read_summary()["status"] == "failed"
 
 

@@ -55,9 +55,9 @@ def next_token(logits: Tensor, temperature: float, top_k: int, generator: Random
     # Drawn on the CPU, so that one seed gives one text on every device; relative to the largest logit, so that the
     # smallest temperature does not overflow.
     kept = kept.cpu().double()
-    if not kept.amax(dim=-1).isfinite().all():
-        raise UserError("the model's logits are not finite, so no token can be drawn: its training has diverged; lower lr")
     probabilities = ((kept - kept.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
+    if not probabilities.isfinite().all():
+        raise UserError("the model's logits are not finite, so no token can be drawn: its training has diverged; lower lr")
     if generator is None or isinstance(generator, torch.Generator):
         drawn = torch.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)
     else:
