@@ -24,8 +24,8 @@ from gpt2_nb_utils.training.checkpoints import read_checkpoint  # noqa: E402
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 SCREENSHOTS = os.environ.get("GPT2_NB_UTILS_SCREENSHOTS")
 """Where pictures of what the browser shows are kept for a person to look at; a folder of the test otherwise."""
-_PATIENCE = 900_000
-"""Milliseconds that a busy machine may take for a notebook."""
+_PATIENCE = 900
+"""Seconds that a busy machine may take for a notebook."""
 
 
 class JupyterLab:
@@ -64,7 +64,7 @@ class JupyterLab:
     def open(self, name: str) -> None:
         """Open a notebook in an empty workspace and wait for its kernel."""
         self.page.goto(f"{self._url}/lab/tree/{name}.ipynb?reset&token={self._token.replace(' ', '%20')}")
-        self.page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
+        self.page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=1000 * _PATIENCE)
         self.until_idle()
 
     def menu(self, menu: str, item: str) -> None:
@@ -79,12 +79,12 @@ class JupyterLab:
 
     def until_idle(self) -> None:
         # What the status bar says: the toolbar shows an idle circle before there is a kernel, too.
-        self.page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+        self.page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=1000 * _PATIENCE)
 
     def until_all_ran(self) -> None:
         """Wait until no cell runs or waits for its turn."""
         done = "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(e => /\\[\\d+\\]/.test(e.textContent))"
-        self.page.wait_for_function(done, timeout=_PATIENCE)
+        self.page.wait_for_function(done, timeout=1000 * _PATIENCE)
         self.until_idle()
 
     def save(self) -> nbformat.NotebookNode:
@@ -128,8 +128,8 @@ class JupyterLab:
         return True
 
     @staticmethod
-    def until(happened, what: str, seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
+    def until(happened, what: str) -> None:
+        end = time.monotonic() + _PATIENCE
         while not happened():
             assert time.monotonic() < end, f"waited in vain for {what}"
             time.sleep(0.1)
