@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import faulthandler
 import os
 import random
 import signal
@@ -47,8 +48,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "to a target": {**TINY, "lr": 0.03, "steps": 60, "target_loss": 9.5, "eval_windows": 0},
 }
 """Settings, by name. The last ends on its own, at a measurement."""
-_PATIENCE = 120.0
-"""Seconds in which something must happen."""
+_PATIENCE = 300.0
+"""Seconds in which something must happen; on a busy machine a life may take a minute."""
 
 
 class Wrong(Exception):
@@ -65,6 +66,7 @@ def start(given: dict[str, Any], log: Path, slow_disk: bool = False) -> int:
         with log.open("a") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
         if slow_disk:
             _slow_down()
         status = command(["train", *(f"--{name}={value}" for name, value in given.items())])
@@ -82,17 +84,19 @@ def _slow_down() -> None:
     loop.Saver = lambda paths, **more: saver(paths, share=1.0, **more)
 
 
-def wait_for(process: int, condition: Callable[[], bool]) -> int | None:
-    """Wait until the condition holds (None) or the process ends (its exit status)."""
+def wait_for(process: int, log: Path, condition: Callable[[], bool] = lambda: False) -> int | None:
+    """Wait until the condition holds (None) or the process, whose output is in `log`, ends (its exit status)."""
     begun = time.monotonic()
     while not condition():
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() - begun > _PATIENCE:
+            os.kill(process, signal.SIGUSR1)  # says where it hangs
+            time.sleep(1.0)
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
-            raise Wrong(f"nothing happened for {_PATIENCE:.0f} seconds")
+            raise Wrong(f"nothing happened for {_PATIENCE:.0f} seconds: {log.read_text()[-4000:]}")
         time.sleep(0.002)
     return None
 
@@ -124,7 +128,7 @@ class Soak:
 
     def _reference(self, name: str) -> tuple[RunDirectory, float]:
         given, begun = self._settings(name, f"{name}, left alone"), time.monotonic()
-        status = wait_for(start(given, self.folder / "output.txt"), lambda: False)
+        status = wait_for(start(given, self.folder / "output.txt"), self.folder / "output.txt")
         if status != 0:
             raise Wrong(f"{name}: exit status {status} without a kill: {(self.folder / 'output.txt').read_text()[-2000:]}")
         return RunDirectory(given["out_dir"]), time.monotonic() - begun
@@ -141,7 +145,7 @@ class Soak:
             if not self._life(given, run, output, seconds, number):
                 break
         else:
-            status = wait_for(start(given, output), lambda: False)
+            status = wait_for(start(given, output), output)
             self._expect(status == 0, f"exit status {status}: {output.read_text()[-2000:]}")
         self._compare(run, reference)
 
@@ -160,7 +164,7 @@ class Soak:
         else:
             path = getattr(run, kind.removesuffix(".pt"))
             said, condition = f"while {kind} was written", lambda: bool(list(path.parent.glob(f".{kind}.*")))
-        status = wait_for(process, condition)
+        status = wait_for(process, output, condition)
         if status is None:
             time.sleep(delay if kind == "steps" else self.random.uniform(0, 0.02) if kind.endswith(".pt") else 0)
             os.kill(process, signal.SIGKILL)
