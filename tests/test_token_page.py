@@ -10,13 +10,13 @@ import torch
 from bs4 import BeautifulSoup
 
 sys.path.insert(0, str(Path(__file__).parent))
-from run_fixture import add_token_losses, make_run, summary  # noqa: E402
+from run_fixture import HOSTILE, add_token_losses, make_run, summary  # noqa: E402
 
 from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.pipeline import report, token_page  # noqa: E402
 from gpt2_nb_utils.pipeline.report import build_report  # noqa: E402
 from gpt2_nb_utils.results.token_losses import keep, read_token_losses  # noqa: E402
-from gpt2_nb_utils.tokenization.bpe import decode  # noqa: E402
+from gpt2_nb_utils.tokenization.bpe import decode, encode  # noqa: E402
 from gpt2_nb_utils.tokenization.windows import Windows  # noqa: E402
 
 
@@ -110,6 +110,26 @@ def test_text_of_the_corpus_is_text_on_both_pages(run):
         assert not soup.find("script") and "<script>" in "".join(tag.get_text() for tag in soup.select("div.painted"))
 
 
+def test_unmarked_text_of_the_corpus_is_text_too(run, monkeypatch):
+    monkeypatch.setattr(token_page, "_EACH_UP_TO", 0)
+    windows = Windows(torch.from_numpy(encode("word " * 60 + HOSTILE)), 512)  # the table names the first 40 tokens
+    keep(run, run.read_summary(), windows, {0: torch.zeros(windows.n_targets)})
+    soup = page(run)
+    assert not soup.find("script") and HOSTILE in soup.select_one(".part .painted").get_text()
+
+
+def test_nothing_in_the_file_is_executed(run, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    add_token_losses(run)
+    np.savez(run.token_losses, **{**dict(np.load(run.token_losses)), "losses": np.array([Trap()], dtype=object)})
+    with pytest.raises(UserError):
+        read_token_losses(run.token_losses)
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_losses_of_an_earlier_state_are_not_shown_and_said_to_be(run):
     add_token_losses(run)
     build_report(run)
@@ -119,15 +139,14 @@ def test_losses_of_an_earlier_state_are_not_shown_and_said_to_be(run):
     assert not (run.report / "tokens.html").exists() and "was not kept" in words(index.find(id="tokens").parent)
 
 
-@pytest.mark.parametrize("damage", ["cut", "pickle", "other arrays", "token", "lengths"])
+@pytest.mark.parametrize("damage", ["cut", "other arrays", "token", "lengths"])
 def test_a_damaged_file_is_named_in_one_line_and_the_report_built_without_it(run, damage):
     add_token_losses(run)
     if damage == "cut":
         run.token_losses.write_bytes(run.token_losses.read_bytes()[:300])
     else:
         arrays = dict(np.load(run.token_losses))
-        arrays.update({"pickle": {"losses": np.array([{}], dtype=object)}, "token": {"tokens": arrays["tokens"] * 0 + 60_000},
-                       "lengths": {"lengths": arrays["lengths"] + 1}}.get(damage, {}))
+        arrays.update({"token": {"tokens": arrays["tokens"] * 0 + 60_000}, "lengths": {"lengths": arrays["lengths"] + 1}}.get(damage, {}))
         np.savez(run.token_losses, **({"x": np.zeros(1)} if damage == "other arrays" else arrays))
     with pytest.raises(UserError, match=r"token_losses.npz is not a readable file of token losses: make it again") as error:
         read_token_losses(run.token_losses)
