@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import HOSTILE_TEXT, PROJECT
+from conftest import PROJECT
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_fixture import add_notebook, executed, html_output, make_run  # noqa: E402

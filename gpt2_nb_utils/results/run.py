@@ -123,8 +123,11 @@ class RunResults:
                             state.get("train_loss_windows") if measured_then else None)
 
 
-def load_run(path: str | Path) -> RunResults:
+def load_run(path: str | Path, to_audit: bool = False) -> RunResults:
     """Read a run directory. Parts that are missing or damaged are named in `missing`; only the summary must be there.
+
+    Args:
+        to_audit: take the summary with values of the wrong kind in it, which an audit has to find.
 
     Raises:
         UserError: there is no run, its summary is no JSON, or its settings are not to be understood.
@@ -134,7 +137,8 @@ def load_run(path: str | Path) -> RunResults:
         raise UserError(f"{directory} holds no run (summary.json is missing): run notebook 03 with this out_dir first, "
                         f"or name the out_dir of a run")
     summary = directory.read_summary()
-    check_summary(summary, directory)
+    if not to_audit:
+        check_summary(summary, directory)
     saved = directory.read_config() if directory.config.exists() else summary.get("config") or {}
     missing: list[str] = []
     rows = _part(missing, directory.metrics, read_metrics, "curves are not shown")

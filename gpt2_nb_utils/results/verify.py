@@ -43,7 +43,7 @@ def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
     Raises:
         UserError: no run there, or (after the table) a part of it is missing.
     """
-    run = load_run(run_dir)
+    run = load_run(run_dir, to_audit=True)
     precision = Precision.of(RunConfig.resolve({"device": "auto", "amp": "fp32", **given}, saved=run.config.model_dump()))
     evidence = Evidence(run, precision, sample)
     checks = tuple(check(evidence) for check in _CHECKS if check is not audit_weights.samples or _claims_samples(evidence))
