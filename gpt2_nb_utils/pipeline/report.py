@@ -70,7 +70,8 @@ def build_report(run: RunDirectory) -> Path:
     if tokens:
         title = f"The loss of every token: {run.path.resolve().name}"
         write_atomically(run.report / TOKENS_FILE,
-                         render("tokens.html.j2", title=title, links=links, current=TOKENS_FILE, page=tokens))
+                         render("tokens.html.j2", title=title, links=links, current=TOKENS_FILE, page=tokens,
+                                text=facts.text))
     for number, page in enumerate(pages, start=len(links) - len(pages)):
         _write(run.report / page.file, lambda level: _notebook_page(page, number, links, level))
     index = run.report / "index.html"

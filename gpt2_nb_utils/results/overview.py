@@ -150,7 +150,7 @@ def what_it_learned(loss: float, frequencies: float, target: float) -> str:
     if loss > math.log(2):
         return f"{start} shows that the model knows much of how this text goes on, but not by heart."
     if loss >= target:
-        return f"{start}: the model knows most of the text by heart, but the target of {target:g} is not reached."
+        return f"{start}: the model knows most of these tokens by heart; the target is {target:g}, over the whole text."
     return f"{start} is below the target of {target:g}: the model knows these tokens by heart."
 
 
