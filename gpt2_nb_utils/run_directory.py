@@ -172,6 +172,8 @@ class RunDirectory:
                             f"folder (--out_dir), or throw it away (--overwrite)")
         if not self.holds_run and self.path.exists() and not self._is_free:
             raise UserError(f"out_dir {self} holds files but no run: name a new or empty folder (--out_dir)")
+        if overwrite and self.holds_run and not self._is_of_a_run:
+            raise UserError(f"out_dir {self} holds a {self.summary.name} that no run wrote: name a new or empty folder (--out_dir)")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             claim = Claim(self.path)
@@ -183,11 +185,21 @@ class RunDirectory:
         if overwrite and self.holds_run:
             for name in _MADE_BY_A_RUN:
                 target = self.path / name
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-        for file in (self.best, self.last, self.config, self.summary, self.environment, self.tokens, self.metrics, self.samples):
+                shutil.rmtree(target) if target.is_dir() and not target.is_symlink() else target.unlink(missing_ok=True)
+        for file in (self.best, self.last, self.config, self.summary, self.environment, self.tokens, self.metrics, self.recall, self.samples):
             for cut_short in file.parent.glob(f".{file.name}.*"):  # by a kill in the midst of writing it
                 cut_short.unlink(missing_ok=True)
         return claim
+
+    @property
+    def _is_of_a_run(self) -> bool:
+        """Whether more than a file by the name of `summary.json` says that a run was here."""
+        if any(path.exists() for path in (self.path / _LOCK, self.config, self.last, self.previous, self.best)):
+            return True
+        try:
+            return "config" in self.read_summary()
+        except UserError:
+            return False
 
     @property
     def _is_free(self) -> bool:

@@ -219,6 +219,49 @@ def test_a_checkpoint_named_by_hand_sets_aside_the_one_whose_place_it_takes(copy
     assert copy.set_aside.read_bytes() == last and read_checkpoint(copy.last)["state"]["step"] == 7
 
 
+def test_going_on_from_the_file_set_aside_does_not_lose_it(copy, monkeypatch):
+    last, older = read_checkpoint(copy.last)["state"]["step"], read_checkpoint(copy.previous)["state"]["step"]
+    copy.previous.rename(copy.set_aside)
+    monkeypatch.setattr(start, "_first_summary", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))  # before any step
+    with pytest.raises(KeyboardInterrupt):
+        train(RunConfig.resolve({"resume": str(copy.set_aside), "steps": 7}))
+    assert (read_checkpoint(copy.last)["state"]["step"], read_checkpoint(copy.set_aside)["state"]["step"]) == (older, last)
+    assert not list(copy.last.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("junk", [b"\xff\xfe,1\n", b'"' + b"x" * 200_000 + b'",1\n', b"9" * 5000 + b"," * 9 + b"\n", b'"open\n'])
+@pytest.mark.parametrize("name", ["metrics", "recall"])
+def test_a_damaged_line_in_a_table_does_not_stop_a_resume(copy, name, junk):
+    table = getattr(copy, name)
+    before = table.read_bytes()
+    table.write_bytes(before + junk)
+    (table.parent / f".{table.name}.x1").write_bytes(b"half")  # as after a kill
+    run({"out_dir": str(copy.path), "resume": "auto", "steps": 7})
+    assert table.read_bytes().startswith(before) and junk not in table.read_bytes()
+    assert not list(table.parent.glob(".*"))
+
+
+# Folders that are thrown away
+
+
+def test_a_folder_that_only_has_a_file_of_a_runs_name_is_not_thrown_away(settings, tmp_path):
+    folder = tmp_path / "work"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "notebooks" / "thesis.ipynb").write_text("mine", encoding="utf-8")
+    (folder / "summary.json").write_text('{"title": "my work"}', encoding="utf-8")
+    with pytest.raises(UserError, match="a summary.json that no run wrote"):
+        RunDirectory(folder).claim(overwrite=True)
+    assert (folder / "notebooks" / "thesis.ipynb").read_text(encoding="utf-8") == "mine"
+
+
+def test_throwing_a_run_away_removes_a_link_and_not_what_it_leads_to(copy, tmp_path):
+    elsewhere = tmp_path / "larger disk"
+    copy.last.parent.rename(elsewhere)
+    (copy.path / "checkpoints").symlink_to(elsewhere)
+    copy.claim(overwrite=True).release()
+    assert (elsewhere / "last.pt").exists() and not (copy.path / "checkpoints").is_symlink()
+
+
 # The checkpoint before
 
 

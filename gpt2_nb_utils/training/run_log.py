@@ -129,9 +129,10 @@ class _Table:
         kept = []
         with written(path):
             if path.exists() and step is not None:
-                with path.open(encoding="utf-8", newline="") as file:
-                    lines = list(csv.reader(file))[1:]
-                kept = [cells for cells in lines if len(cells) == len(columns) and cells[0].isdecimal() and int(cells[0]) <= step]
+                # As they were written, without quotes: a damaged line is left out, whatever is in it.
+                lines = [line.split(",") for line in path.read_bytes().decode("utf-8", errors="replace").splitlines()[1:]]
+                kept = [cells for cells in lines if len(cells) == len(columns) and cells[0].isdecimal() and len(cells[0]) < 16
+                        and int(cells[0]) <= step]
             write_atomically(path, "".join(",".join(cells) + "\n" for cells in [columns, *kept]))
 
     def append(self, cells: list[str]) -> None:

@@ -162,9 +162,13 @@ def _put_in_place(found: Found, directory: RunDirectory, note: str) -> None:
     notes = [note] if note else []
     if not last.exists() or not found.path.samefile(last):
         last.parent.mkdir(exist_ok=True)
+        # Not under its name yet: it may be the set-aside file itself that the run goes on from.
+        aside = directory.set_aside.with_name(f".{directory.set_aside.name}.new")
         if last.exists():
-            keep_as(directory.set_aside, last)
+            keep_as(aside, last)
         if found.passed_over:
+            if aside.exists():
+                os.replace(aside, directory.set_aside)
             os.replace(found.path, last)
             kept = f"; what was there is kept as {directory.set_aside.name}" if directory.set_aside.exists() else ""
             notes.append(f"{found.passed_over}: going on from the checkpoint before it, of step {step}{kept}")
@@ -173,6 +177,8 @@ def _put_in_place(found: Found, directory: RunDirectory, note: str) -> None:
                 shutil.copyfileobj(named, file)
                 file.flush()
                 os.fsync(file.fileno())
+            if aside.exists():
+                os.replace(aside, directory.set_aside)
     for line in notes:
         print(line, file=sys.stderr)
         directory.log.parent.mkdir(exist_ok=True)
