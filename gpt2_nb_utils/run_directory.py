@@ -174,6 +174,8 @@ class RunDirectory:
             raise UserError(f"out_dir {self} holds files but no run: name a new or empty folder (--out_dir)")
         if overwrite and self.holds_run and not self._is_of_a_run:
             raise UserError(f"out_dir {self} holds a {self.summary.name} that no run wrote: name a new or empty folder (--out_dir)")
+        if not overwrite:
+            self._refuse_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             claim = Claim(self.path)
@@ -200,6 +202,13 @@ class RunDirectory:
             return "config" in self.read_summary()
         except UserError:
             return False
+
+    def _refuse_links(self) -> None:
+        """Raise a UserError where a file that is appended to, or written in place, is a link: a run from elsewhere could aim it at any file."""
+        for file in (self.log, self.metrics, self.recall, self.samples, *self.notebooks.glob("*.ipynb")):
+            if file.is_symlink():
+                raise UserError(f"{file} is a link, and what a run writes there would go elsewhere: put the file itself in its place, "
+                                f"or throw the run away (--overwrite)")
 
     @property
     def _is_free(self) -> bool:

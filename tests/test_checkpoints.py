@@ -262,6 +262,51 @@ def test_throwing_a_run_away_removes_a_link_and_not_what_it_leads_to(copy, tmp_p
     assert (elsewhere / "last.pt").exists() and not (copy.path / "checkpoints").is_symlink()
 
 
+FORGED = [("step", "x"), ("step", -5), ("step", 2.5), ("seconds", "x"), ("seconds", float("nan")), ("windows_drawn", -7), ("tokens_seen", None),
+          ("train_loss_windows", []), ("skipped_in_a_row", True)]
+
+
+@pytest.mark.parametrize("change", [*({"state": pair} for pair in FORGED), {"corpus_sha256": None}, {"random_states": {}},
+                                    {"random_states": {"cpu": torch.zeros(3, dtype=torch.uint8)}}, {"random_states": 5}], ids=str)
+def test_a_whole_checkpoint_with_forged_values_is_one_line_and_nothing_changes(copy, change):
+    content = read_checkpoint(copy.last)
+    if "state" in change:
+        content["state"] = {**content["state"], change["state"][0]: change["state"][1]}
+    else:
+        content.update(change)
+    save_checkpoint(copy.last, content)
+    before = content_of(copy)
+    with pytest.raises(UserError, match="last.pt lacks what this program writes into a checkpoint"):
+        run({"out_dir": str(copy.path), "resume": "auto"})
+    assert content_of(copy) == before
+
+
+def test_forged_histories_are_left_out_of_what_a_resumed_run_writes(copy):
+    for path, name in ((copy.summary, "resumed_with"), (copy.environment, "resumed")):
+        copy.write_json(path, {**copy.read_json(path), name: 5})
+    run({"out_dir": str(copy.path), "resume": "auto", "steps": 7})
+    assert len(copy.read_summary()["resumed_with"]) == len(copy.read_json(copy.environment)["resumed"]) == 1
+
+
+@pytest.mark.parametrize("name", ["logs/train.log", "logs/train_metrics.csv", "samples/samples.txt", "notebooks/03_training.ipynb"])
+def test_a_record_that_is_a_link_is_refused_and_what_it_leads_to_stays(copy, tmp_path, name):
+    victim, link = tmp_path / "victim", copy.path / name
+    victim.write_text("mine", encoding="utf-8")
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(victim)
+    with pytest.raises(UserError, match=f"{link.name} is a link"):
+        run({"out_dir": str(copy.path), "resume": "auto", "steps": 7})
+    assert victim.read_text(encoding="utf-8") == "mine"
+
+
+def test_going_on_from_a_named_checkpoint_and_throwing_its_run_away_contradict_each_other(copy):
+    before = content_of(copy)
+    with pytest.raises(UserError, match="--resume .*last.pt goes on with a run and --overwrite throws one away"):
+        run({"out_dir": str(copy.path), "resume": str(copy.last), "overwrite": True})
+    assert content_of(copy) == before
+
+
 # The checkpoint before
 
 

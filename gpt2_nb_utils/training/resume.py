@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2Config
@@ -60,6 +62,8 @@ def resumed_config(config: RunConfig) -> RunConfig:
         UserError: a setting was given that a resumed run cannot change, or the checkpoint cannot be read.
     """
     directory = RunDirectory(config.out_dir)
+    if config.overwrite and config.resume not in ("", "auto"):
+        raise UserError(f"--resume {config.resume} goes on with a run and --overwrite throws one away: leave out one of the two")
     if not config.resume or config.overwrite:
         return config
     if config.resume == "auto":
@@ -116,10 +120,10 @@ def best_so_far(directory: RunDirectory) -> tuple[State, str]:
     if not directory.best.exists():
         return State(), ""
     try:
-        return State(**read_checkpoint(directory.best)["state"]), ""
+        return State.restored(read_checkpoint(directory.best)["state"]), ""
     except Unreadable as error:
         reason = error.reason
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         reason = f"{directory.best} holds no state of a run"
     return State(), f"{reason}: the best model so far is lost, and the next one that is measured takes its place"
 
@@ -159,7 +163,12 @@ def _refuse_what_does_not_fit(found: Found, config: RunConfig) -> None:
         raise UserError(f"{path} holds weights only (best.pt is for grading), not the optimizer and the place in the data: name "
                         f"a last.pt")
     try:
-        step = State(**content["state"]).step
+        step = State.restored(content["state"]).step
+        random_state = content["random_states"]["cpu"]
+        if random_state.dtype != torch.uint8 or random_state.shape != torch.get_rng_state().shape:
+            raise ValueError("random_states")
+        if not isinstance(content["corpus_sha256"], str):
+            raise ValueError("corpus_sha256")
         fitting = fits(content["optimizer"], config)
         theirs, ours = dict(content["model_config"]), model_sizes(config).to_dict()
     except (KeyError, TypeError, AttributeError, ValueError):

@@ -207,7 +207,8 @@ def _first_summary(run: Run, is_whole: bool) -> dict[str, Any]:
 
 def _resumed_with(previous: dict[str, Any], checkpoint: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The commands that went on with the run, each with the step from which it did."""
-    commands = previous.get("resumed_with") or []
+    commands = previous.get("resumed_with")
+    commands = commands if isinstance(commands, list) else []
     if checkpoint is not None:
         this = {"step": checkpoint["state"]["step"], "command": command_line()}
         if this not in commands[-1:]:  # `run` and the notebook in it are one command
@@ -221,4 +222,5 @@ def _environment(run: Run) -> dict[str, Any]:
     if not run.resumed or not run.directory.environment.exists():
         return now
     first = run.directory.read_json(run.directory.environment)
-    return {**first, "resumed": [*first.get("resumed", []), now]}
+    before = first.get("resumed")
+    return {**first, "resumed": [*(before if isinstance(before, list) else []), now]}

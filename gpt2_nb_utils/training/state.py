@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss
@@ -44,6 +44,23 @@ class State:
     best_train_loss_step: int | None = None
     smoothed_loss_when_measured: float | None = None
     skipped_in_a_row: int = 0
+
+    @classmethod
+    def restored(cls, content: dict[str, Any]) -> State:
+        """The state that a checkpoint holds, which may be anybody's.
+
+        Raises:
+            ValueError, TypeError: something in it is not what `to_dict` writes.
+        """
+        state = cls(**content)
+        for field in fields(cls):
+            value, kinds = getattr(state, field.name), field.type.split(" | ")
+            numbers = (int, float) if "float" in kinds else int if "int" in kinds else ()
+            right = (value is None and "None" in kinds or isinstance(value, str) and "str" in kinds
+                     or isinstance(value, numbers) and not isinstance(value, bool) and not value < 0)  # NaN is a loss
+            if not right or field.name in ("seconds", "wall_seconds") and not math.isfinite(value):
+                raise ValueError(f"{field.name} {value!r}")
+        return state
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, for a checkpoint."""
