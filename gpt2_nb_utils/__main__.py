@@ -33,10 +33,12 @@ def _run(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
 
 def _train(args: argparse.Namespace, given: dict[str, Any]) -> int:
+    from gpt2_nb_utils.large_blocks import keep_large_blocks
     from gpt2_nb_utils.training.loop import train
     from gpt2_nb_utils.training.processes import joined
 
     config = RunConfig.resolve(given)
+    keep_large_blocks()  # before the processes exchange their first tensors
     with joined() as processes:
         summary = train(config, processes=processes)
         return _tell(summary) if processes.first else _exit_status(summary)

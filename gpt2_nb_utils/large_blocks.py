@@ -12,7 +12,7 @@ import sys
 
 # Their numbers in glibc's malloc.h, where mallopt(3) explains them.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-_NEVER = 2**31 - 1
+_NEVER = -1  # the largest number would still give a heap back that has 2 GiB free at its end
 
 
 def keep_large_blocks() -> bool:

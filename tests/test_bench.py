@@ -247,6 +247,6 @@ def test_a_file_that_bench_did_not_write_is_named_and_the_readme_stays(content, 
     old = readme.read_bytes()
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "bench.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="bench.json is not what `bench` writes: make it again"):
+    with pytest.raises(UserError, match="bench.json is not what `bench` writes: remove it, and make it again"):
         fill_readme(run, readme)
     assert readme.read_bytes() == old

@@ -1,5 +1,6 @@
 """Freed memory that stays with the process, counted by the pages that the kernel hands out."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -38,13 +39,30 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux") or not plat
 
 def test_large_blocks_are_not_fetched_from_the_system_again_and_again_in_any_thread():
     def faults(*words) -> list[int]:
-        done = subprocess.run([sys.executable, "-c", FAULTS, *words], capture_output=True, text=True)
+        plain = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}  # set by a test before this one
+        done = subprocess.run([sys.executable, "-c", FAULTS, *words], env=plain, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return [int(word) for word in done.stdout.split()]
 
     fetched = min(faults())
     assert fetched > 4 * 30  # mapped anew each time, in pages of 2 MiB at the largest
     assert max(faults("keep")) < fetched / 10
+
+
+def test_three_gibibytes_that_are_freed_stay():
+    code = """
+import ctypes
+from gpt2_nb_utils.large_blocks import keep_large_blocks
+assert keep_large_blocks()
+c = ctypes.CDLL(None)
+c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+blocks = [c.malloc(2**29) for _ in range(6)]  # never touched: it takes no memory
+for block in blocks:
+    c.free(block)
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert int(done.stdout) > 3 * 2**20, done.stderr  # in kB
 
 
 def test_a_training_step_of_train_takes_its_memory_from_the_step_before(text_file, tmp_path):
@@ -62,4 +80,4 @@ train(config, on_row=lambda row: print("faults", resource.getrusage(resource.RUS
     assert len(counts) == 9, done.stderr[-2000:]
     in_a_step = [after - before for before, after in zip(counts[3:-1], counts[4:])]  # the last one saves
     pages = 50257 * 192 * 4 // 4096  # of one gradient of the token embedding
-    assert min(in_a_step) < pages / 4
+    assert sorted(in_a_step)[len(in_a_step) // 2] < pages / 4

@@ -87,6 +87,20 @@ def test_two_processes_go_on_with_the_run_of_one_with_muon_and_a_grad_scaler(set
     assert_same_losses(RunDirectory(given["out_dir"]), RunDirectory(tmp_path / "one"))
 
 
+def test_processes_ask_for_huge_pages_before_they_exchange_anything(settings, tmp_path, monkeypatch):
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)  # a test in this process may have set it
+    code = """
+connect = processes.Processes._connect
+def connected(self):
+    if sys.platform == "linux" and os.confstr("CS_GNU_LIBC_VERSION"):
+        assert os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
+    connect(self)
+processes.Processes._connect = connected
+"""
+    done = train_with_two(settings(steps=1), injected(tmp_path, code))
+    assert done.returncode == 0, done.stderr
+
+
 # What cannot work is said before anything is written
 
 

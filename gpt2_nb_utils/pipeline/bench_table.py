@@ -36,7 +36,7 @@ def bench_block(folder: Path) -> str:
         if "profile" in result:
             parts.append(markdown.table(_PROFILE_HEAD, _profile(result)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not what `bench` writes: make it again with `{_COMMAND} {folder} --overwrite`") from None
+        raise UserError(f"{path} is not what `bench` writes: remove it, and make it again with `{_COMMAND} {folder}`") from None
     return "\n\n".join(parts)
 
 
