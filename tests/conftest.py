@@ -1,6 +1,7 @@
 """What all tests share: a text to train on, and settings that finish in seconds."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,18 @@ os.environ["GPT2_NB_UTILS_NO_DOWNLOAD"] = "1"  # also for the kernels and comman
 
 PROJECT = Path(__file__).parents[1]
 COURSE_INPUT = PROJECT / "data" / "input.txt"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser, without a window."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from conftest import needs_browser
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_fixture import make_run  # noqa: E402
@@ -19,7 +20,6 @@ from gpt2_nb_utils.pipeline.notebooks import SOURCES, parameters_for  # noqa: E4
 from gpt2_nb_utils.pipeline.report import build_report  # noqa: E402
 
 NOTEBOOKS = ("01_tokenization", "02_model", "03_training", "04_results")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHAPE = re.compile(r"### Try this (\d) · [^\n]+\n\n\*\*Predict:\*\* .+?\n\n\*\*Then:\*\* .+?\n\n"
                    r"<details>\n<summary>Answer (\d)</summary>\n\n(.+)\n\n</details>", re.DOTALL)
 CODE = re.compile(r"^```python\n(.+?)^```$", re.DOTALL | re.MULTILINE)
@@ -122,27 +122,23 @@ def pages(tmp_path_factory):
     return build_report(run).parent
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@needs_browser
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_an_answer_is_folded_away_opens_by_keyboard_and_is_printed(pages, name):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.goto((pages / f"{name}.html").resolve().as_uri())
-        for exercise in exercises_of(name):
-            code = page.locator(f"#cell-{exercise.id} details pre")
-            assert not code.is_visible()
-            for _ in range(300):
-                page.keyboard.press("Tab")
-                if page.evaluate(f"document.activeElement.matches('#cell-{exercise.id} summary')"):
-                    break
-            page.keyboard.press("Enter")
-            assert code.is_visible() and code.inner_text().strip() == exercise.solution.strip()
-            page.keyboard.press("Enter")
-            assert not code.is_visible()
-        page.emulate_media(media="print")
-        for exercise in exercises_of(name):
-            assert page.locator(f"#cell-{exercise.id} details pre").is_visible(), exercise.id
-        browser.close()
+def test_an_answer_is_folded_away_opens_by_keyboard_and_is_printed(browser, pages, name):
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto((pages / f"{name}.html").resolve().as_uri())
+    for exercise in exercises_of(name):
+        code = page.locator(f"#cell-{exercise.id} details pre")
+        assert not code.is_visible()
+        for _ in range(300):
+            page.keyboard.press("Tab")
+            if page.evaluate(f"document.activeElement.matches('#cell-{exercise.id} summary')"):
+                break
+        page.keyboard.press("Enter")
+        assert code.is_visible() and code.inner_text().strip() == exercise.solution.strip()
+        page.keyboard.press("Enter")
+        assert not code.is_visible()
+    page.emulate_media(media="print")
+    for exercise in exercises_of(name):
+        assert page.locator(f"#cell-{exercise.id} details pre").is_visible(), exercise.id
+    page.close()

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import needs_browser
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_report_in_browser import CHROMIUM, browser  # noqa: E402, F401
+from gpt2_nb_utils.pipeline.notebooks import NAMES, SOURCES
+from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.training.checkpoints import read_checkpoint
 
-from gpt2_nb_utils.pipeline.notebooks import NAMES, SOURCES  # noqa: E402
-from gpt2_nb_utils.run_directory import RunDirectory  # noqa: E402
-from gpt2_nb_utils.training.checkpoints import read_checkpoint  # noqa: E402
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = needs_browser
 SCREENSHOTS = os.environ.get("GPT2_NB_UTILS_SCREENSHOTS")
 """Where pictures of what the browser shows are kept for a person to look at; a folder of the test otherwise."""
 _PATIENCE = 900
@@ -147,7 +145,7 @@ def set_parameters(notebook: Path, **values) -> None:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory, browser, text_file):  # noqa: F811
+def seen(tmp_path_factory, browser, text_file):
     """What a student sees who runs the four notebooks, and stops and restarts the third in the midst of its training."""
     folder = tmp_path_factory.mktemp("lab") / "notebooks"
     run = RunDirectory(folder.with_name("run"))

@@ -1,20 +1,19 @@
 """The report in a real browser with the network off: nothing fetched, nothing run, nothing wider than a phone, and no barrier."""
 
 import os
-import shutil
 import sys
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from conftest import needs_browser
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_fixture import FAILING, HOSTILE, TOKENIZATION, add_audit, add_token_losses, execute_notebook, make_run  # noqa: E402
 
 from gpt2_nb_utils.pipeline.report import LARGEST_PAGE, build_report  # noqa: E402
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = needs_browser
 PAGES = ("index.html", "tokens.html", "01_tokenization.html", "03_training.html")
 
 
@@ -26,15 +25,6 @@ def report(tmp_path_factory):
     execute_notebook(run, "01_tokenization.ipynb", TOKENIZATION)
     execute_notebook(run, "03_training.ipynb", FAILING)
     return build_report(run).parent
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -207,8 +197,10 @@ def test_a_page_as_large_as_a_page_may_be_opens_at_once(visit, report, tmp_path_
 
 def test_print_shows_what_a_screen_folds_away(visit, tmp_path):
     page = visit("01_tokenization.html")
+    folded = page.locator("details.parameters .input")
+    assert not folded.is_visible()
     page.emulate_media(media="print")
-    assert page.locator("details.parameters .input").bounding_box()["height"] > 20
+    assert folded.is_visible() and folded.bounding_box()["height"] > 20  # what is folded away has a height, too
     page.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True)
     assert os.path.getsize(tmp_path / "page.pdf") > 10_000
 

@@ -2,13 +2,12 @@
 
 import csv
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, needs_browser
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_fixture import add_notebook, executed, html_output, make_run  # noqa: E402
@@ -22,18 +21,7 @@ from gpt2_nb_utils.plain_text import one_line, visible  # noqa: E402
 from gpt2_nb_utils.training.sweep_results import Outcome, Sweep, read_sweep, write_sweep  # noqa: E402
 from gpt2_nb_utils.training.run_log import Row  # noqa: E402
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 ACTS = [char for char in map(chr, range(160)) if not char.isprintable() and char not in "\n\t"] + list("\u202e\u2066\u200f\u2028\ufeff")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -84,22 +84,21 @@ def bench(parts: Sequence[str], given: dict[str, Any], against: str | None = Non
         _make_folder(file.parent)
         result = _with_earlier(file, result, parts, overwrite)
 
-    with Worker("ours") as ours, Worker("transformers") as worker:
-        theirs = worker if against is not None else None
-        measure: dict[str, Callable[[RunConfig, int], dict[str, Any]]] = {
-            "train": lambda config, n: measure_training(config, ours, theirs, n, profile),
-            "sample": lambda config, n: measure_sampling(config, ours, theirs, n),
-            "files": lambda config, n: measure_files(config, ours, n, file and file.parent),
-            "run": lambda config, n: measure_run(config, ours, n),
-            "processes": lambda config, n: measure_processes(config, nproc_per_node, n),
-        }
-        for part in parts:
+    for part in parts:
+        # Each part in new processes: what it does to them is not in the figures of the next, and they give their memory back.
+        with Worker("ours") as ours, Worker("transformers") as worker:
+            theirs = worker if against is not None else None
+            measure: dict[str, Callable[[RunConfig, int], dict[str, Any]]] = {
+                "train": lambda config, n: measure_training(config, ours, theirs, n, profile),
+                "sample": lambda config, n: measure_sampling(config, ours, theirs, n),
+                "files": lambda config, n: measure_files(config, ours, n, file and file.parent),
+                "run": lambda config, n: measure_run(config, ours, n),
+                "processes": lambda config, n: measure_processes(config, nproc_per_node, n),
+            }
             measured = measure[part](configs[part], rounds or ROUNDS[part])
-            result = {**{name: value for name, value in result.items() if name not in _KEYS[part]}, **_to_five_digits(measured)}
-            if file is not None:
-                write_atomically(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-            ours.forget()
-            worker.forget()
+        result = {**{name: value for name, value in result.items() if name not in _KEYS[part]}, **_to_five_digits(measured)}
+        if file is not None:
+            write_atomically(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
 

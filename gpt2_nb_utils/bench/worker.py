@@ -7,7 +7,6 @@ everything. It knows nothing of what is measured.
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import signal
@@ -58,11 +57,6 @@ class Worker:
     def ask(self, subject: str, method: str, *args: Any) -> Any:
         """Call a method of an object there and return its answer."""
         return self._exchange("ask", subject, method, args)
-
-    def forget(self) -> None:
-        """Drop all objects there, and give their memory back."""
-        if self._process is not None:
-            self._exchange("forget", "", None, ())
 
     def _exchange(self, *task: Any) -> Any:
         if self._process is None:
@@ -121,12 +115,5 @@ def _serve(connection: Connection) -> None:
 def _do(subjects: dict[str, Any], verb: str, subject: str, what: Any, args: tuple[Any, ...]) -> Any:
     if verb == "build":
         subjects[subject] = what(*args)
-    elif verb == "ask":
-        return getattr(subjects[subject], what)(*args)
-    else:
-        subjects.clear()
-        gc.collect()  # models and optimizers refer to each other
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-    return None
+        return None
+    return getattr(subjects[subject], what)(*args)

@@ -142,15 +142,12 @@ class _Training:
 
     @property
     def target_reached(self) -> bool:
-        """Whether the training loss over the whole corpus was measured below the target.
-
-        best.pt may be from a step that a killed run had reached, and this one, resumed from before, has not reached again.
-        """
-        return self.state.reached(self.config.target_loss) and self.state.best_train_loss_step <= self.state.step
+        """Whether the training loss over the whole corpus was measured below the target."""
+        return self.state.is_at_target(self.config.target_loss)
 
     @property
     def _is_last_step(self) -> bool:
-        return self.state.step == self.config.steps or self.target_reached
+        return self.state.is_at_end(self.config.steps, self.config.target_loss)
 
     @property
     def _samples_are_due(self) -> bool:

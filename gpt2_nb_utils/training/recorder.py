@@ -139,7 +139,7 @@ class Recorder:
             The step of the last that are left.
         """
         path, state, config = self.run.directory.samples, self.state, self.run.config
-        ended = state.step == config.steps or state.reached(config.target_loss) and state.best_train_loss_step <= state.step
+        ended = state.is_at_end(config.steps, config.target_loss)
         if not path.exists():
             return None
         kept = [sample for sample in read_samples(path) if sample.step <= state.step and (ended or not sample.final)]

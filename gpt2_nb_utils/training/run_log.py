@@ -7,7 +7,7 @@ import csv
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator, TypeVar
 
 from gpt2_nb_utils.errors import NotWritten
 from gpt2_nb_utils.plain_text import one_line
@@ -16,6 +16,8 @@ from gpt2_nb_utils.training.verbatim import Recalled
 
 COLUMNS = ("step", "epoch", "tokens", "loss", "train_loss", "lr", "grad_norm", "loss_scale", "tok_per_s", "elapsed_s")
 RECALL_COLUMNS = ("step", "openings", "given", "continued", "verbatim", "right")
+
+_Line = TypeVar("_Line")
 
 
 @dataclass(frozen=True)
@@ -75,32 +77,36 @@ class RecallRow:
 
 def read_metrics(path: Path) -> list[Row]:
     """The rows of a `train_metrics.csv`; a line that a kill cut short, or without a step, is left out."""
-    rows = []
-    if path.exists():
-        with path.open(encoding="utf-8", newline="") as file:
-            for cells in csv.DictReader(file):
-                try:
-                    values = {name: float(cells[name]) if cells[name] else None for name in COLUMNS}
-                    rows.append(Row(**{**values, "step": int(values["step"]), "tokens": int(values["tokens"])}))
-                except (TypeError, ValueError, KeyError, OverflowError):
-                    continue
-    return rows
+    def row(cells: dict[str, str]) -> Row:
+        values = {name: float(cells[name]) if cells[name] else None for name in COLUMNS}
+        return Row(**{**values, "step": int(values["step"]), "tokens": int(values["tokens"])})
+
+    return _read_table(path, row)
 
 
 def read_recall(path: Path) -> list[RecallRow]:
-    """The rows of a `recall.csv`, none where it is missing; a line that a kill cut short is left out."""
+    """The rows of a `recall.csv`, none where it is missing; a line that a kill cut short, or that cannot be, is left out."""
+    def row(cells: dict[str, str]) -> RecallRow:
+        counts = {name: int(cells[name]) for name in RECALL_COLUMNS[:-1]}
+        step = counts.pop("step")
+        recalled = Recalled(**counts, right=float(cells["right"]))
+        if not 0 <= recalled.verbatim <= recalled.openings > 0:
+            raise ValueError
+        return RecallRow(step, recalled)
+
+    return _read_table(path, row)
+
+
+def _read_table(path: Path, row: Callable[[dict[str, str]], _Line]) -> list[_Line]:
+    """The lines of a table, without those of which `row` can make nothing; none where the file is missing."""
     rows = []
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
             for cells in csv.DictReader(file):
                 try:
-                    counts = {name: int(cells[name]) for name in RECALL_COLUMNS[:-1]}
-                    step = counts.pop("step")
-                    recalled = Recalled(**counts, right=float(cells["right"]))
+                    rows.append(row(cells))
                 except (TypeError, ValueError, KeyError, OverflowError):
                     continue
-                if 0 <= recalled.verbatim <= recalled.openings > 0:
-                    rows.append(RecallRow(step, recalled))
     return rows
 
 

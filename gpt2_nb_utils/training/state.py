@@ -92,6 +92,17 @@ class State:
         return (self.best_train_loss is not None and self.best_train_loss_windows == "all"
                 and self.best_train_loss < target_loss)
 
+    def is_at_target(self, target_loss: float) -> bool:
+        """Whether that was at a step that this run has done.
+
+        best.pt may be from a step that a killed run had reached, and this one, resumed from before, has not reached again.
+        """
+        return self.reached(target_loss) and self.best_train_loss_step <= self.step
+
+    def is_at_end(self, steps: int, target_loss: float) -> bool:
+        """Whether a run of so many steps, with this target, has nothing left to train."""
+        return self.step == steps or self.is_at_target(target_loss)
+
     def count_measurement(self, measured: CorpusLoss) -> bool:
         """Take in a measured training loss; True when it is the best so far.
 
