@@ -22,6 +22,7 @@ from gpt2_nb_utils.bench.rounds import in_turn, ratios  # noqa: E402
 from gpt2_nb_utils.bench.training import check_same  # noqa: E402
 from gpt2_nb_utils.bench.worker import Worker, WorkerFailed  # noqa: E402
 from gpt2_nb_utils.errors import UserError  # noqa: E402
+from gpt2_nb_utils.model import linear  # noqa: E402
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config  # noqa: E402
 from gpt2_nb_utils.pipeline.readme import fill_readme  # noqa: E402
 
@@ -100,14 +101,15 @@ def test_the_profile_names_the_operators_that_take_the_time_of_a_step(measured):
 
 # What the figures rest on
 
-def test_the_operations_of_the_matrix_products_are_those_that_torch_counts_without_attention():
+def test_the_operations_of_the_matrix_products_are_those_that_torch_counts_without_attention(monkeypatch):
+    monkeypatch.setattr(linear, "_HAS_ONEDNN", False)  # the counter knows none of its products
     model = GPT2(SIZES)
     ids = torch.randint(SIZES.vocab_size, (2, 33), generator=torch.Generator().manual_seed(1))
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
     counted = counter.get_flop_counts()["Global"]
-    linear = sum(flops for operator, flops in counted.items() if operator in (torch.ops.aten.mm, torch.ops.aten.addmm))
-    assert flops_of_products(SIZES, TOKENS) == linear
+    of_linear_maps = sum(flops for operator, flops in counted.items() if operator in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    assert flops_of_products(SIZES, TOKENS) == of_linear_maps
 
 
 def test_sides_take_turns_round_by_round_and_each_ratio_is_of_one_round():
@@ -145,6 +147,7 @@ def test_a_worker_prints_to_the_standard_error_tells_failures_and_its_death_is_p
     (["--seq_len=65"], ["seq_len 65 exceeds block_size 64"]),
     (["--against=pytorch"], ["--against", "pytorch", "choose from", "transformers"]),
     (["--only=steps"], ["--only", "steps", "train", "sample", "files", "run", "processes"]),
+    (["--only=processes", "--nproc_per_node=3"], ["batch_size 2", "3 processes", "--batch_size 3"]),
     (["--rounds=0"], ["--rounds", "'0' is not a count"]),
     (["--only=sample", "--profile"], ["--profile", "--only"]),
     (["--only=sample", "--against=transformers", "--max_new_tokens=62", "--prompt=First Citizen:"],
@@ -193,7 +196,7 @@ def test_without_transformers_the_comparison_says_what_to_install(monkeypatch, c
 
 def test_the_run_around_the_step_and_processes_are_measured_by_the_real_commands(tmp_path, text_file):
     done = command(*SMALL, f"--input_file={text_file}", "--steps=2", "--sample_every=2", "--max_new_tokens=4", "--only", "run", "processes",
-                   "--nproc_per_node=1", "--out_dir", tmp_path)
+                   "--out_dir", tmp_path, "--rounds=1")
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     run = result["run"]
@@ -202,9 +205,12 @@ def test_the_run_around_the_step_and_processes_are_measured_by_the_real_commands
         assert 0 < run[name]["wall_tok_per_s"] <= run[name]["tok_per_s"] and run[name]["start_up_s"] > 0
     assert run["train_cost"] == pytest.approx(1 - run["train"]["wall_tok_per_s"] / run["bare_tok_per_s"], abs=1e-3)
     assert run["papermill_cost"] == pytest.approx(1 - run["papermill"]["wall_tok_per_s"] / run["train"]["wall_tok_per_s"], abs=1e-3)
-    assert [row["n"] for row in result["processes"]] == [1] and result["processes"][0]["tok_per_s"] > 0
+    assert [row["n"] for row in result["processes"]["rows"]] == [1, 2] and result["processes"]["batch_size"] == 2
+    alone, two = (row["tok_per_s"] for row in result["processes"]["rows"])
+    assert result["processes"]["rows"][1]["ratio_median"] == pytest.approx(two / alone, rel=1e-3)
     assert "train" not in result and "import_s" not in result
-    for part in ("train, 2 steps, by the wall clock, tokens/s", "the same through papermill", "train with 1 process, tokens/s",
+    for part in ("train, 2 steps, by the wall clock, tokens/s", "the same through papermill", "train with 1 process, steps of 2 × 32 tokens in all, tokens/s",
+                 "train with 2 processes", f"{two / alone:.2f} (one round) of one process", "its start-up before the first step",
                  result["torch"]):
         assert part in done.stdout, done.stdout
 

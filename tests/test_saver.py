@@ -87,6 +87,16 @@ def test_a_checkpoint_that_is_not_due_waits_the_newest_takes_its_place_and_the_e
     assert read_checkpoint(files[1])["step"] == read_checkpoint(files[0])["step"] == 3
 
 
+def test_at_the_end_of_a_run_nothing_waits_for_its_share_while_the_rest_is_done(files, written):
+    with Saver(files, share=1e-9) as saver:
+        saver.save(files[1], at(1))
+        wait_until(lambda: len(written) == 1)
+        saver.save(files[0], at(2))
+        saver.save(files[1], at(2), now=True)
+        wait_until(lambda: len(written) == 3)  # nobody flushes, and the context is not left
+        assert written[1:] == [("best.pt", 2), ("last.pt", 2)]
+
+
 def test_of_two_that_wait_best_is_written_first_whichever_was_saved_first(files, written):
     with Saver(files, share=1e-9) as saver:
         saver.save(files[0], at(1))

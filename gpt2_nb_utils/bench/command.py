@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gpt2_nb_utils.bench.files import measure_files
-from gpt2_nb_utils.bench.processes import check_devices, measure_processes
+from gpt2_nb_utils.bench.processes import check_processes, measure_processes
 from gpt2_nb_utils.bench.sampling import measure_sampling, prompt_ids
 from gpt2_nb_utils.bench.settings import PARTS, ROUNDS, config_for
 from gpt2_nb_utils.bench.training import measure_training
@@ -75,7 +75,7 @@ def bench(parts: Sequence[str], given: dict[str, Any], against: str | None = Non
     if "sample" in parts:
         prompt_ids(configs["sample"], against is not None)
     if "processes" in parts:
-        check_devices(configs["processes"], nproc_per_node)
+        check_processes(configs["processes"], nproc_per_node)
     for part in ("files", "run", "processes"):
         if part in parts:
             load_corpus(configs[part].input_file)

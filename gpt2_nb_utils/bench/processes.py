@@ -15,14 +15,16 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.processes import Processes
 
 
-def check_devices(config: RunConfig, n_processes: int) -> None:
-    """Refuse more processes than there are GPUs, where GPUs are used.
+def check_processes(config: RunConfig, n_processes: int) -> None:
+    """Refuse a batch that cannot be shared out evenly, and more processes than there are GPUs, where GPUs are used.
 
     Raises:
-        UserError: there are fewer.
+        UserError: one of these.
     """
+    Processes(count=n_processes).refuse_uneven(config.batch_size)
     if Precision.of(config).device.type == "cuda" and n_processes > torch.cuda.device_count():
         raise UserError(f"nproc_per_node {n_processes} exceeds the {torch.cuda.device_count()} CUDA devices of this machine: "
                         f"lower nproc_per_node, or take --device cpu")
@@ -32,12 +34,14 @@ def measure_processes(config: RunConfig, n_processes: int, rounds: int) -> dict[
     """Train with one process and with `n_processes`, in turn. The CPU's threads are shared out among the processes.
 
     Returns:
-        The key `processes` of bench.json: a row for each number of processes, with tokens/s by the steps' own time, and how
-        many times as fast as one process it is.
+        The key `processes` of bench.json: what was trained, and a row for each number of processes, with tokens/s by the
+        steps' own time, and how many times as fast as one process it is.
     """
     numbers = sorted({1, n_processes})
     took = in_turn({str(n): lambda number, n=n: _tokens_per_second(config, n) for n in numbers}, rounds, "processes")
-    return {"processes": [{"n": n, "tok_per_s": median(took[str(n)]), **ratios(took[str(n)], took["1"])} for n in numbers]}
+    rows = [{"n": n, "tok_per_s": median(took[str(n)]), **ratios(took[str(n)], took["1"])} for n in numbers]
+    return {"processes": {"batch_size": config.batch_size, "seq_len": config.seq_len, "grad_accum": config.grad_accum,
+                          "steps": config.steps, "rows": rows}}
 
 
 def _tokens_per_second(config: RunConfig, n_processes: int) -> float:

@@ -1,4 +1,4 @@
-"""The matrix products of a training step, alone: how fast this machine does them, which no step can exceed.
+"""The matrix products of a training step, alone: how fast torch's own `mm` does them on this machine.
 
 Counted are the linear maps, forward and in both directions of the backward pass: queries, keys and values, the
 projection of the attention, both maps of the MLP in each block, and the head. Attention's own products (queries with

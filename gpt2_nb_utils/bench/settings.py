@@ -20,12 +20,12 @@ PARTS = {
 USUAL = ("train", "sample", "files")
 """The parts that are measured unless somebody names others: those that take a few minutes with GPT-2 124M on a CPU."""
 
-ROUNDS = {"train": 7, "sample": 3, "files": 3, "run": 1, "processes": 1}
+ROUNDS = {"train": 7, "sample": 3, "files": 3, "run": 1, "processes": 3}
 
 AGAINST = ("transformers",)
 """Whose GPT-2 ours can be compared with."""
 
-_COURSE = {"steps": 100, "batch_size": 4, "seq_len": 128, "grad_accum": 1, "lr": 3e-4, "log_every": 10, "save_every": 100,
+_COURSE = {"steps": 200, "batch_size": 4, "seq_len": 128, "grad_accum": 1, "lr": 3e-4, "log_every": 10, "save_every": 100,
            "sample_every": 100, "eval_every": 100}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "train": {"batch_size": 4, "seq_len": 256},
@@ -34,8 +34,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "run": _COURSE,
     "processes": {"batch_size": 4, "seq_len": 256, "steps": 20},
 }
-"""Settings of each part, of GPT-2 124M. Those of `run` are the course's own command, cut after 100 of its 200 steps, with a
-measurement of the training loss wherever it samples and saves."""
+"""Settings of each part, of GPT-2 124M. Those of `run` are the course's own command, with a measurement of the
+training loss wherever it samples and saves."""
 
 FLAGS = ("preset", "input_file", "seed", "block_size", "n_layer", "n_head", "n_embd", "batch_size", "seq_len", "grad_accum",
          "optimizer", "clip_grad", "steps", "log_every", "eval_every", "save_every", "sample_every", "prompt", "max_new_tokens",
@@ -45,7 +45,7 @@ FLAGS = ("preset", "input_file", "seed", "block_size", "n_layer", "n_head", "n_e
 _IN_WORDS = {
     "preset": "auto, here GPT-2 124M with the values below", "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768,
     "batch_size": 4, "seq_len": "256; of the part run 128", "grad_accum": 1, "optimizer": "adamw",
-    "steps": "of the part run 100, of processes 20", "log_every": "of the part run 10", "eval_every": "of the part run 100",
+    "steps": "of the part run 200, of processes 20", "log_every": "of the part run 10", "eval_every": "of the part run 100",
     "save_every": "of the part run 100", "sample_every": "of the part run 100", "max_new_tokens": "of the part sample 500",
 }
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gpt2_nb_utils.model.head_loss import head_loss
 from gpt2_nb_utils.model.initialisation import initialise
 from gpt2_nb_utils.model.kv_cache import KVCache
+from gpt2_nb_utils.model.linear import linear
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX
 
 
@@ -45,7 +46,7 @@ class Affine(nn.Module):
         self.bias = nn.Parameter(torch.empty(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.t(), self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class Attention(nn.Module):
@@ -173,7 +174,7 @@ class GPT2(nn.Module):
             x: token ids; with a cache, only those that it does not hold yet.
             cache: keys and values of the tokens before `x`; it grows by T.
         """
-        return F.linear(self.hidden(x, cache), self.transformer.wte.weight)
+        return linear(self.hidden(x, cache), self.transformer.wte.weight.t())
 
     def loss(self, x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats of targets `y` (B, T) after ids `x` (B, T); IGNORE_INDEX is left out.

@@ -4,7 +4,8 @@ The plain way writes N × 50,257 logits, reads them for the softmax, and writes 
 traffic and the page faults of those buffers cost more than the arithmetic. Here one buffer holds the logits of
 some rows, turns into their gradient, and is used again. The numbers are those of the plain formula.
 
-It serves a CPU, in fp32 and in bf16. On a GPU the plain way is used.
+It serves a CPU, in fp32 and in bf16. On a GPU the plain way is used, with rows of zeros behind the vocabulary inside the product:
+neither the parameters nor the loss know of them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2_nb_utils.model.linear import onednn_product, takes_onednn
+
 _ROWS_AT_ONCE = 64
 """Rows whose logits stay in the cache of a CPU while they are turned into losses or gradients: 13 MB in fp32."""
+_ALIGNED = 64
+"""Values of which tensor cores take a whole number: 128 bytes in 16 bits."""
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
@@ -39,16 +44,25 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int
         losses = _losses_by_rows(hidden.to(dtype), weight.to(dtype), targets, ignore_index)
         return losses if reduction == "none" else losses.sum() if reduction == "sum" else (
             losses.sum() / (targets != ignore_index).sum())
-    logits = F.linear(hidden, weight)  # (N, V)
+    logits = padded_product(hidden, weight) if device == "cuda" else F.linear(hidden, weight)  # (N, V)
     # In fp32 whatever the autocast: an fp16 sum of 50,257 exponentials overflows.
     return F.cross_entropy(logits.to(weight.dtype), targets, ignore_index=ignore_index, reduction=reduction)
 
 
+def padded_product(hidden: Tensor, weight: Tensor) -> Tensor:
+    """`hidden @ weight.t()` (N, V) for `hidden` (N, C) and `weight` (V, C), through a product whose V is a multiple of 64.
+
+    Tensor cores take matrices in tiles, and slow down where a row of the result ends in the midst of one, as 50,257 do.
+
+    Source: NVIDIA, "Matrix Multiplication Background User's Guide", on tensor core requirements.
+    """
+    return F.linear(hidden, F.pad(weight, (0, 0, 0, -len(weight) % _ALIGNED)))[:, :len(weight)]
+
+
 def _losses_by_rows(hidden: Tensor, head: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-    logits = head.new_empty(_ROWS_AT_ONCE, len(head))
+    product = _Product(head, _ROWS_AT_ONCE)
     return torch.cat([
-        F.cross_entropy(torch.mm(h, head.t(), out=logits[:len(h)]).to(torch.promote_types(head.dtype, torch.float32)), y,
-                        ignore_index=ignore_index, reduction="none")
+        F.cross_entropy(product(h).to(torch.promote_types(head.dtype, torch.float32)), y, ignore_index=ignore_index, reduction="none")
         for h, y in zip(hidden.split(_ROWS_AT_ONCE), targets.split(_ROWS_AT_ONCE))])
 
 
@@ -59,7 +73,6 @@ class _HeadLossSum(torch.autograd.Function):
         # Each chunk reads and writes the whole (V, C) gradient once, so wide models take more rows at a time.
         rows = min(N, max(32, C))
         exact = dtype == weight.dtype
-        buffer = hidden.new_empty(rows, weight.size(0), dtype=dtype)  # (rows, V)
         scratch = None if exact else weight.new_empty(min(rows, _ROWS_AT_ONCE), weight.size(0))
         d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
         hidden, head = hidden.to(dtype), weight.to(dtype)
@@ -67,10 +80,11 @@ class _HeadLossSum(torch.autograd.Function):
         counted = targets.masked_fill(targets == ignore_index, 0).unsqueeze(1)  # (N, 1)
         normalisers = weight.new_empty(N, 1)
         total = weight.new_zeros((), dtype=torch.float64)
+        product = _Product(head, rows)
         for start in range(0, N, rows):
             chunk = slice(start, min(start + rows, N))
             h, y, k = hidden[chunk], counted[chunk], keep[chunk]
-            products = torch.mm(h, head.t(), out=buffer[:len(h)])
+            products = product(h)  # (rows, V)
             if exact:
                 losses = _logits_to_gradients(products, y, normalisers[chunk])
             else:
@@ -89,6 +103,7 @@ class _HeadLossSum(torch.autograd.Function):
                 d_weight.addmm_(products.t(), scaled)
             else:
                 d_weight += torch.mm(products.t(), scaled)  # summed over the chunks in fp32
+            del products  # the next ones take their place
         ctx.gradients = d_hidden, d_weight
         return total.to(weight.dtype)
 
@@ -98,6 +113,24 @@ class _HeadLossSum(torch.autograd.Function):
             raise RuntimeError("the head's gradients were handed out by the first backward pass: compute the loss again")
         (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
         return d_hidden.mul_(grad_output), d_weight.mul_(grad_output), None, None, None  # in place: (V, C) is 154 MB
+
+
+class _Product:
+    """`hidden @ head.t()` for some rows at a time.
+
+    Args:
+        head: (V, C).
+        rows: the most at once. They share one buffer where the library writes into a given one.
+    """
+
+    def __init__(self, head: Tensor, rows: int):
+        self._head = head
+        self._buffer = None if takes_onednn(head, head) else head.new_empty(rows, len(head))
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        if self._buffer is None:
+            return onednn_product(hidden, self._head)
+        return torch.mm(hidden, self._head.t(), out=self._buffer[:len(hidden)])
 
 
 def _logits_to_gradients(logits: Tensor, y: Tensor, normaliser: Tensor) -> Tensor:

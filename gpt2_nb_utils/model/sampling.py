@@ -13,6 +13,7 @@ from torch import Tensor
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.kv_cache import KVCache
+from gpt2_nb_utils.model.linear import linear
 
 
 def context_start(n_tokens: int, longest: int) -> int:
@@ -130,7 +131,7 @@ def _continue(model: GPT2, prompts: Sequence[Tensor], max_new_tokens: int, tempe
         else:
             seen = _contexts(ids, range(B), starts, ends)  # (B, T)
             h = model.hidden(seen)[rows, next_place - 1 - torch.tensor(starts, device=ids.device)]  # (B, C)
-        logits = h @ model.transformer.wte.weight.t()  # (B, V): only the last position of each row is needed
+        logits = linear(h, model.transformer.wte.weight.t())  # (B, V): only the last position of each row is needed
         ids[rows, next_place] = next_token(logits, temperature, top_k, generator)
         next_place += 1
         ends = [end + 1 for end in ends]

@@ -54,7 +54,7 @@ def about(result: dict[str, Any]) -> str:
     packages = [f"{name} {result[name]}" for name in ("torch", "transformers") if name in result]
     return (f"GPT-2 with {model['n_params']:,} parameters (n_layer {model['n_layer']}, n_head {model['n_head']}, n_embd "
             f"{model['n_embd']}, block_size {model['block_size']}), {result['amp']}, {result['optimizer']}"
-            f"{', torch.compile' if result['compile'] else ''}; on {machine['device']}, {machine['threads']} threads, "
+            f"{', torch.compile' if result['compile'] else ''}; on {machine['device']}, "
             f"{machine['processor']}, {machine['cpu_count']} CPU cores, {machine['memory_gb']} GiB memory; {', '.join(packages)}; "
             f"{result['time'][:10]}")
 
@@ -77,16 +77,14 @@ def lines(result: dict[str, Any]) -> list[Line]:
         ]
     if "run" in result:
         table += _run(result["run"])
-    for row in result.get("processes", ()):
-        table.append((f"train with {row['n']} process{'es' * (row['n'] > 1)}, tokens/s", _number(row["tok_per_s"]), "",
-                      f"{_ratio(row)} of one process" if row["n"] > 1 else ""))
+    if "processes" in result:
+        table += _processes(result["processes"])
     return table
 
 
 def _training(result: dict[str, Any]) -> list[Line]:
     train, theirs = result["train"], result.get("against", {})
-    batch = f"{train['batch_size']} × {train['seq_len']}" + (f" × {train['grad_accum']}" if train["grad_accum"] > 1 else "")
-    table = [(f"training step of {batch} tokens, tokens/s", _number(train["tok_per_s"]), _number(theirs.get("tok_per_s")),
+    table = [(f"training step of {_batch(train)} tokens, tokens/s", _number(train["tok_per_s"]), _number(theirs.get("tok_per_s")),
               _ratio(theirs))]
     if "against_compiled" in result:
         compiled = result["against_compiled"]
@@ -119,7 +117,17 @@ def _run(run: dict[str, Any]) -> list[Line]:
         table.append((what, _number(run[name]["wall_tok_per_s"]), "", f"loses {run[f'{name}_cost']:.1%} against {base}"))
         table.append(("its steps alone, by its own clock, tokens/s", _number(run[name]["tok_per_s"]), "",
                       f"all the rest takes {1 - run[name]['wall_tok_per_s'] / run[name]['tok_per_s']:.1%}"))
+        table.append(("its start-up before the first step, and its end, s", _number(run[name]["start_up_s"]), "", ""))
     return table
+
+
+def _processes(processes: dict[str, Any]) -> list[Line]:
+    return [(f"train with {row['n']} process{'es' * (row['n'] > 1)}, steps of {_batch(processes)} tokens in all, tokens/s",
+             _number(row["tok_per_s"]), "", f"{_ratio(row)} of one process" if row["n"] > 1 else "") for row in processes["rows"]]
+
+
+def _batch(of: dict[str, Any]) -> str:
+    return f"{of['batch_size']} × {of['seq_len']}" + (f" × {of['grad_accum']}" if of["grad_accum"] > 1 else "")
 
 
 _PROFILE_HEAD = ("operator", "share of the step", "ms", "calls")
@@ -136,7 +144,10 @@ def _head(result: dict[str, Any]) -> Line:
 
 
 def _ratio(side: dict[str, Any]) -> str:
-    return f"{side['ratio_median']:.2f} ({side['ratio_min']:.2f} to {side['ratio_max']:.2f})" if side else ""
+    if not side:
+        return ""
+    spread = f"{side['ratio_min']:.2f} to {side['ratio_max']:.2f}" if side["ratio_min"] < side["ratio_max"] else "one round"
+    return f"{side['ratio_median']:.2f} ({spread})"
 
 
 def _number(value: float | None) -> str:

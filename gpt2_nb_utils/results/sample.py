@@ -32,6 +32,6 @@ def sample(run_dir: str, given: dict[str, Any]) -> list[str]:
     config = RunConfig.resolve(given, saved=checkpoint["config"])
     precision = Precision.of(config)
     model = model_from(checkpoint, precision.device)
-    refuse_what_cannot_fit(config, model.n_params, precision.device)
+    refuse_what_cannot_fit(config, model.n_params, precision.device, training=False)
     with samples_fit(config):
         return [drawn.text for drawn in draw_samples(model, config, [config.prompt] * config.num_prompts, step=0)]

@@ -112,10 +112,10 @@ class _Training:
                     if improved:
                         self.save_best()
 
-                    if not stop and self._samples_are_due:
-                        self.draw_samples()
                     if state.step % config.save_every == 0 or self._is_last_step or stop:
                         self.save_last()
+                    if not stop and self._samples_are_due:  # while the checkpoint is written
+                        self.draw_samples()
                     self.saver.check()
                     progress.update(state.step, loss=f"{state.loss:.4f}", **self._figures())
                     record.summary()
@@ -168,7 +168,7 @@ class _Training:
         config, state, windows = self.config, self.state, self.run.windows
         begun = time.perf_counter()
         n_windows = config.batch_size * config.grad_accum
-        with step_fits(config):
+        with step_fits(config, self.processes.count):
             indices = self.order.take(state.windows_drawn, n_windows)
             micro_batches = [windows.batch(indices[i:i + config.batch_size]) for i in range(0, n_windows, config.batch_size)]
             set_learning_rate(self.optimizer, factor)
@@ -249,7 +249,7 @@ class _Training:
             self.record.line(f"step {self.state.step}/{self.config.steps}  not saved: the weights give no finite loss")
             return
         self.record.update_wall_seconds()
-        self.saver.save(self.run.directory.last, self._content_of_last())
+        self.saver.save(self.run.directory.last, self._content_of_last(), now=self._is_last_step)
 
     def _content_of_last(self) -> dict[str, Any]:
         random_states = {"cpu": torch.get_rng_state()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import Iterator
 
 import torch
@@ -11,6 +12,11 @@ import torch
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 
+_ACTIVATIONS = 24
+"""Bytes that a block keeps for its backward pass, at least, for each token and each of its n_embd numbers: in 16 bits the input of
+each linear map, queries, keys and values, and what the GELU sees; in 32 the sums in between. All in fp32 is 64."""
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux says how much a container may take, of version 2 and of version 1."""
 _SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
 """torch has an exception of its own on a GPU only; on a CPU and in libraries it raises a RuntimeError with such words."""
 
@@ -20,7 +26,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
-def refuse_what_cannot_fit(config: RunConfig, n_params: int, device: torch.device) -> None:
+def refuse_what_cannot_fit(config: RunConfig, n_params: int, device: torch.device, processes: int = 1,
+                           local_processes: int = 1, training: bool = True) -> None:
     """Refuse sizes that no luck could fit into the memory of this machine, before anything is written or computed.
 
     Only the least that is needed is counted: such sizes would not fail at an allocation, which is told in a line, but be
@@ -28,22 +35,27 @@ def refuse_what_cannot_fit(config: RunConfig, n_params: int, device: torch.devic
 
     Args:
         n_params: parameters of the model.
+        processes: that share out each micro-batch.
+        local_processes: how many of them are on this machine, where a CPU's memory serves them all.
+        training: whether the model is to be trained; otherwise it is only asked for samples.
 
     Raises:
         UserError: naming the settings that are too large.
     """
     memory = _memory(device)
-    windows = config.batch_size * config.seq_len
-    needs = (
+    sharing = 1 if device.type == "cuda" else local_processes
+    tokens = config.batch_size * config.seq_len
+    needs = [
         # Weights, gradients and one moment or two in fp32; about 30 kB of Python objects for each block.
         (f"a model with n_layer {config.n_layer}, n_embd {config.n_embd} and block_size {config.block_size}",
-         12 * n_params + 30_000 * config.n_layer, "lower one of them"),
-        # The input of each block, and all token ids of a step.
-        (f"a step with batch_size {config.batch_size}, seq_len {config.seq_len} and grad_accum {config.grad_accum}",
-         4 * windows * config.n_embd * config.n_layer + 16 * windows * config.grad_accum, "lower one of them"),
+         sharing * ((12 if training else 4) * n_params + 30_000 * config.n_layer), "lower one of them"),
         (f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once",
          (8 * config.max_new_tokens + 1000) * config.num_prompts, "lower --num_prompts or --max_new_tokens"),
-    )
+    ]
+    if training:
+        needs.append((f"a step with batch_size {config.batch_size}, seq_len {config.seq_len} and grad_accum {config.grad_accum}",
+                      sharing * (_ACTIVATIONS * tokens // processes * config.n_embd * config.n_layer + 16 * tokens * config.grad_accum),
+                      "lower one of them"))
     for what, needed, mend in needs:
         if memory is not None and needed > memory:
             raise UserError(f"{what} takes more than {needed / 1e9:,.0f} GB of memory, and there are {memory / 1e9:,.0f}: {mend}")
@@ -54,18 +66,23 @@ def _memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None  # Windows has no sysconf
+    for path in map(Path, _LIMITS):
+        with contextlib.suppress(OSError, ValueError):  # not Linux, no container, or "max"
+            memory = min(memory, int(path.read_text(encoding="ascii")))
+    return memory
 
 
-def step_fits(config: RunConfig) -> contextlib.AbstractContextManager[None]:
-    """A context for a training step."""
+def step_fits(config: RunConfig, processes: int = 1) -> contextlib.AbstractContextManager[None]:
+    """A context for a training step whose micro-batches so many processes share out."""
     batch_size, grad_accum = config.batch_size, config.grad_accum
-    smaller = batch_size // 2 if batch_size % 2 == 0 else 1
+    each = batch_size // processes
+    smaller = processes * (each // 2 if each % 2 == 0 else 1)
     same = f"--batch_size {smaller} --grad_accum {grad_accum * batch_size // smaller} (the same step in less memory) or "
     return _fits(f"a step with batch_size {batch_size}, seq_len {config.seq_len} and grad_accum {grad_accum}",
-                 f"close other programs and go on with --resume auto, or start anew with {same if batch_size > 1 else ''}a "
+                 f"close other programs and go on with --resume auto, or start anew with {same if each > 1 else ''}a "
                  f"lower --seq_len; the last good checkpoint is kept")
 
 

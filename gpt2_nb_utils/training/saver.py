@@ -21,7 +21,7 @@ from gpt2_nb_utils.training.checkpoints import save_checkpoint
 from gpt2_nb_utils.training.out_of_memory import is_out_of_memory
 
 SHARE = 0.03
-"""Share of a run's time in which checkpoints may be written, but for the first of each file and those at the end."""
+"""Share of a run's time in which checkpoints may be written, but for the first of each file and those at the end. Copies come on top."""
 
 
 class Saver:
@@ -73,12 +73,13 @@ class Saver:
                 self._changed.notify_all()
             self._thread.join()
 
-    def save(self, path: Path, content: dict[str, Any]) -> None:
+    def save(self, path: Path, content: dict[str, Any], now: bool = False) -> None:
         """Take a copy of a checkpoint; it is written to `path` when it is due.
 
         Args:
             path: one of the files.
             content: as for `save_checkpoint`. It may change as soon as this returns.
+            now: begin to write what waits at once, due or not: for the end of a run, which would wait for it.
 
         Raises:
             UserError: an earlier checkpoint could not be written.
@@ -96,6 +97,7 @@ class Saver:
                     raise
                 self._copies[path] = content
             self._waiting.add(path)
+            self._hurry |= now
             self._changed.notify_all()
         if self._copies[path] is content:  # no room for a copy: training waits for the file instead
             self.flush()

@@ -106,7 +106,7 @@ def start_run(config: RunConfig, processes: Processes = ALONE) -> Run:
     found = checkpoint_to_resume(config)
     checkpoint = found and found.content
     precision = Precision.of(config, processes)
-    refuse_what_cannot_fit(config, parameter_count(model_sizes(config)), precision.device)
+    refuse_what_cannot_fit(config, parameter_count(model_sizes(config)), precision.device, processes.count, processes.local_count)
     corpus = load_corpus(config.input_file)
     cached = read_tokens(directory.tokens, corpus)
     all_ids = encode(corpus.text) if cached is None else cached
