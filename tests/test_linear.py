@@ -58,7 +58,7 @@ def test_loss_and_the_gradient_of_every_parameter_are_those_of_float64_as_near_a
 
 
 @needs_onednn
-@pytest.mark.parametrize("shape", [(3, 7, 384), (1, 384), (1, 1, 384)])
+@pytest.mark.parametrize("shape", [(3, 7, 384), (2, 384), (2, 1, 384)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linear_layer_takes_any_number_of_leading_dimensions(calls, shape, bias):
     generator = torch.Generator().manual_seed(1)
@@ -89,15 +89,18 @@ def test_a_text_is_continued_with_the_same_tokens_either_way(monkeypatch, calls)
     assert [row.tolist() for row in ours] == [row.tolist() for row in generate(model, prompts, 60, temperature=0)]
 
 
-def test_half_precision_small_layers_and_a_build_without_it_go_the_plain_way(monkeypatch, calls):
+def test_half_precision_small_layers_a_single_row_and_a_build_without_it_go_the_plain_way(monkeypatch, calls):
     x, weight = torch.randn(2, 512), torch.randn(512, 512)
     monkeypatch.setattr(linear, "_SMALLEST", 2 ** 18 + 1)
     linear.linear(x, weight)
     monkeypatch.setattr(linear, "_SMALLEST", 2 ** 18)
     linear.linear(x.bfloat16(), weight.bfloat16())
+    linear.linear(x[:1], weight)
     with torch.autocast("cpu", torch.bfloat16):
         linear.linear(x, weight)
     assert not calls
+    linear.linear(x[:1], weight.t())  # stored (out, in), as the head is
+    assert len(calls) == 1
     monkeypatch.setattr(linear, "onednn_product", lambda *_: torch.ops.mkldnn.an_operator_of_another_release())
     assert not linear._works()
 

@@ -125,7 +125,7 @@ class _Product:
 
     def __init__(self, head: Tensor, rows: int):
         self._head = head
-        self._buffer = None if takes_onednn(head, head) else head.new_empty(rows, len(head))
+        self._buffer = None if takes_onednn(head, head.t()) else head.new_empty(rows, len(head))
 
     def __call__(self, hidden: Tensor) -> Tensor:
         if self._buffer is None:

@@ -2,8 +2,8 @@
 
 torch carries two: MKL, which it takes for fp32, and oneDNN, which it takes for bf16. On an AMD EPYC with AVX-512, at the shapes of
 GPT-2 124M, oneDNN's fp32 products take 0.75 to 0.9 of MKL's time for 1,024 rows, half of it for 64, and a quarter for the
-three rows of sampling three texts. The gradient of a weight alone gains nothing, and stays where it was. The
-sums are the same but for the order of their terms.
+three rows of sampling three texts. Two kinds stay with MKL: the gradient of a weight, which gains nothing, and a single row
+by a weight stored (in, out), for which oneDNN is slower. The sums are the same but for the order of their terms.
 
 torch has no public way to choose. The operator used here is the one that torch.compile writes into its programs; where a
 release or a build lacks it, everything goes the usual way.
@@ -30,8 +30,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN is there and faster for the product of these two."""
+    """Whether oneDNN is there, and faster than MKL for `x @ weight`, `x` (…, in) and `weight` (in, out)."""
     return (_HAS_ONEDNN and weight.numel() >= _SMALLEST and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+            and (x.numel() > x.size(-1) or not weight.is_contiguous())
             and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling())
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpt2_nb_utils.model.linear import linear
 from gpt2_nb_utils.tokenization.windows import Windows
 
 PREFIX, LENGTH = 32, 32
@@ -55,7 +56,7 @@ def tokens_right(hidden: Tensor, head: Tensor, targets: Tensor, opening: tuple[i
     wanted = targets[:, places]  # (B, R)
     # In fp32 whatever the run's format: two of 50,257 logits are often equal in bf16, and one is the likeliest.
     with torch.autocast(hidden.device.type, enabled=False):
-        likeliest = (hidden[:, places].float() @ head.float().t()).argmax(dim=-1)  # (B, R)
+        likeliest = linear(hidden[:, places].float(), head.float().t()).argmax(dim=-1)  # (B, R)
     right = (likeliest == wanted).long().cumprod(dim=1).sum(dim=1)  # ones up to the first error
     return [n if last >= 0 else None for n, last in zip(right.tolist(), wanted[:, -1].tolist())]
 
