@@ -30,7 +30,7 @@ def calls(monkeypatch):
 
 
 def ids(seed: int) -> torch.Tensor:
-    return torch.randint(SIZES.vocab_size, (9, 48), generator=torch.Generator().manual_seed(seed))  # 432 rows: two chunks
+    return torch.randint(SIZES.vocab_size, (12, 48), generator=torch.Generator().manual_seed(seed))  # 576 rows: two chunks of the head
 
 
 @needs_onednn
@@ -59,11 +59,13 @@ def test_loss_and_the_gradient_of_every_parameter_are_those_of_float64_as_near_a
 
 @needs_onednn
 @pytest.mark.parametrize("shape", [(3, 7, 384), (2, 384), (2, 1, 384)])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", ["whole", "every other", "one for all", ""])
 def test_a_linear_layer_takes_any_number_of_leading_dimensions(calls, shape, bias):
     generator = torch.Generator().manual_seed(1)
     x, weight = torch.randn(shape, generator=generator, requires_grad=True), torch.randn(384, 1152, generator=generator, requires_grad=True)
-    bias = torch.randn(1152, generator=generator, requires_grad=True) if bias else None
+    values = torch.randn(2304, generator=generator)
+    bias = {"whole": values[:1152], "every other": values[::2], "one for all": values[:1].expand(1152), "": None}[bias]
+    bias = bias if bias is None else bias.requires_grad_()
     leaves = [each for each in (x, weight, bias) if each is not None]
     out = linear.linear(x, weight, bias)
     plain = F.linear(x, weight.t(), bias)
@@ -96,6 +98,7 @@ def test_half_precision_small_layers_a_single_row_and_a_build_without_it_go_the_
     monkeypatch.setattr(linear, "_SMALLEST", 2 ** 18)
     linear.linear(x.bfloat16(), weight.bfloat16())
     linear.linear(x[:1], weight)
+    linear.linear(torch.randn(65, 512), weight)
     with torch.autocast("cpu", torch.bfloat16):
         linear.linear(x, weight)
     assert not calls

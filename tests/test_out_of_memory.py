@@ -96,7 +96,7 @@ def test_what_a_step_keeps_for_its_backward_pass_is_at_least_what_is_counted():
 
     def keep(tensor):
         if not any(tensor.data_ptr() == parameter.data_ptr() for parameter in model.parameters()):
-            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     x = torch.zeros(config.batch_size, config.seq_len, dtype=torch.long)

@@ -1,6 +1,7 @@
 """Checkpoints in the background: what is in them, how often they are written, and what a kill or a full disk leaves."""
 
 import collections
+import errno
 import os
 import signal
 import subprocess
@@ -15,10 +16,11 @@ import torch
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.training import checkpoints, saver as saver_module
+from gpt2_nb_utils.training import checkpoints, recorder, saver as saver_module
 from gpt2_nb_utils.training.checkpoints import read_checkpoint, save_checkpoint
 from gpt2_nb_utils.training.loop import train
 from gpt2_nb_utils.training.run_log import read_metrics
+from gpt2_nb_utils.training.samples_file import read_samples
 from gpt2_nb_utils.training.saver import Saver
 
 
@@ -190,6 +192,38 @@ def test_what_waits_is_written_when_training_fails(settings):
     directory = RunDirectory(given["out_dir"])
     assert directory.read_summary()["status"] == "failed"
     assert (read_checkpoint(directory.best)["state"]["step"], read_checkpoint(directory.last)["state"]["step"]) == (4, 4)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_stop_while_samples_are_drawn_is_saved_at_the_step_where_it_came(settings, monkeypatch):
+    given, draw = settings(steps=6, sample_every=2, save_every=6), recorder.draw_samples
+
+    def stopped(model, config, prompts, step, final):
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return draw(model, config, prompts, step, final)
+
+    monkeypatch.setattr(recorder, "draw_samples", stopped)
+    assert train(RunConfig.resolve(given))["status"] == "interrupted"
+    assert read_checkpoint(RunDirectory(given["out_dir"]).last)["state"]["step"] == 4
+
+
+def test_samples_of_a_step_that_is_saved_are_all_there_or_are_drawn_again(settings, monkeypatch):
+    given, whole = settings(steps=6, sample_every=6, save_every=6), recorder.format_sample
+
+    def on_a_full_disk(sample):
+        if sample.final:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(sample)
+
+    monkeypatch.setattr(recorder, "format_sample", on_a_full_disk)
+    with pytest.raises(UserError, match="No space left on device|free disk space"):
+        train(RunConfig.resolve(given))
+    monkeypatch.undo()
+    directory = RunDirectory(given["out_dir"])
+    assert read_checkpoint(directory.last)["state"]["step"] == 6
+    assert train(RunConfig.resolve({"out_dir": given["out_dir"], "resume": "auto"}))["status"] == "steps_done"
+    assert [sample.final for sample in read_samples(directory.samples)] == [False, False, False, True]
 
 
 def test_a_full_disk_ends_a_run_with_one_line_and_status_2(settings):

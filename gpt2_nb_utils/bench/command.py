@@ -21,6 +21,7 @@ from gpt2_nb_utils.bench.worker import Worker
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.parts import parameter_count
+from gpt2_nb_utils.pipeline.bench_table import lines
 from gpt2_nb_utils.run_directory import command_line, environment, write_atomically
 from gpt2_nb_utils.tokenization.corpus import load_corpus
 from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
@@ -70,8 +71,8 @@ def bench(parts: Sequence[str], given: dict[str, Any], against: str | None = Non
     if against is not None and importlib.util.find_spec("transformers") is None:
         raise UserError("--against transformers: that package is not installed: pip install transformers, or leave out --against")
     precision = Precision.of(configs[parts[0]])
-    for config in configs.values():
-        refuse_what_cannot_fit(config, parameter_count(model_sizes(config)), precision.device)
+    for part, config in configs.items():
+        refuse_what_cannot_fit(config, parameter_count(model_sizes(config)), precision.device, training=part != "sample")
     if "sample" in parts:
         prompt_ids(configs["sample"], against is not None)
     if "processes" in parts:
@@ -119,10 +120,11 @@ def _with_earlier(file: Path, about: dict[str, Any], parts: Sequence[str], overw
     elsewhere = "name another folder (--out_dir), or remove it"
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
+        lines(earlier)  # what cannot be shown beside new figures is not measured for
         there = [part for part in parts if _KEYS[part] & earlier.keys()]
         other = [name for name in _SAME if name in about and earlier.get(name, about[name]) != about[name]]
         command = "\n".join(dict.fromkeys([*earlier["command"].splitlines(), about["command"]]))
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{file} is not what `bench` writes: {elsewhere}") from None
     if there and not overwrite:
         raise UserError(f"{file} has {', '.join(there)} already: name other parts (--only), another folder (--out_dir), or measure "

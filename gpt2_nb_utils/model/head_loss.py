@@ -44,7 +44,9 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int
         losses = _losses_by_rows(hidden.to(dtype), weight.to(dtype), targets, ignore_index)
         return losses if reduction == "none" else losses.sum() if reduction == "sum" else (
             losses.sum() / (targets != ignore_index).sum())
-    logits = padded_product(hidden, weight) if device == "cuda" else F.linear(hidden, weight)  # (N, V)
+    # Not in fp32: no tensor core takes part, and the cross-entropy would copy logits that are not contiguous.
+    padded = device == "cuda" and dtype != weight.dtype
+    logits = padded_product(hidden, weight) if padded else F.linear(hidden, weight)  # (N, V)
     # In fp32 whatever the autocast: an fp16 sum of 50,257 exponentials overflows.
     return F.cross_entropy(logits.to(weight.dtype), targets, ignore_index=ignore_index, reduction=reduction)
 
@@ -124,12 +126,13 @@ class _Product:
     """
 
     def __init__(self, head: Tensor, rows: int):
-        self._head = head
-        self._buffer = None if takes_onednn(head, head.t()) else head.new_empty(rows, len(head))
+        self._head, self._rows, self._buffer = head, rows, None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        if self._buffer is None:
+        if takes_onednn(hidden, self._head.t()):
             return onednn_product(hidden, self._head)
+        if self._buffer is None:
+            self._buffer = self._head.new_empty(self._rows, len(self._head))
         return torch.mm(hidden, self._head.t(), out=self._buffer[:len(hidden)])
 
 

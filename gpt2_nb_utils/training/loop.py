@@ -79,6 +79,7 @@ class _Training:
         if self.run.checkpoint is not None:
             self._restore(self.run.checkpoint)
             self.run.checkpoint = None
+        self._saved_at = self.state.step if self.run.resumed else None
         self.record = Recorder(self.run, self.state, self.model.n_params, on_row) if processes.first else Bystander(self.run)
         directory = self.run.directory
         self.saver = Saver([directory.best, directory.last], previous={directory.last: directory.previous},
@@ -122,9 +123,11 @@ class _Training:
                 if state.loss is not None and not math.isfinite(state.loss):
                     raise UserError(f"the loss is {state.loss:g} at the last step, {state.step}: {self._calmer}; "
                                     f"the last good checkpoint is kept")
+                if self._saved_at != state.step:
+                    self.save_last()  # stopped while samples were drawn, or before the first step
                 self.saver.flush()
                 if not self.run.directory.last.exists():
-                    self.save_last()  # stopped before the first step: there is something to go on from all the same
+                    self.save_last()  # it was read from elsewhere, or is gone
             status = "target_reached" if self.target_reached else "interrupted" if stop else "steps_done"
             if status != "interrupted" and self.processes.first and is_whole(self.run.directory.last):
                 self.run.directory.previous.unlink(missing_ok=True)
@@ -243,6 +246,7 @@ class _Training:
 
     def save_last(self) -> None:
         """Save last.pt: everything that a resumed run needs. A run that has diverged does not replace the good one."""
+        self._saved_at = self.state.step
         if not self.processes.first:
             return
         if not self._computes():

@@ -58,7 +58,7 @@ def refuse_what_cannot_fit(config: RunConfig, n_params: int, device: torch.devic
                       "lower one of them"))
     for what, needed, mend in needs:
         if memory is not None and needed > memory:
-            raise UserError(f"{what} takes more than {needed / 1e9:,.0f} GB of memory, and there are {memory / 1e9:,.0f}: {mend}")
+            raise UserError(f"{what} takes more than {needed / 1e9:,.1f} GB of memory, and there are {memory / 1e9:,.1f}: {mend}")
 
 
 def _memory(device: torch.device) -> int | None:

@@ -86,8 +86,9 @@ class Recorder:
             drawn = [replace(sample, settings={**sample.settings, "corpus": "demonstration"}) for sample in drawn]
         with written(path):
             path.parent.mkdir(exist_ok=True)
-            with path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write("".join(format_sample(sample) for sample in drawn))
+            # All of a step or none: the checkpoint of that step may be there already, and what lacks would never be drawn.
+            before = path.read_bytes() if path.exists() else b""
+            write_atomically(path, before + "".join(map(format_sample, drawn)).encode("utf-8"))
         self._sampled_at = self.state.step
 
     @property
