@@ -24,7 +24,7 @@ _NOTEBOOK = SOURCES / "03_training.ipynb"
 
 
 def measure_run(config: RunConfig, ours: Worker, rounds: int) -> dict[str, Any]:
-    """Train three times in each round: bare steps, the command `train`, and papermill with notebook 03.
+    """Train three times in each round: bare steps (a quarter as many give their rate), the command `train`, and papermill with notebook 03.
 
     Returns:
         The key `run` of bench.json: speeds in tokens/s, by the steps' own time and by the wall clock; each cost is the share
@@ -33,7 +33,7 @@ def measure_run(config: RunConfig, ours: Worker, rounds: int) -> dict[str, Any]:
     ours.build("step", OurStep, config, size=f"batch_size {config.batch_size} and seq_len {config.seq_len}")
     ours.ask("step", "warm_up")
     took = in_turn({
-        "bare": lambda number: config.tokens_per_step / ours.ask("step", "turn", number, config.steps),
+        "bare": lambda number: config.tokens_per_step / ours.ask("step", "turn", number, max(1, config.steps // 4)),
         "train": lambda number: _train(config),
         "papermill": lambda number: _papermill(config),
     }, rounds, "run around the step")
