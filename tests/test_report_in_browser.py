@@ -16,9 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from run_fixture import (  # noqa: E402
     FAILING, HOSTILE, TOKENIZATION, add_audit, add_notebook, add_token_losses, execute_notebook, executed, html_output, make_run)
 
+from gpt2_nb_utils.model.display import code_of  # noqa: E402
 from gpt2_nb_utils.pipeline.report import LARGEST_PAGE, build_report  # noqa: E402
 from gpt2_nb_utils.tokenization import Windows, display  # noqa: E402
 from gpt2_nb_utils.tokenization.bpe import encode  # noqa: E402
+from gpt2_nb_utils.training.step import training_step  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -236,7 +238,7 @@ _BLOCKS = """() => [...document.querySelectorAll('main *')].filter(e => e.checkV
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    """The report of a run whose notebook shows a tall picture and a row of tokens, and whose samples are long."""
+    """The report of a run whose notebook shows a tall picture, a row of tokens and long lines of code."""
     import torch
 
     run = make_run(tmp_path_factory.mktemp("runs") / "printed")
@@ -245,7 +247,8 @@ def printed(tmp_path_factory):
     Figure(figsize=(7, 12)).savefig(picture, format="png")
     shown = new_output("display_data", {"image/png": base64.b64encode(picture.getvalue()).decode()})
     window = Windows(torch.from_numpy(encode("First Citizen:\nBefore we proceed any further")), 8).window(0)
-    add_notebook(run, "02_model.ipynb", [executed("show()", shown), executed("pair()", html_output(display.shifted_pair(*window).data))])
+    add_notebook(run, "02_model.ipynb", [executed("show()", shown), executed("pair()", html_output(display.shifted_pair(*window).data)),
+                                         executed("code()", html_output(code_of(training_step).data))])
     return build_report(run).parent
 
 
