@@ -231,8 +231,8 @@ def test_on_paper_the_text_ends_after_its_first_part_and_says_so(visit):
 
 
 _PAPER = {"width": 673, "height": 986}
-"""A4 within the margins of the style sheet, in CSS pixels."""
-_BLOCKS = """() => [...document.querySelectorAll('main *')].filter(e => e.checkVisibility()).map(e => [
+"""A4 within the margins of the style sheet, in CSS pixels. (A blank at the end of a painted line may hang over them.)"""
+_BLOCKS = """() => [...document.querySelectorAll('main :not(.painted *)')].filter(e => e.checkVisibility()).map(e => [
   e.tagName, e.getBoundingClientRect().right, getComputedStyle(e).breakInside === 'avoid' ? e.getBoundingClientRect().height : 0])"""
 
 
@@ -252,7 +252,7 @@ def printed(tmp_path_factory):
     return build_report(run).parent
 
 
-@pytest.mark.parametrize("name", ["index.html", "02_model.html"])
+@pytest.mark.parametrize("name", ["index.html", "tokens.html", "02_model.html"])
 def test_on_paper_nothing_is_cut_off_and_nothing_that_stays_together_leaves_half_a_page_empty(visit, printed, name):
     page = visit((printed / name).resolve())
     page.set_viewport_size(_PAPER)
@@ -261,7 +261,7 @@ def test_on_paper_nothing_is_cut_off_and_nothing_that_stays_together_leaves_half
     assert [(tag, right) for tag, right, _ in blocks if right > _PAPER["width"]] == []
     # What does not fit moves to the next page, and leaves its own height empty. The verdict stands on the first.
     assert [(tag, height) for tag, _, height in blocks if height > 0.4 * _PAPER["height"] and tag != "SECTION"] == []
-    assert name == "index.html" or max(height for _, _, height in blocks) > 200  # the picture is one of them
+    assert name != "02_model.html" or max(height for _, _, height in blocks) > 200  # the picture is one of them
 
 
 def test_a_short_report_is_printed_on_few_pages(visit, printed, tmp_path):
