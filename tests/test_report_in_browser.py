@@ -1,5 +1,7 @@
 """The report in a real browser with the network off: nothing fetched, nothing run, nothing wider than a phone, and no barrier."""
 
+import base64
+import io
 import os
 import sys
 from importlib.resources import files
@@ -7,11 +9,18 @@ from pathlib import Path
 
 import pytest
 from conftest import needs_browser
+from matplotlib.figure import Figure
+from nbformat.v4 import new_output
 
 sys.path.insert(0, str(Path(__file__).parent))
-from run_fixture import FAILING, HOSTILE, TOKENIZATION, add_audit, add_token_losses, execute_notebook, make_run  # noqa: E402
+from run_fixture import (  # noqa: E402
+    FAILING, HOSTILE, TOKENIZATION, add_audit, add_notebook, add_token_losses, execute_notebook, executed, html_output, make_run)
 
+from gpt2_nb_utils.model.display import code_of  # noqa: E402
 from gpt2_nb_utils.pipeline.report import LARGEST_PAGE, build_report  # noqa: E402
+from gpt2_nb_utils.tokenization import Windows, display  # noqa: E402
+from gpt2_nb_utils.tokenization.bpe import encode  # noqa: E402
+from gpt2_nb_utils.training.step import training_step  # noqa: E402
 
 pytestmark = needs_browser
 PAGES = ("index.html", "tokens.html", "01_tokenization.html", "03_training.html")
@@ -211,3 +220,43 @@ def test_on_paper_the_text_ends_after_its_first_part_and_says_so(visit):
     page.emulate_media(media="print")
     assert page.locator(".part").nth(0).is_visible() and page.locator(".part").nth(1).is_hidden()
     assert page.locator(".on-screen-only").is_visible()
+
+
+_PAPER = {"width": 673, "height": 986}
+"""A4 within the margins of the style sheet, in CSS pixels. (A blank at the end of a painted line may hang over them.)"""
+_BLOCKS = """() => [...document.querySelectorAll('main :not(.painted *)')].filter(e => e.checkVisibility()).map(e => [
+  e.tagName, e.getBoundingClientRect().right, getComputedStyle(e).breakInside === 'avoid' ? e.getBoundingClientRect().height : 0])"""
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """The report of a run whose notebook shows a tall picture, a row of tokens and long lines of code."""
+    import torch
+
+    run = make_run(tmp_path_factory.mktemp("runs") / "printed")
+    add_token_losses(run)
+    picture = io.BytesIO()
+    Figure(figsize=(7, 12)).savefig(picture, format="png")
+    shown = new_output("display_data", {"image/png": base64.b64encode(picture.getvalue()).decode()})
+    window = Windows(torch.from_numpy(encode("First Citizen:\nBefore we proceed any further")), 8).window(0)
+    add_notebook(run, "02_model.ipynb", [executed("show()", shown), executed("pair()", html_output(display.shifted_pair(*window).data)),
+                                         executed("code()", html_output(code_of(training_step).data))])
+    return build_report(run).parent
+
+
+@pytest.mark.parametrize("name", ["index.html", "tokens.html", "02_model.html"])
+def test_on_paper_nothing_is_cut_off_and_nothing_that_stays_together_leaves_half_a_page_empty(visit, printed, name):
+    page = visit((printed / name).resolve())
+    page.set_viewport_size(_PAPER)
+    page.emulate_media(media="print")
+    blocks = page.evaluate(_BLOCKS)
+    assert [(tag, right) for tag, right, _ in blocks if right > _PAPER["width"]] == []
+    # What does not fit moves to the next page, and leaves its own height empty. The verdict stands on the first.
+    assert [(tag, height) for tag, _, height in blocks if height > 0.4 * _PAPER["height"] and tag != "SECTION"] == []
+    assert name != "02_model.html" or max(height for _, _, height in blocks) > 200  # the picture is one of them
+
+
+def test_a_short_report_is_printed_on_few_pages(visit, printed, tmp_path):
+    page = visit((printed / "index.html").resolve())
+    pages = page.pdf(prefer_css_page_size=True).count(b"/Type /Page\n")
+    assert 2 <= pages <= 5

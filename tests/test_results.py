@@ -14,7 +14,7 @@ from matplotlib.text import Text
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.results import blocks, figures, measure, overview, passages, recall, token_paint
+from gpt2_nb_utils.results import blocks, figures, measure, overview, passages, recall, surprise, token_paint
 from gpt2_nb_utils.results.run import load_run
 from gpt2_nb_utils.results.token_losses import read_token_losses
 from gpt2_nb_utils.results.verdict import conditions, explanation, headline, reached
@@ -359,6 +359,26 @@ def test_neighbours_of_the_worst_passage_do_not_fill_the_list(measured):
     assert starts[0] in (13, 14) and len(starts) == 3
     assert all(abs(a - b) >= 8 for a in starts for b in starts if a != b)
     assert best[0].start == 33 and best[0].loss == pytest.approx(float(peak[:8].mean() / 2))
+
+
+def test_the_least_expected_token_is_the_one_with_the_highest_loss_beside_what_was_held_likelier(run, measured):
+    found = surprise.least_expected(measured, n=3)
+    highest = max(losses.max().item() for losses in measured.losses)
+    assert -math.log(found.probability) == pytest.approx(highest, abs=1e-4)
+    with torch.no_grad():
+        logits = measured.trained.model(found.seen[None])[0, -1]
+    assert [token for token, _ in found.likeliest] == logits.argsort(descending=True)[:3].tolist()
+    assert [p for _, p in found.likeliest] == pytest.approx(logits.softmax(0).sort(descending=True).values[:3].tolist(), rel=1e-4)
+    assert found.rank == 1 + int((logits > logits[found.token]).sum()) > 3
+    said = _text_of(surprise.shown(found).data)
+    assert f"{found.rank:,}" in said and f"{found.likeliest[0][1]:.2%}" in said
+    assert f"{found.rank - 1:,} tokens were held likelier" in surprise.in_words(found)
+
+
+def test_a_token_that_would_be_html_is_shown_as_text(measured):
+    (less,) = encode("<b")[:1].tolist()
+    hostile = surprise.Surprise(torch.tensor(encode(HOSTILE).tolist()), less, 0.1, 2, ((less, 0.5),))
+    assert "<script" not in surprise.shown(hostile, context=50).data and "&lt;" in surprise.shown(hostile).data
 
 
 def test_recall_is_that_of_a_loop_that_takes_the_likeliest_token(run, measured):

@@ -19,24 +19,27 @@ from gpt2_nb_utils.__main__ import main
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
+from gpt2_nb_utils.results import audit_agreement as agreement
+from gpt2_nb_utils.results import audit_outputs as outputs
 from gpt2_nb_utils.results import audit_records as records
 from gpt2_nb_utils.results import audit_weights as weights
 from gpt2_nb_utils.results.audit import read_audit
-from gpt2_nb_utils.results.token_losses import read_token_losses
+from gpt2_nb_utils.results.token_losses import keep, read_token_losses
 from gpt2_nb_utils.results.verify import verify
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization import corpus
 from gpt2_nb_utils.tokenization.bpe import encode
+from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.loop import train
 from gpt2_nb_utils.training.run_log import read_metrics
-from gpt2_nb_utils.training.samples_file import Sample, format_sample, read_samples
+from gpt2_nb_utils.training.samples_file import format_sample, read_samples
 
 SMALL = {weights.parameters, weights.course_text}
 """What a small run on a text of its own fails by right."""
-NEED_THE_NETWORK = {weights.below_target, weights.recorded_loss, weights.kinship, weights.samples}
-NEED_BEST = NEED_THE_NETWORK | {weights.loads, weights.architecture, weights.parameters, records.best_agrees}
+NEED_THE_NETWORK = {weights.below_target, weights.recorded_loss, weights.kinship, outputs.samples, outputs.recall}
+NEED_BEST = NEED_THE_NETWORK | {weights.loads, weights.architecture, weights.parameters, agreement.best_agrees}
 NEED_TEXT = {weights.course_text, weights.whole_text, weights.below_target, weights.recorded_loss, weights.first_losses,
-             weights.samples, records.arithmetic}
+             outputs.samples, outputs.recall, records.arithmetic}
 TINY = {"preset": "tiny", "max_tokens": 0, "n_layer": 1, "n_embd": 16, "block_size": 64, "seq_len": 32, "batch_size": 4, "grad_accum": 2,
         "lr": 2e-2, "lr_schedule": "constant", "warmup_steps": 0, "log_every": 1, "eval_every": 10, "eval_windows": 4, "save_every": 10,
         "sample_every": 20, "num_prompts": 2, "max_new_tokens": 12, "device": "cpu"}
@@ -105,12 +108,12 @@ def edit_json(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
 
 
-def edit_rows(run, edit):
-    with run.metrics.open(encoding="utf-8", newline="") as file:
+def edit_rows(path, edit):
+    with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = list(rows[0])
     rows = edit(rows) or rows
-    with run.metrics.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, names, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
@@ -122,6 +125,15 @@ def edit_text(path, *replacements):
         assert old in content, old
         content = content.replace(old, new)
     path.write_text(content, encoding="utf-8")
+
+
+def edit_samples(run, edit):
+    samples = read_samples(run.samples)
+    run.samples.write_text("".join(map(format_sample, edit(samples))), encoding="utf-8")
+
+
+def end_otherwise(samples):
+    return [dataclasses.replace(one, text=one.text + "!") for one in samples]
 
 
 def edit_best(run, edit):
@@ -154,10 +166,10 @@ def test_a_run_of_which_everything_holds_passes(good, capsys):
 
 
 def test_one_check_that_cannot_be_made_is_enough_not_to_pass(good, capsys):
-    edit_text(good.samples, ("\n| ", "\n| x"))
+    edit_samples(good, end_otherwise)
     edit_json(good.environment, processor="another")
     assert main(["verify", str(good.path), "--device", "cpu"]) == 1
-    assert "Not proved: 1 of 17 could not be made." in capsys.readouterr().out and not read_audit(good.audit).passed
+    assert "Not proved: 1 of 18 could not be made." in capsys.readouterr().out and not read_audit(good.audit).passed
     assert main(["verify", str(good.path), "--device", "cpu", "--sample", "3"]) == 1
 
 
@@ -234,9 +246,9 @@ def row_set(place, **values):
 
 @pytest.mark.parametrize("edit, also", [
     (row_set(12, loss="7.5"), [records.log_and_metrics]),
-    (row_set(12, lr="0.01"), [records.log_and_metrics]),
-    (row_set(12, loss="0.01"), [records.log_and_metrics, records.records_agree]),  # below the best batch on record
-    (row_set(-1, train_loss="0.01"), [records.log_and_metrics, records.records_agree]),
+    (row_set(12, lr="0.01"), [records.log_and_metrics, agreement.records_agree]),
+    (row_set(12, loss="0.01"), [records.log_and_metrics, agreement.records_agree]),  # below the best batch on record
+    (row_set(-1, train_loss="0.01"), [records.log_and_metrics, agreement.records_agree]),
     (row_set(12, tokens="5000"), [records.arithmetic]),
     (row_set(12, epoch="3.9"), [records.arithmetic]),
     (row_set(12, elapsed_s="0"), [records.arithmetic]),
@@ -244,29 +256,137 @@ def row_set(place, **values):
     (row_set(12, step=""), [records.arithmetic, records.log_and_metrics]),
     (lambda rows: rows[:12] + rows[13:], [records.arithmetic, records.log_and_metrics]),
     (lambda rows: rows[:12] + rows[11:], [records.arithmetic]),
-    (lambda rows: rows[:-1], [records.arithmetic, records.log_and_metrics]),
+    (lambda rows: rows[:-1], [records.arithmetic, records.log_and_metrics, agreement.records_agree]),
+    (lambda rows: [*rows[:12], rows[13], rows[12], *rows[14:]], [records.arithmetic]),
+    (row_set(12, tok_per_s="123456"), [records.arithmetic, records.log_and_metrics]),
 ])
 def test_edited_metrics_fail_where_they_were_edited(run, edit, also):
-    edit_rows(run, edit)
+    edit_rows(run.metrics, edit)
     assert audited(run) == fails(*also)
 
 
 @pytest.mark.parametrize("changes, also", [
-    (dict(best_train_loss=0.05), [weights.recorded_loss, records.records_agree, records.best_agrees]),
-    (dict(best_train_loss=0.05, train_loss=0.05), [weights.recorded_loss, records.records_agree, records.best_agrees]),
-    (dict(best_train_loss="0.05"), [weights.recorded_loss, records.records_agree, records.best_agrees]),
-    (dict(n_params=124_439_808), [records.best_agrees]),
-    (dict(seed=1), [records.records_agree]),
-    (dict(seconds=1.0), [records.records_agree]),
-    (dict(loss=0.01), [records.records_agree]),
-    (dict(best_batch_loss=0.001), [records.records_agree]),
-    (dict(target_reached=False), [records.records_agree]),
+    (dict(best_train_loss=0.05), [weights.recorded_loss, agreement.records_agree, agreement.best_agrees]),
+    (dict(best_train_loss=0.05, train_loss=0.05), [weights.recorded_loss, agreement.records_agree, agreement.best_agrees]),
+    (dict(best_train_loss="0.05"), [weights.recorded_loss, agreement.records_agree, agreement.best_agrees]),
+    (dict(n_params=124_439_808), [agreement.records_agree, agreement.best_agrees]),
+    (dict(seed=1), [agreement.records_agree]),
+    (dict(seconds=1.0), [records.arithmetic, agreement.records_agree]),
+    (dict(wall_seconds=1.0), [agreement.records_agree]),
+    (dict(tok_per_s=123_456.0), [records.arithmetic]),
+    (dict(device="cuda: NVIDIA H100"), [agreement.records_agree]),
+    (dict(torch="1.0"), [agreement.records_agree]),
+    (dict(preset="full"), [agreement.records_agree]),
+    (dict(target_loss=0.5), [agreement.records_agree]),
+    (dict(train_loss_windows=4), [agreement.records_agree]),
+    (dict(train_loss_step=10**6), [agreement.records_agree]),
+    (dict(best_batch_step=10**6), [agreement.records_agree]),
+    (dict(status="steps_done"), [records.ended]),
+    (dict(loss=0.01), [agreement.records_agree]),
+    (dict(best_batch_loss=0.001), [agreement.records_agree]),
+    (dict(target_reached=False), [agreement.records_agree, records.ended]),
     (dict(tokens_seen=10**6), [records.arithmetic]),
     (dict(resumed_with=[]), [records.chain]),
 ])
 def test_an_edited_summary_fails_where_it_was_edited(run, changes, also):
     edit_json(run.summary, **changes)
     assert audited(run) == fails(*also)
+
+
+def test_a_stopped_run_that_claims_to_have_come_to_its_end_fails_against_its_log(tmp_path, text):
+    run = train_small(tmp_path / "run", text, steps=4, eval_every=2, sample_every=2)
+    edit_text(run.log, ("steps_done at step 4", "interrupted at step 4"))
+    assert audited(run) == fails(weights.below_target, records.ended)
+    assert found(run, records.ended) == "steps done at step 4 of 4, but the log ends with interrupted at step 4"
+
+
+def test_settings_edited_in_config_and_summary_alike_fail_against_the_log(run):
+    edit_json(run.config, lr=1e-3)
+    edit_json(run.summary, config=run.read_config())
+    assert audited(run) == fails(agreement.records_agree)
+    assert found(run, agreement.records_agree) == "lr: 0.001 in config.json, 0.02 in the log"
+
+
+def test_a_learning_rate_edited_in_metrics_and_log_alike_fails_against_the_schedule(run):
+    edit_rows(run.metrics, row_set(12, lr="0.01"))
+    content = run.log.read_text(encoding="utf-8")
+    run.log.write_text(re.sub(r"(step 12/20  .*  lr )\S+", r"\g<1>1.000e-02", content), encoding="utf-8")
+    assert audited(run) == fails(agreement.records_agree)
+    assert found(run, agreement.records_agree) == "learning rate of step 12: 0.01 in the metrics, 0.02 in the schedule"
+
+
+def test_an_environment_with_another_torch_than_the_run_had_fails(run):
+    resumed = json.loads(run.environment.read_text(encoding="utf-8"))["resumed"]
+    resumed[-1]["packages"]["torch"] = "1.0"
+    edit_json(run.environment, resumed=resumed)
+    assert audited(run) == fails(agreement.records_agree)
+
+
+@pytest.mark.parametrize("old, new", [(r"sha256 \w{12}…", "sha256 86c4e6aa9db7…"), (r"model [\d,]+ parameters", "model 124,439,808 parameters"),
+                                      (r"  amp fp32  ", "  amp fp16  ")])
+def test_a_log_that_names_another_text_model_or_machine_fails_against_the_summary(run, old, new):
+    content = run.log.read_text(encoding="utf-8")
+    assert re.search(old, content)
+    run.log.write_text(re.sub(old, new, content), encoding="utf-8")
+    assert audited(run) == fails(agreement.records_agree)
+
+
+def test_losses_of_tokens_that_were_forged_are_measured_and_written_anew(run):
+    tokens = torch.arange(1000)
+    forged = Windows(tokens, 8)
+    keep(run, run.read_summary(), forged, {index: torch.zeros(len(forged.window(index)[0])) for index in range(len(forged))})
+    audit = verify(str(run.path), {"device": "cpu"})
+    assert read_token_losses(run.token_losses).loss == pytest.approx(audit.training_loss, abs=1e-9)
+
+
+# -- forged recall ---------------------------------------------------------------------------------------------------
+
+def recall_set(place, **values):
+    return lambda rows: rows[place].update(values)
+
+
+@pytest.mark.parametrize("edit, said", [
+    (recall_set(-1, verbatim="0", right="1"), "openings verbatim, 1 of 17 tokens right on record"),  # possible, but not what best.pt does
+    (recall_set(3, verbatim="4", right="1"), "step 30 cannot have 4 of 4 openings verbatim"),
+    (recall_set(3, verbatim="0", right="17"), "step 30 cannot have"),
+    (recall_set(3, right="0.123"), "step 30 cannot have"),  # 4 openings have no such mean
+    (recall_set(3, openings="3"), "step 30 cannot have"),
+    (recall_set(3, given="31"), "step 30 cannot have"),
+    (recall_set(3, verbatim="99"), "step 30 has 0 rows for 1 measurement"),  # more than there are: no such row
+    (lambda rows: rows[:3] + rows[4:], "step 30 has 0 rows for 1 measurement"),
+    (lambda rows: rows[:3] + rows[2:], "step 20 has 2 rows for 1 measurement"),
+    (lambda rows: [*rows, {**rows[3], "step": "35"}], "step 35 has 1 row for 0 measurements"),
+    (lambda rows: [rows[1], rows[0], *rows[2:]], "not in the order"),
+    (lambda rows: rows[4:], "step 0 has 0 rows"),  # not where the run went on
+])
+def test_forged_recall_fails_where_it_was_forged(run, edit, said):
+    edit_rows(run.recall, edit)
+    assert audited(run) == fails(outputs.recall)
+    assert said in found(run, outputs.recall)
+
+
+def test_recall_of_best_pt_is_counted_anew(run):
+    assert audited(run) == fails()
+    best = torch.load(run.best, weights_only=True)["state"]["step"]
+    assert re.search(rf"; step {best}, that of best.pt: (.*) on record, \1 counted anew", found(run, outputs.recall))
+
+
+@pytest.mark.parametrize("edit", [Path.unlink, lambda path: path.write_text(path.read_text(encoding="utf-8").splitlines()[0] + "\n")])
+def test_a_run_of_an_earlier_version_which_counted_no_recall_is_audited_without(good, capsys, edit):
+    edit(good.recall)
+    assert main(["verify", str(good.path), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "all 17 checks hold" in out and "Recall is not checked" in out and outputs.recall.asks not in out
+
+
+def test_recall_may_begin_where_this_version_went_on_with_a_run_of_an_earlier_one(run):
+    edit_rows(run.recall, lambda rows: [row for row in rows if int(row["step"]) > 20])
+    assert audited(run) == fails()
+
+
+def test_recall_that_cannot_be_read_is_not_checked_and_does_not_pass(run):
+    run.recall.write_bytes(b"step\n\xff\n")
+    assert audited(run) == (asked(SMALL), {outputs.recall.asks})
 
 
 @pytest.mark.parametrize("name", ["step", "corpus", "best_train_loss_windows", "epoch", "resumed_with", "seconds", "best_batch_loss"])
@@ -277,22 +397,22 @@ def test_a_value_of_the_wrong_type_is_a_check_that_fails(run, name):
 
 def test_a_summary_that_claims_the_course_text_fails_against_the_text_and_best_pt(run):
     edit_json(run.summary, corpus={**run.read_summary()["corpus"], "sha256": corpus.COURSE_SHA256, "is_course_input": True})
-    assert audited(run) == fails(records.records_agree, records.best_agrees)
+    assert audited(run) == fails(agreement.records_agree, agreement.best_agrees)
 
 
 def test_records_edited_together_still_fail_against_the_weights(run):
     """Summary, metrics, log and best.pt all say 0.05; the weights do not."""
     loss = run.read_summary()["best_train_loss"]
     edit_json(run.summary, best_train_loss=0.05, train_loss=0.05)
-    edit_rows(run, row_set(-1, train_loss="0.05"))
+    edit_rows(run.metrics, row_set(-1, train_loss="0.05"))
     edit_text(run.log, (f"training loss {loss:.6f} (whole", "training loss 0.050000 (whole"))
     edit_best(run, lambda best: best["state"].update(train_loss=0.05, best_train_loss=0.05))
     assert audited(run) == fails(weights.recorded_loss)
 
 
 def test_a_run_that_starts_at_the_loss_of_trained_weights_fails_at_its_start(run):
-    edit_rows(run, row_set(0, train_loss="4.0"))
-    edit_rows(run, row_set(1, loss="4.0"))
+    edit_rows(run.metrics, row_set(0, train_loss="4.0"))
+    edit_rows(run.metrics, row_set(1, loss="4.0"))
     log = run.log.read_text(encoding="utf-8")
     log = re.sub(r"(step 0/20  training loss )\S+", r"\g<1>4.000000", log)
     run.log.write_text(re.sub(r"(step 1/20  loss )\S+", r"\g<1>4.0000", log), encoding="utf-8")
@@ -321,36 +441,47 @@ def test_a_log_that_was_resumed_from_nowhere_has_a_broken_chain(run, old, new):
 
 
 def test_a_forged_sample_fails(run):
-    samples = read_samples(run.samples)
-    forged = Sample(samples[-1].step, samples[-1].prompt_index, samples[-1].prompt, samples[-1].text + "!", samples[-1].settings)
-    run.samples.write_text("".join(map(format_sample, [*samples[:-1], forged])), encoding="utf-8")
-    assert audited(run) == fails(weights.samples)
+    edit_samples(run, lambda samples: [*samples[:-1], *end_otherwise(samples[-1:])])
+    assert audited(run) == fails(outputs.samples)
 
 
 def test_the_greedy_sample_is_written_again_and_a_forged_one_fails(run):
     final = read_samples(run.samples)[-1]
-    assert final.final and audited(run) == fails() and "one of them greedy" in found(run, weights.samples)
+    assert final.final and audited(run) == fails() and "one of them greedy" in found(run, outputs.samples)
     edit_text(run.samples, (format_sample(final), format_sample(dataclasses.replace(final, text=final.text + "!"))))
-    assert audited(run) == fails(weights.samples)
+    assert audited(run) == fails(outputs.samples)
 
 
 def test_a_run_that_ended_without_a_greedy_sample_is_audited_by_those_it_has(run):
-    samples = read_samples(run.samples)
-    run.samples.write_text("".join(map(format_sample, samples[:-1])), encoding="utf-8")
-    assert audited(run) == fails() and "greedy" not in found(run, weights.samples)
+    edit_samples(run, lambda samples: samples[:-1])
+    assert audited(run) == fails() and "greedy" not in found(run, outputs.samples)
+
+
+def test_a_sample_that_names_another_temperature_fails(run):
+    edit_samples(run, lambda samples: [*samples[:-2], dataclasses.replace(samples[-2], settings={**samples[-2].settings, "temperature": 0.1}), samples[-1]])
+    assert audited(run) == fails(outputs.samples)
 
 
 def test_a_sample_that_nobody_drew_fails(run):
-    samples = read_samples(run.samples)
-    added = dataclasses.replace(samples[-2], prompt_index=9)
-    run.samples.write_text("".join(map(format_sample, [*samples, added])), encoding="utf-8")
-    assert audited(run) == fails(weights.samples)
+    edit_samples(run, lambda samples: [*samples, dataclasses.replace(samples[-2], prompt_index=9)])
+    assert audited(run) == fails(outputs.samples)
+
+
+@pytest.mark.parametrize("edit, said", [
+    (lambda samples: [one for one in samples if one.step != 40], "the samples of step 40 are missing"),
+    (lambda samples: [dataclasses.replace(samples[0], step=30), *samples], "the run drew no samples at step 30"),
+    (lambda samples: [samples[0], *samples], "prompt 1 of step 20 is there 2 times"),
+    (lambda samples: [dataclasses.replace(samples[0], text="No."), *samples[1:]], "prompt 1 of step 20 is not how its text begins"),
+])
+def test_samples_of_other_steps_must_be_those_that_the_run_drew(run, edit, said):
+    edit_samples(run, edit)
+    assert audited(run) == fails(outputs.samples) and found(run, outputs.samples) == said
 
 
 def test_a_sample_that_differs_from_that_of_another_machine_is_no_proof_either_way(run):
-    edit_text(run.samples, ("\n| ", "\n| x"))
+    edit_samples(run, end_otherwise)
     edit_json(run.environment, processor="another")
-    assert audited(run) == (asked(SMALL), {weights.samples.asks})
+    assert audited(run) == (asked(SMALL), {outputs.samples.asks})
 
 
 # -- forged weights --------------------------------------------------------------------------------------------------
@@ -358,19 +489,32 @@ def test_a_sample_that_differs_from_that_of_another_machine_is_no_proof_either_w
 def test_other_weights_that_reach_the_target_as_well_did_not_grow_from_the_seed(run, other):
     foreign = torch.load(other.best, weights_only=True)
     edit_best(run, lambda best: {**best, "model": foreign["model"]})
-    assert audited(run) == fails(weights.recorded_loss, weights.kinship, weights.samples)
+    failed, unknown = audited(run)
+    assert failed - {outputs.recall.asks} == asked({*SMALL, weights.recorded_loss, weights.kinship, outputs.samples}) and not unknown
 
 
 def test_random_weights_fail_against_the_target(run):
     first = GPT2(GPT2Config(**torch.load(run.best, weights_only=True)["model_config"]), seed=1337).state_dict()
     edit_best(run, lambda best: {**best, "model": first})
-    assert audited(run) == fails(weights.below_target, weights.recorded_loss, weights.samples)
+    assert audited(run) == fails(weights.below_target, weights.recorded_loss, outputs.samples, outputs.recall)
+
+
+@pytest.mark.parametrize("changes", [dict(tokens_seen=10**6), dict(loss=0.01), dict(seconds=1e-3), dict(windows_drawn=1),
+                                     dict(best_train_loss=0.05)])
+def test_a_state_edited_in_best_pt_fails_against_the_records(run, changes):
+    edit_best(run, lambda best: best["state"].update(changes))
+    assert audited(run) == fails(agreement.best_agrees)
+
+
+def test_settings_edited_in_best_pt_fail_against_the_log(run):
+    edit_best(run, lambda best: best["config"].update(lr=1e-3))
+    assert audited(run) == fails(agreement.best_agrees) and found(run, agreement.best_agrees) == "lr: 0.001 in best.pt, 0.02 in the log"
 
 
 def test_a_checkpoint_of_another_run_does_not_say_what_the_records_say(run, other):
     shutil.copyfile(other.best, run.best)
     failed, _ = audited(run)
-    assert failed >= asked({weights.recorded_loss, weights.kinship, records.best_agrees})
+    assert failed >= asked({weights.recorded_loss, weights.kinship, agreement.best_agrees})
 
 
 @pytest.mark.parametrize("edit, said", [
@@ -412,7 +556,7 @@ def test_an_excerpt_fails_as_one_and_one_that_claims_the_whole_text_fails_agains
     edit_text(run.log, ("max_tokens=200", "max_tokens=0"))
     failed, unknown = audited(run)
     assert failed == asked({*SMALL, weights.below_target, weights.recorded_loss, weights.first_losses, records.arithmetic,
-                            records.records_agree, weights.samples}) and not unknown
+                            agreement.records_agree, outputs.samples, outputs.recall}) and not unknown  # the last opening was too short
 
 
 def test_a_run_that_claims_another_text_everywhere_fails_against_that_text(run, tmp_path, text):
@@ -452,10 +596,12 @@ def test_without_best_pt_the_records_are_checked_all_the_same(run, capsys):
     assert failed == {weights.course_text.asks} and unknown == asked(NEED_BEST)
 
 
-def test_without_its_text_a_run_is_checked_as_far_as_that_goes(run, tmp_path, capsys):
+def test_without_its_text_a_run_is_checked_as_far_as_that_goes(run, text, tmp_path, capsys):
     gone = {"input_file": str(tmp_path / "gone.txt")}
     edit_json(run.config, **gone)
     edit_json(run.summary, config=run.read_config(), corpus={**run.read_summary()["corpus"], "path": gone["input_file"]})
+    edit_text(run.log, (str(text), gone["input_file"]))
+    edit_best(run, lambda best: best["config"].update(gone))
     failed, unknown, error = incomplete(run, capsys)
     assert f"sha256 {run.read_summary()['corpus']['sha256'][:12]}…, is not on this machine" in error
     assert failed == {weights.parameters.asks} and unknown == asked(NEED_TEXT)

@@ -1,7 +1,6 @@
 """The form of an audit: checks with what was found and what was expected, for a person and as `verify.json`.
 
-It knows words and the file. It deliberately does not know how anything is checked (`audit_records` and `audit_weights`
-do).
+It knows words and the file. It deliberately does not know how anything is checked (the modules `audit_…` do).
 """
 
 from __future__ import annotations

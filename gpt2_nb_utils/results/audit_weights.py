@@ -10,16 +10,13 @@ import math
 import torch
 from torch import Tensor
 
-from gpt2_nb_utils.config import TARGET_LOSS, RunConfig
+from gpt2_nb_utils.config import TARGET_LOSS
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.initialisation import expected_std
 from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
 from gpt2_nb_utils.results.evidence import Evidence, misfits
 from gpt2_nb_utils.results.verdict import COURSE_MIN_PARAMS, extent, loss_text
-from gpt2_nb_utils.run_directory import environment
-from gpt2_nb_utils.tokenization.bpe import decode
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
-from gpt2_nb_utils.training.samples import draw_samples, sample_prompts
 
 _AGREEMENT = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-2}
 """By how much, relatively, two measurements of one model may differ, by the coarser number format of the two.
@@ -136,34 +133,6 @@ def kinship(evidence: Evidence) -> tuple[bool, str]:
 def _centred(weights: Tensor) -> Tensor:
     # Training moves the embeddings of all tokens that do not occur the same way, far beyond where they began.
     return weights - weights.mean(dim=0)
-
-
-@asks("best.pt writes the recorded samples", "the same texts, drawn again with the run's seed")
-def samples(evidence: Evidence) -> tuple[bool, str]:
-    step = evidence.best["state"]["step"]
-    of_step = [sample for sample in evidence.run.samples if sample.step == step]
-    recorded = {sample.prompt_index: (sample.prompt, sample.text) for sample in of_step}
-    if not recorded:
-        raise CannotCheck(f"samples/samples.txt holds none of step {step}, at which best.pt was written")
-    settings = RunConfig.resolve({}, saved=evidence.best["config"])  # a resumed run may have another prompt by now
-    text = decode(evidence.windows.tokens.numpy()) if settings.max_tokens else evidence.corpus.text
-    # Runs of earlier versions end without a greedy sample.
-    again = draw_samples(evidence.model, settings, sample_prompts(settings, text), step, final=any(one.final for one in of_step))
-    problems = [f"prompt {one.prompt_index} of step {step} goes on otherwise" for one in again
-                if recorded.get(one.prompt_index) != (one.prompt, one.text)]
-    problems += [f"prompt {number} of step {step} is none of the run's" for number in recorded.keys() - {one.prompt_index for one in again}]
-    if problems and not _like_the_run(evidence):
-        raise CannotCheck(f"{len(problems)} of {len(again)} texts differ, which decides nothing here: they were drawn on another "
-                          f"machine ({evidence.summary.get('device')}, torch {evidence.summary.get('torch')}), which may round a "
-                          f"draw the other way")
-    greedy = ", one of them greedy" if again[-1].final else ""
-    return problems_or(problems, f"{len(again)} texts of step {step}{greedy}, to the letter")
-
-
-def _like_the_run(evidence: Evidence) -> bool:
-    """Whether this machine computes to the last bit as that of the run did: the same processor, device and torch."""
-    recorded = evidence.run.environment.get("processor"), evidence.summary.get("device"), evidence.summary.get("torch")
-    return recorded == (environment()["processor"], evidence.precision.device_name, torch.__version__)
 
 
 def _agree(evidence: Evidence, recorded: float, anew: float, within: dict[str, float]) -> bool:

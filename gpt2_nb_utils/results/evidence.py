@@ -6,8 +6,10 @@ the same. It deliberately decides nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Sequence
@@ -21,15 +23,16 @@ from gpt2_nb_utils.model.parts import parameter_shapes
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.results.audit import CannotCheck
 from gpt2_nb_utils.results.run import RunResults
-from gpt2_nb_utils.results.train_log import Section, read_log
+from gpt2_nb_utils.results.train_log import Section, read_log, surviving_measurements
 from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE, encode
 from gpt2_nb_utils.tokenization.corpus import DEFAULT_PATH, Corpus, demonstration, load_corpus
 from gpt2_nb_utils.tokenization.windows import WindowOrder, Windows
 from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
-from gpt2_nb_utils.training.corpus_loss import token_losses
+from gpt2_nb_utils.training.corpus_loss import read_windows
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.run_log import Row
+from gpt2_nb_utils.training.run_log import RecallRow, Row
 from gpt2_nb_utils.training.start import model_sizes
+from gpt2_nb_utils.training.verbatim import counted_openings
 
 _PROJECT = Path(__file__).parents[2]
 _PARTS_OF_BEST = {"model": dict, "model_config": dict, "config": dict, "state": dict, "corpus_sha256": str}
@@ -42,10 +45,12 @@ class Measurement:
     Attributes:
         losses: by window number, the loss of each of its targets (t,), fp32, nats.
         n_windows: windows of the text; fewer measured ones are an estimate.
+        n_right: by window number, the tokens continued verbatim after its opening, where that was counted.
     """
 
     losses: dict[int, Tensor]
     n_windows: int
+    n_right: dict[int, int] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
@@ -123,6 +128,22 @@ class Evidence:
             raise CannotCheck("logs/train.log is missing, or is no log of a run")
         return sections
 
+    @property
+    def recall(self) -> tuple[RecallRow, ...]:
+        """What was counted of recall at each measurement, one row or more."""
+        if not self.run.recall:
+            raise CannotCheck("logs/recall.csv holds no row that can be read")
+        return self.run.recall
+
+    @cached_property
+    def measurements(self) -> list[tuple[int, int | str]]:
+        """The measurements of the training loss, as the log tells them: (step, windows), in order."""
+        return surviving_measurements(self.sections)
+
+    def openings(self, windows: int | str) -> list[int]:
+        """The windows whose openings a measurement on so many windows (or "all") has counted."""
+        return counted_openings(self.windows, self.windows.evenly_spread(0 if windows == "all" else windows))
+
     @cached_property
     def corpus(self) -> Corpus:
         """The text of the run, found on this machine by its sha256; nothing is downloaded."""
@@ -189,14 +210,23 @@ class Evidence:
         windows = self.windows
         if self._n_windows >= len(windows):
             raise UserError(f"sample {self._n_windows} is not below the {len(windows):,} windows of the text: leave it out to measure all")
-        return self.measure(self.model, windows.evenly_spread(self._n_windows), "measuring the training loss, window")
+        openings: set[int] = set()  # those that were counted with these weights
+        with contextlib.suppress(CannotCheck):
+            openings.update(*(self.openings(n) for step, n in self.measurements if step == self.best["state"].get("step")))
+        return self.measure(self.model, windows.evenly_spread(self._n_windows), "measuring the training loss, window", openings)
 
-    def measure(self, model: GPT2, indices: Sequence[int], label: str) -> Measurement:
-        """The losses of a model on these windows, with a progress line."""
+    def measure(self, model: GPT2, indices: Sequence[int], label: str, openings: Collection[int] = ()) -> Measurement:
+        """The losses of a model on these windows, with a progress line.
+
+        Args:
+            openings: those of them whose verbatim continuation is counted in the same forward pass.
+        """
         progress = Progress(len(indices), label)
-        losses = token_losses(model.to(self.precision.device), self.windows, indices, self.precision, progress.update)
+        readings = dict(zip(indices, read_windows(model.to(self.precision.device), self.windows, indices, self.precision,
+                                                  progress.update, openings)))
         progress.close()
-        return Measurement(dict(zip(indices, losses)), len(self.windows))
+        return Measurement({index: reading.losses for index, reading in readings.items()}, len(self.windows),
+                           {index: reading.n_right for index, reading in readings.items() if reading.n_right is not None})
 
 
 def misfits(best: dict[str, Any]) -> list[str]:

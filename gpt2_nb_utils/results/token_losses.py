@@ -83,7 +83,9 @@ class TokenLosses:
 
 
 def keep(run: RunDirectory, summary: Mapping[str, Any], windows: Windows, losses: Mapping[int, Tensor]) -> None:
-    """Write `token_losses.npz`, unless the one there shows more of the same weights. Weights that give no finite loss are not shown.
+    """Write `token_losses.npz`, unless the one there shows more of the same weights than some windows measured now.
+
+    Weights that give no finite loss are not shown.
 
     Args:
         summary: the content of summary.json.
@@ -92,7 +94,7 @@ def keep(run: RunDirectory, summary: Mapping[str, Any], windows: Windows, losses
     """
     try:
         before = read_token_losses(run.token_losses)
-        if before.is_of(summary) and len(before.windows) > len(losses):
+        if before.is_of(summary) and len(before.windows) > len(losses) and len(losses) < len(windows):
             return
     except UserError:
         pass  # none there, or a damaged one

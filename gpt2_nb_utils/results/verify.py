@@ -1,7 +1,7 @@
 """The command `verify`: an audit of a run that trusts nothing recorded, told as a table and kept as `verify.json`.
 
-It knows the order of the checks and what to say at the end. What each check looks at is in `audit_weights` and
-`audit_records`.
+It knows the order of the checks and what to say at the end. What each check looks at is in `audit_weights`, `audit_records`,
+`audit_agreement` and `audit_outputs`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.results import audit_records, audit_weights
+from gpt2_nb_utils.results import audit_agreement, audit_outputs, audit_records, audit_weights
 from gpt2_nb_utils.results.audit import Audit, CannotCheck, Check, audit_table, audited_state
 from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.results.run import load_run
@@ -27,7 +27,8 @@ _CHECKS = (
     audit_weights.loads, audit_weights.architecture, audit_weights.parameters, audit_weights.course_text,
     audit_weights.whole_text, audit_weights.below_target, audit_weights.recorded_loss, audit_records.random_start,
     audit_weights.first_losses, audit_weights.kinship, audit_records.arithmetic, audit_records.log_and_metrics,
-    audit_records.chain, audit_records.records_agree, audit_records.best_agrees, audit_weights.samples, audit_records.ended,
+    audit_records.chain, audit_agreement.records_agree, audit_agreement.best_agrees, audit_outputs.samples, audit_outputs.recall,
+    audit_records.ended,
 )
 """In the order in which a grader asks: the weights, the text, the loss, from scratch, the records."""
 
@@ -46,9 +47,11 @@ def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
     run = load_run(run_dir, to_audit=True)
     precision = Precision.of(RunConfig.resolve({"device": "auto", "amp": "fp32", **given}, saved=run.config.model_dump()))
     evidence = Evidence(run, precision, sample)
-    checks = tuple(check(evidence) for check in _CHECKS if check is not audit_weights.samples or _claims_samples(evidence))
+    checks = tuple(check(evidence) for check in _CHECKS if _CLAIMED.get(check, lambda _: True)(evidence))
     audit = _audit(evidence, checks)
     _show(f"Audit of {run.directory}{' (a quick look)' if sample else ''}\n\n{audit_table(checks)}\n\n{audit.verdict}")
+    if not _claims_recall(evidence):
+        _show(f"Recall is not checked: {run.directory.recall} is missing or empty, as runs of earlier versions leave it.")
     missing = _missing(evidence)
     if missing:
         raise UserError(f"{run.directory}: {'; '.join(missing)}: what depends on that is not checked, the rest stands above, and "
@@ -65,6 +68,16 @@ def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
 def _claims_samples(evidence: Evidence) -> bool:
     """Whether there are samples to check: a run that was told to draw none claims nothing."""
     return bool(evidence.run.samples) or evidence.settings.sample_every > 0
+
+
+def _claims_recall(evidence: Evidence) -> bool:
+    """Whether there is recall to check: runs of earlier versions counted none, and have no file, or one with nothing below its header."""
+    path = evidence.directory.recall
+    return bool(evidence.run.recall) or path.exists() and path.read_bytes().count(b"\n") > 1
+
+
+_CLAIMED = {audit_outputs.samples: _claims_samples, audit_outputs.recall: _claims_recall}
+"""Checks of what not every run has; where it claims nothing, there is nothing to check."""
 
 
 def _audit(evidence: Evidence, checks: tuple[Check, ...]) -> Audit:
@@ -94,7 +107,7 @@ def _sha256(path: Path) -> str:
 def _missing(evidence: Evidence) -> list[str]:
     """The parts of the run that are not there, in words."""
     parts = []
-    if not audit_records.ended(evidence).ok:
+    if evidence.summary.get("status") not in audit_records.ENDED:
         parts.append(f"the run is unfinished ({audit_records.ended(evidence).found})")
     for look in ("config", "sections", "rows", "corpus"):
         try:

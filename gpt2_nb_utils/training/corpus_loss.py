@@ -101,12 +101,6 @@ def read_windows(model: GPT2, windows: Windows, indices: Sequence[int], precisio
     return readings
 
 
-def token_losses(model: GPT2, windows: Windows, indices: Sequence[int], precision: Precision,
-                 on_windows: Callable[[int], None] | None = None) -> list[Tensor]:
-    """Cross-entropy of each prediction of the given windows: the losses of `read_windows`."""
-    return [reading.losses for reading in read_windows(model, windows, indices, precision, on_windows)]
-
-
 def training_loss(model: GPT2, windows: Windows, precision: Precision, n_windows: int = 0,
                   on_windows: Callable[[int], None] | None = None, processes: Processes = ALONE) -> CorpusLoss:
     """The training loss, over the whole corpus or estimated.
