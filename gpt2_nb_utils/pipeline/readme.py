@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Callable
 from urllib.parse import quote
 
+from gpt2_nb_utils import markdown
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.pipeline import markdown
 from gpt2_nb_utils.pipeline.bench_table import bench_block
 from gpt2_nb_utils.pipeline.figures import figures
 from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run
