@@ -141,7 +141,7 @@ def _space(args: argparse.Namespace, given: dict[str, Any]) -> int:
     if args.serve:
         from gpt2_nb_utils.space.serve import serve
 
-        return serve(space.folder, args.port or _PORT)
+        serve(space.folder, args.port or _PORT)
     if args.screenshots is None:
         print("to publish it:", *how_to_publish(space.folder), sep="\n  ")
     return 0
@@ -162,7 +162,7 @@ def _tell(summary: dict[str, Any]) -> int:
           f"target {summary['target_loss']} {'reached' if summary['target_reached'] else 'not reached'}")
     for title, path in (("report", directory.report / "index.html"), ("notebooks", directory.notebooks),
                         ("checkpoints", directory.last.parent), ("log", directory.log), ("metrics", directory.metrics),
-                        ("samples", directory.samples), ("figures", directory.figures)):
+                        ("samples", directory.samples), ("figures", directory.figures), ("space", directory.space)):
         if path.exists():
             print(f"{title:12}{path}")
     return _exit_status(summary)

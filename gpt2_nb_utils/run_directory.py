@@ -141,6 +141,7 @@ class RunDirectory:
         self.figures = self.path / "figures"
         self.notebooks = self.path / "notebooks"
         self.report = self.path / "report"
+        self.space = self.path / "space"
         self.audit = self.path / "verify.json"
         self.token_losses = self.path / "token_losses.npz"
 

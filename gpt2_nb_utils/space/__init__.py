@@ -1,6 +1,7 @@
 """Room 05: the trained model for others.
 
-`hf_format` writes and reads a model as Hugging Face's `transformers` does, `parity` holds the two libraries against each other,
-`card` says in words what the model is, and `folder` puts all of it beside the app (`app/`), ready to be a Space. `serve` starts that app
-here and `screenshots` takes its picture. This room deliberately knows nothing of training, and the app nothing of this package.
+`export` takes the best model of a run, `hf_format` writes it as Hugging Face's `transformers` reads it and `hf_reader` reads it back,
+`card` says in words what it is, and `folder` puts all of that beside the app (`app/`), ready to be a Space. `parity` holds the two
+libraries against each other, `serve` starts the app here and `screenshots` takes its picture; `show` is what notebook 05 shows. This
+room deliberately knows nothing of how a model is trained, and the app nothing of this package.
 """

@@ -9,35 +9,22 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import glob
-import hashlib
 import json
-import math
 import os
 import re
 import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Any, Iterator
+from pathlib import Path
+from typing import Iterator
 
 import filelock
-import torch
 
-from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import NotWritten, UserError
-from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
-from gpt2_nb_utils.plain_text import one_line
-from gpt2_nb_utils.results.audit import CannotCheck
-from gpt2_nb_utils.results.evidence import Evidence, misfits
-from gpt2_nb_utils.results.run import load_run
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.space import card, hf_format
-from gpt2_nb_utils.tokenization.bpe import decode
-from gpt2_nb_utils.training.checkpoints import model_from
-from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.resume import model_sizes
-from gpt2_nb_utils.training.state import State
+from gpt2_nb_utils.space.export import Export, read_export
 
 _APP = Path(__file__).parent / "app"
 _MODEL = "model"
@@ -70,15 +57,6 @@ class Space:
         return self.folder / _MODEL
 
 
-@dataclass(frozen=True)
-class _Export:
-    """What goes into the folder."""
-
-    model: GPT2
-    text: str
-    about: card.Described
-
-
 def build_space(run_dir: str | Path, to: str | Path | None = None, dtype: str = "float16", overwrite: bool = False) -> Space:
     """Write the folder of a Space that shows the best model of a run.
 
@@ -93,16 +71,14 @@ def build_space(run_dir: str | Path, to: str | Path | None = None, dtype: str = 
             the way, or there is no room. The folder is as it was then.
     """
     directory = RunDirectory(run_dir)
-    named = Path(to) if to is not None else directory.path / "space"
+    named = Path(to) if to is not None else directory.space
     try:
         folder = named.resolve()  # a link leads to the folder that is meant
         _refuse_what_is_not_ours(folder, named)
-        export = _read(directory, dtype)
+        export = read_export(directory, dtype)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder, named):
             written = _put(export, folder, named, overwrite)
-    except NotWritten:
-        raise
     except OSError as error:
         raise NotWritten(named, error, flag="--to") from error
     return Space(named, dtype, sum((folder / name).stat().st_size for name in FILES), written)
@@ -114,62 +90,6 @@ def how_to_publish(folder: Path) -> list[str]:
     return ["hf auth login", f"hf repos create {name} --repo-type space --space-sdk gradio",
             f"hf upload {name} {shlex.quote(str(folder))} . --repo-type space"]
 
-
-# -- what is exported ------------------------------------------------------------------------------------------------------
-
-def _read(directory: RunDirectory, dtype: str) -> _Export:
-    run = load_run(directory.path)
-    evidence = Evidence(run, Precision(torch.device("cpu"), "fp32"))
-    best = evidence.loaded
-    if best is None:
-        raise UserError(f"{directory} has no checkpoints/best.pt, the model to export: a run writes it when it measures the training "
-                        f"loss (eval_every, and at its end); go on with it (--resume auto), or copy the file back")
-    if isinstance(best, UserError):
-        raise best
-    state, config = _state_and_config(best, directory)
-    model = model_from(best)
-    try:
-        corpus, tokens = evidence.corpus, evidence.windows.tokens
-    except CannotCheck as error:
-        raise UserError(f"{error}; the Space needs it, to tell memory from composition: put it back where the run found it") from None
-    text = decode(tokens).rstrip("\ufffd") if config.max_tokens else corpus.text  # the last token may end within a letter
-    measured = state.train_loss if state.train_loss_step == state.step and math.isfinite(state.train_loss or math.nan) else None
-    windows = state.train_loss_windows if measured is not None else None
-    name = corpus.path if corpus.source == "demo" else PurePath(corpus.path).name
-    training_run = {
-        "name": one_line(directory.path.resolve().name),
-        "train_loss": measured if windows == "all" else None,
-        "target_loss": config.target_loss,
-        "steps": state.step,
-        "n_params": model.n_params,
-        "corpus": {"name": one_line(name), "source": corpus.source, "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(),
-                   "tokens": len(tokens)},
-        "seq_len": config.seq_len,
-        "prompt": config.prompt,
-    }
-    summary = {**run.summary, "corpus": {**(run.summary.get("corpus") or {}), "path": name}, "best_train_loss": measured,
-               "best_train_loss_windows": windows, "best_train_loss_step": state.step}
-    recalled = next((row.recalled for row in reversed(run.recall) if row.step == state.step), None)
-    return _Export(model, text, card.Described(summary, config, run.rows, recalled, training_run, dtype))
-
-
-def _state_and_config(best: dict[str, Any], directory: RunDirectory) -> tuple[State, RunConfig]:
-    """What a checkpoint says of itself, which may be anybody's."""
-    mend = "put back the file that the run wrote"
-    problems = misfits(best)
-    if problems:
-        raise UserError(f"{directory.best} does not hold the weights of a GPT-2 ({problems[0]}): {mend}")
-    try:
-        state = State.restored(best["state"])
-        config = RunConfig.resolve({}, saved=best["config"])
-    except (UserError, ValueError, TypeError) as error:
-        raise UserError(f"{directory.best} holds what no run writes ({error}): {mend}") from None
-    if model_sizes(config) != GPT2Config(**best["model_config"]):
-        raise UserError(f"{directory.best} holds a model of other sizes than its config: {mend}")
-    return state, config
-
-
-# -- the folder ------------------------------------------------------------------------------------------------------------
 
 def _refuse_what_is_not_ours(folder: Path, named: Path) -> None:
     if folder.exists() and not folder.is_dir():
@@ -228,7 +148,7 @@ def _unfinished(folder: Path) -> str:
     return f".{folder.name}.unfinished-"
 
 
-def _put(export: _Export, folder: Path, named: Path, overwrite: bool) -> bool:
+def _put(export: Export, folder: Path, named: Path, overwrite: bool) -> bool:
     """Bring the export to its place; False where it stands there already."""
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_unfinished(folder)))
     try:
@@ -264,7 +184,7 @@ def _same(one: Path, other: Path) -> bool:
     return other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
-def _fill(folder: Path, export: _Export) -> None:
+def _fill(folder: Path, export: Export) -> None:
     model, about = folder / _MODEL, export.about
     model.mkdir()
     sampling = {name: getattr(about.config, name) for name in ("temperature", "top_k", "max_new_tokens")}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_nb_utils.results.sample import continuations
-from gpt2_nb_utils.space.hf_format import read_hf
+from gpt2_nb_utils.space.hf_reader import read_hf
 
 
 def sample_from_hf(folder: str | Path, given: dict[str, Any]) -> tuple[list[str], bool]:
