@@ -37,6 +37,7 @@ from gpt2_nb_utils.training.checkpoints import load_model, read_checkpoint, save
 from gpt2_nb_utils.training.loop import train
 
 transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
 huggingface_hub = pytest.importorskip("huggingface_hub")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
@@ -134,8 +135,10 @@ def tokenizer(tmp_path_factory, model):
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def test_the_tokenizer_of_transformers_cuts_the_text_as_ours_does_and_knows_the_longest_context(tokenizer, text_file, caplog):
+def test_the_tokenizer_of_transformers_cuts_the_text_as_ours_does_and_knows_the_longest_context(tokenizer, text_file):
     text = text_file.read_text(encoding="utf-8") + HOSTILE_TEXT
+    alone = tokenizers.Tokenizer.from_file(str(Path(tokenizer.name_or_path) / "tokenizer.json"))
+    assert alone.encode(text).ids == encode(text).tolist() and alone.decode(encode(text).tolist()) == text
     assert tokenizer(text)["input_ids"] == encode(text).tolist()
     assert tokenizer.decode(encode(text).tolist()) == text
     assert tokenizer.model_max_length == RUN["seq_len"]
