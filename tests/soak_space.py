@@ -29,7 +29,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gpt2_nb_utils.space.serve import serving
+from gpt2_nb_utils.space.serve import Served, serving
 
 TOKENS = 24
 """Of each answer."""
@@ -128,8 +128,11 @@ def questions(folder: Path, n: int) -> dict[str, str]:
     return found
 
 
-def soak(folder: Path, clients: int, seconds: float, seed: int = 1) -> str:
+def soak(folder: Path, served: Served, clients: int, seconds: float, seed: int = 1) -> str:
     """Let so many clients ask for so long.
+
+    Args:
+        served: the running app of this folder.
 
     Returns:
         A line of figures.
@@ -141,35 +144,34 @@ def soak(folder: Path, clients: int, seconds: float, seed: int = 1) -> str:
     counts: collections.Counter[str] = collections.Counter()
     waits: list[float] = []
     problems: list[str] = []
-    with serving(folder) as served:
-        end = time.monotonic() + seconds
+    end = time.monotonic() + seconds
 
-        def client(number: int) -> None:
-            visitor, chance = Visitor(served.url), random.Random(seed * 1000 + number)
-            prompt, expected = asked[number]
-            while time.monotonic() < end and not problems:
-                leave = chance.random() < 1 / _LEAVES
-                try:
-                    _, answer, waited = visitor.ask([prompt, 0, 0, 1, TOKENS, 0], leave)
-                except QueueFull:
-                    counts["refused"] += 1
-                    time.sleep(1)
-                    continue
-                except (Wrong, httpx.HTTPError) as error:
-                    problems.append(f"client {number}: {type(error).__name__} {error}")
-                    return
-                counts["left" if leave else "answered"] += 1
-                waits.append(waited)
-                if not leave and written(answer) != expected:
-                    problems.append(f"client {number} asked {prompt!r} and got {written(answer)!r}, not {expected!r}")
+    def client(number: int) -> None:
+        visitor, chance = Visitor(served.url), random.Random(seed * 1000 + number)
+        prompt, expected = asked[number]
+        while time.monotonic() < end and not problems:
+            leave = chance.random() < 1 / _LEAVES
+            try:
+                _, answer, waited = visitor.ask([prompt, 0, 0, 1, TOKENS, 0], leave)
+            except QueueFull:
+                counts["refused"] += 1
+                time.sleep(1)
+                continue
+            except (Wrong, httpx.HTTPError) as error:
+                problems.append(f"client {number}: {type(error).__name__} {error}")
+                return
+            counts["left" if leave else "answered"] += 1
+            waits.append(waited)
+            if not leave and written(answer) != expected:
+                problems.append(f"client {number} asked {prompt!r} and got {written(answer)!r}, not {expected!r}")
 
-        threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-        for thread in threads:
-            thread.start()
-        memory = []
-        while any(thread.is_alive() for thread in threads):
-            memory.append(psutil.Process(served.process.pid).memory_info().rss / 1e6)
-            time.sleep(min(1, seconds / 20))
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    memory = []
+    while any(thread.is_alive() for thread in threads):
+        memory.append(psutil.Process(served.process.pid).memory_info().rss / 1e6)
+        time.sleep(min(1, seconds / 20))
     if problems:
         raise Wrong("; ".join(problems[:3]))
     settled = memory[int(len(memory) * SETTLED)]
@@ -188,7 +190,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="how long (default: %(default)s)")
     args = parser.parse_args()
     try:
-        print(soak(args.folder, args.clients, args.seconds))
+        with serving(args.folder) as served:
+            print(soak(args.folder, served, args.clients, args.seconds))
     except Wrong as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

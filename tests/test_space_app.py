@@ -182,7 +182,7 @@ def test_hostile_text_comes_back_as_text(visitor):
 BAD = [
     ([None, *GREEDY, 5, 0], "The prompt is empty"), (["", *GREEDY, 5, 0], "The prompt is empty"), ([["x"], *GREEDY, 5, 0], "The prompt is empty"),
     ([PROMPT, math.nan, 0, 1, 5, 0], "Temperature nan is not a number from 0 to 2"), ([PROMPT, -1, 0, 1, 5, 0], "Temperature -1 is not"),
-    ([PROMPT, 10 ** 5000, 0, 1, 5, 0], "Temperature"), ([PROMPT, "1", 0, 1, 5, 0], "Temperature &#x27;1&#x27; is not a number"),
+    ([PROMPT, 10 ** 400, 0, 1, 5, 0], "Temperature 1000"), ([PROMPT, "1", 0, 1, 5, 0], "Temperature &#x27;1&#x27; is not a number"),
     ([PROMPT, True, 0, 1, 5, 0], "Temperature True"), ([PROMPT, {"a": [1]}, 0, 1, 5, 0], "Temperature {"),
     ([PROMPT, 0, 1.5, 1, 5, 0], "Top-k 1.5 is not a whole number from 0 to 1,000"), ([PROMPT, 0, 0, 0, 5, 0], "Top-p 0 is not"),
     ([PROMPT, 0, 0, math.inf, 5, 0], "Top-p inf is not"), ([PROMPT, *GREEDY, 0, 0], "Length 0 is not"), ([PROMPT, *GREEDY, 401, 0], "Length 401 is not"),
@@ -201,7 +201,7 @@ def test_a_value_that_cannot_be_used_is_one_line_that_names_it(visitor):
 @pytest.mark.parametrize("sent", [
     b'{"data": [', b"[" * 5000, b'{"data": "x", "fn_index": 0}', b'{"data": [], "fn_index": 0, "session_hash": "s"}',
     b'{"data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, 0, 0, 1, 5, 0], "fn_index": 0, "session_hash": "s"}',
-    b'{"data": [], "fn_index": 999, "session_hash": "s"}', b"\xff\xfe", b"",
+    b'{"data": [], "fn_index": 999, "session_hash": "s"}', b'{"data": [' + b"1" * 5000 + b'], "fn_index": 0, "session_hash": "s"}', b"\xff\xfe", b"",
 ])
 def test_whatever_is_no_question_fails_without_a_traceback_and_harms_nobody_else(visitor, served, sent):
     answered = httpx.post(f"{served.url}/gradio_api/queue/join", content=sent, headers={"Content-Type": "application/json"}, trust_env=False)
@@ -263,8 +263,8 @@ def test_who_goes_away_keeps_nobody_waiting(visitor, app):
     assert waited < whole / 2
 
 
-def test_twenty_visitors_at_once_each_get_their_own_answer(space):
-    assert re.match(r"20 clients for 4 s: \d+ answers, each its own, \d+ left early", soak(space, clients=20, seconds=4))
+def test_twenty_visitors_at_once_each_get_their_own_answer(space, served):
+    assert re.match(r"20 clients for 4 s: \d+ answers, each its own, \d+ left early", soak(space, served, clients=20, seconds=4))
 
 
 # --- the page in a browser --------------------------------------------------------------------------------------------------------
@@ -286,6 +286,7 @@ def visit(browser, served):
     def open_page(width=1200, **options):
         contexts.append(browser.new_context(viewport={"width": width, "height": 844}, **options))
         page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)
         page.did = []
         page.on("request", lambda request: page.did.append(request.url) if not request.url.startswith((served.url, "data:", "blob:")) else None)
         page.on("dialog", lambda dialog: (page.did.append(dialog.message), dialog.dismiss()))
@@ -306,7 +307,7 @@ def fill(page, prompt=PROMPT, **values):
     page.get_by_label("Prompt").fill(prompt)
     page.get_by_role("button", name="Settings").click()
     for label, value in {"Temperature": 0, "Seed": 1, **values}.items():
-        page.get_by_role("spinbutton", name=label).fill(str(value))
+        page.get_by_role("textbox" if label == "Seed" else "spinbutton", name=label).fill(str(value))
     page.get_by_role("button", name="Settings").click()
 
 
@@ -337,7 +338,7 @@ def test_the_answer_to_a_typed_prompt_grows_on_the_page_and_ends_as_our_sampling
 def test_the_page_says_at_first_sight_what_it_is_which_run_it_shows_and_with_which_loss(visit):
     page = visit()
     page.set_viewport_size({"width": 1280, "height": 720})
-    for words in ("GPT-2", "0.0912", "target below 0.099999 reached", "124,439,808 parameters", "input.txt", "small, 400 steps"):
+    for words in ("GPT-2", "0.0912", "target below 0.099999 ✓ reached", "124,439,808 parameters", "input.txt", "small", "400 steps"):
         place = page.get_by_text(words).first.bounding_box()
         assert place["y"] + place["height"] < 720, words
     for name in ("#prompt", "#write", "#stop"):
@@ -441,10 +442,14 @@ def test_axe_finds_no_barrier(visit, width, scheme):
 
 
 @needs_browser
-def test_pictures_of_the_page_are_taken(space, tmp_path):
+def test_pictures_of_the_page_are_taken_and_the_folder_stays_as_it_was(space, served, tmp_path):
     from PIL import Image
 
+    before = sorted(path.relative_to(space).as_posix() for path in space.rglob("*"))
     pictures = take_screenshots(space, tmp_path / "pictures")
+    assert sorted(path.relative_to(space).as_posix() for path in space.rglob("*")) == before
+    assert not [child for child in psutil.Process().children(recursive=True) if "app.py" in " ".join(child.cmdline()) and str(space) in " ".join(child.cmdline())
+                and child.pid != served.process.pid]
     assert [path.name for path in pictures] == ["page.png", "generation.png", "phone.png"]
     for path, width in zip(pictures, (1920, 1920, 780)):
         with Image.open(path) as picture:
@@ -453,45 +458,74 @@ def test_pictures_of_the_page_are_taken(space, tmp_path):
 
 # --- started and stopped ------------------------------------------------------------------------------------------------------------
 
-def test_an_occupied_port_a_folder_without_an_app_and_an_app_that_ends_are_one_line_each(space, served, tmp_path):
-    broken = shutil.copytree(space, tmp_path / "broken")
-    (broken / "corpus.txt").unlink()
-    for folder, port, said in ((space, served.port, rf"port {served.port} cannot be had \(.*in use\): end the program .* \(--port\)"),
-                               (tmp_path, None, r"holds no app\.py: write the folder with"),
-                               (broken, None, r"the app of .* ended: .*corpus\.txt is missing: write the folder again$")):
-        with pytest.raises(UserError, match=said), serving(folder, port):
-            pass
-
-
-def test_the_folder_stays_as_it_was_and_nothing_is_left_running(space):
-    before = sorted(path.relative_to(space).as_posix() for path in space.rglob("*"))
-    with serving(space) as one:
-        assert httpx.get(one.url, trust_env=False).status_code == 200
-        family = [psutil.Process(one.process.pid), *psutil.Process(one.process.pid).children(recursive=True)]
-    assert not any(process.is_running() for process in family)
-    assert sorted(path.relative_to(space).as_posix() for path in space.rglob("*")) == before
-
-
+STUB = """
+import http.server, os
+print("a line that nobody asked for", flush=True)
+if os.path.exists(os.path.join(os.path.dirname(__file__), "broken")):
+    raise SystemExit("error: no luck")
+http.server.HTTPServer((os.environ["GRADIO_SERVER_NAME"], int(os.environ["GRADIO_SERVER_PORT"])), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+"""An app that starts in no time."""
 SERVE = """
 import sys
 from pathlib import Path
 from gpt2_nb_utils import __main__ as command
-command.COMMANDS["space"] = (lambda args, given: __import__("gpt2_nb_utils.space.serve").space.serve.serve(Path(args.run_dir), args.port), "")
+from gpt2_nb_utils.space.serve import serve
+command.COMMANDS["space"] = (lambda args, given: serve(Path(args.run_dir), args.port), "serve")
 sys.exit(command.main(["space", *sys.argv[1:]]))
 """
+"""What the command `space --serve` does once the folder is there."""
+
+
+@pytest.fixture
+def stub(tmp_path):
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "app.py").write_text(STUB, encoding="utf-8")
+    return tmp_path / "stub"
+
+
+def test_an_occupied_port_a_folder_without_an_app_and_an_app_that_ends_are_one_line_each(stub, tmp_path):
+    with serving(stub) as other:
+        with pytest.raises(UserError, match=rf"^port {other.port} cannot be had \(.*in use\): end the program .* \(--port\)$"), serving(stub, other.port):
+            pass
+    with pytest.raises(UserError, match=r"holds no app\.py: write the folder with"), serving(tmp_path):
+        pass
+    (stub / "broken").touch()
+    with pytest.raises(UserError, match=r"^the app of .*stub ended: no luck$"), serving(stub):
+        pass
+
+
+def test_an_app_whose_parts_are_missing_says_which_in_a_line(app, space, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(app, "HERE", tmp_path)
+    for part in ("model", "corpus.txt"):
+        assert app.main() == 2
+        assert capsys.readouterr().err == f"error: {tmp_path / part} is missing: write the folder again\n"
+        (tmp_path / part).mkdir()
+
+
+def started(stub):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = subprocess.Popen([sys.executable, "-c", SERVE, str(stub), "--port", str(port)], cwd=PROJECT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    assert command.stdout.readline() == f"http://127.0.0.1:{port} shows the app of {stub}; Ctrl-C ends it\n"
+    return command
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_app_and_the_exit_status_tells_it(space, number):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = subprocess.Popen([sys.executable, "-c", SERVE, str(space), "--port", str(port)], cwd=PROJECT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
-    assert command.stdout.readline().startswith(f"http://127.0.0.1:{port} shows the app of {space}")
+def test_a_signal_ends_the_app_and_the_exit_status_tells_it(stub, number):
+    command = started(stub)
     (app,) = psutil.Process(command.pid).children()
     command.send_signal(number)
     _, said = command.communicate(timeout=60)
     assert (command.returncode, said) == (128 + number, "interrupted\n")
     assert not app.is_running()
+
+
+def test_while_it_is_served_an_app_that_ends_is_one_line(stub):
+    command = started(stub)
+    psutil.Process(command.pid).children()[0].kill()
+    _, said = command.communicate(timeout=60)
+    assert (command.returncode, said) == (2, f"error: the app of {stub} ended: a line that nobody asked for\n")

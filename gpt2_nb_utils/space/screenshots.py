@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +40,19 @@ def take_screenshots(folder: Path, to: Path) -> list[Path]:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise UserError(f"the pictures need a browser, and none of {', '.join(BROWSERS)} is installed: install Chromium")
+    def pictures(url: str) -> list[Path]:
+        # As root, which containers often are, Chromium does not start with its sandbox.
+        as_root = hasattr(os, "geteuid") and os.geteuid() == 0
+        with sync_playwright() as playwright, playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"] * as_root) as started:
+            desktop, phone = (started.new_context(**kind).new_page() for kind in (_DESKTOP, _PHONE))
+            return [_picture(desktop, url, to / "page.png", answer=False), _picture(desktop, url, to / "generation.png"),
+                    _picture(phone, url, to / "phone.png")]
+
     try:
         to.mkdir(parents=True, exist_ok=True)
-        with serving(folder) as served, sync_playwright() as playwright:
-            # As root, which containers often are, Chromium does not start with its sandbox.
-            as_root = hasattr(os, "geteuid") and os.geteuid() == 0
-            started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"] * as_root)
-            try:
-                desktop, phone = (started.new_context(**kind).new_page() for kind in (_DESKTOP, _PHONE))
-                return [_picture(desktop, served.url, to / "page.png", answer=False),
-                        _picture(desktop, served.url, to / "generation.png"),
-                        _picture(phone, served.url, to / "phone.png")]
-            finally:
-                started.close()
+        # In a thread of its own, for playwright refuses one in which an event loop runs, as in a notebook.
+        with serving(folder) as served, ThreadPoolExecutor(1) as thread:
+            return thread.submit(pictures, served.url).result()
     except OSError as error:
         raise NotWritten(to, error) from None
     except Error as error:

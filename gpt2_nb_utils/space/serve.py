@@ -56,7 +56,7 @@ def serving(folder: Path, port: int | None = None) -> Iterator[Served]:
         yield served
 
 
-def serve(folder: Path, port: int) -> None:
+def serve(folder: Path, port: int) -> NoReturn:
     """Run the app of a Space's folder until somebody stops it.
 
     Raises:
