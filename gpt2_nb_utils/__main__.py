@@ -1,4 +1,4 @@
-"""The commands: `python -m gpt2_nb_utils run | train | sweep | sample | verify | report | readme | bench`.
+"""The commands: `python -m gpt2_nb_utils run | train | sweep | sample | verify | report | readme | space | bench`.
 
 Here flags are read and the work is handed on; nothing is done here. Heavy modules are imported by the command that
 needs them, so that `--help` answers at once.
@@ -59,18 +59,32 @@ def _sweep(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
 
 def _sample(args: argparse.Namespace, given: dict[str, Any]) -> int:
+    if args.from_hf is not None and args.run_dir is not None:
+        raise UserError(f"RUN_DIR {args.run_dir} and --from_hf {args.from_hf} name a model each: give one of them")
+    texts, demo = _sampled_from_hf(args, given) if args.from_hf is not None else _sampled_from_run(args, given)
+    for text in texts:
+        print(visible(text), end="\n\n")
+    if demo:
+        print("(by a model that was trained on the demonstration corpus, not on the course's input.txt)", file=sys.stderr)
+    return 0
+
+
+def _sampled_from_hf(args: argparse.Namespace, given: dict[str, Any]) -> tuple[list[str], bool]:
+    from gpt2_nb_utils.space.sample import sample_from_hf
+
+    return sample_from_hf(args.from_hf, given)
+
+
+def _sampled_from_run(args: argparse.Namespace, given: dict[str, Any]) -> tuple[list[str], bool]:
     from gpt2_nb_utils.results.sample import sample
     from gpt2_nb_utils.results.summary_types import check_summary
     from gpt2_nb_utils.run_directory import RunDirectory
 
-    texts = sample(args.run_dir, given)
-    summary = RunDirectory(args.run_dir).read_summary()
-    check_summary(summary, RunDirectory(args.run_dir))
-    for text in texts:
-        print(visible(text), end="\n\n")
-    if (summary.get("corpus") or {}).get("source") == "demo":
-        print("(by a model that was trained on the demonstration corpus, not on the course's input.txt)", file=sys.stderr)
-    return 0
+    directory = RunDirectory(args.run_dir or RunConfig.model_fields["out_dir"].default)
+    texts = sample(str(directory), given)
+    summary = directory.read_summary()
+    check_summary(summary, directory)
+    return texts, (summary.get("corpus") or {}).get("source") == "demo"
 
 
 def _verify(args: argparse.Namespace, given: dict[str, Any]) -> int:
@@ -110,6 +124,29 @@ def _bench(args: argparse.Namespace, given: dict[str, Any]) -> int:
     return 0
 
 
+def _space(args: argparse.Namespace, given: dict[str, Any]) -> int:
+    from pathlib import Path
+
+    from gpt2_nb_utils.space.folder import build_space, how_to_publish
+
+    if args.port is not None and not args.serve:
+        raise UserError(f"--port {args.port} says where to serve the app: add --serve, or leave it out")
+    space = build_space(args.run_dir, args.to, args.dtype, args.overwrite)
+    print(f"{space.folder}: {space.n_bytes / 1e6:,.0f} MB, weights in {space.dtype}{'' if space.written else ' (was there already)'}")
+    if args.screenshots is not None:
+        from gpt2_nb_utils.space.screenshots import take_screenshots
+
+        for picture in take_screenshots(space.folder, Path(args.screenshots)):
+            print(picture)
+    if args.serve:
+        from gpt2_nb_utils.space.serve import serve
+
+        serve(space.folder, args.port or _PORT)
+    if args.screenshots is None:
+        print("to publish it:", *how_to_publish(space.folder), sep="\n  ")
+    return 0
+
+
 def _tell(summary: dict[str, Any]) -> int:
     """Print how a run ended and where everything is; the exit status."""
     from gpt2_nb_utils.run_directory import RunDirectory
@@ -125,7 +162,7 @@ def _tell(summary: dict[str, Any]) -> int:
           f"target {summary['target_loss']} {'reached' if summary['target_reached'] else 'not reached'}")
     for title, path in (("report", directory.report / "index.html"), ("notebooks", directory.notebooks),
                         ("checkpoints", directory.last.parent), ("log", directory.log), ("metrics", directory.metrics),
-                        ("samples", directory.samples), ("figures", directory.figures)):
+                        ("samples", directory.samples), ("figures", directory.figures), ("space", directory.space)):
         if path.exists():
             print(f"{title:12}{path}")
     return _exit_status(summary)
@@ -147,6 +184,13 @@ def _windows(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
+    return int(text)
+
+
+_PORT = 7860  # Gradio's own
 _SAMPLE_FLAGS = ("prompt", "num_prompts", "max_new_tokens", "top_k", "temperature", "seed", "device")
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, dict[str, Any]], int], str]] = {
@@ -157,6 +201,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, dict[str, Any]], int], s
     "verify": (_verify, "prove a run again from its weights and its text: an audit that trusts nothing recorded"),
     "report": (_report, "the executed notebooks of a run as self-contained HTML"),
     "readme": (_readme, "put the results of a run between the AUTO markers of a README"),
+    "space": (_space, "export the model of a run to the Hugging Face format, with an app around it: the folder of a Space"),
     "bench": (_bench, "measure the speed of training, sampling, start-up and checkpoints on this machine"),
 }
 
@@ -179,9 +224,12 @@ def build_parser() -> argparse.ArgumentParser:
         elif name == "bench":
             add_bench_flags(command)
         else:
-            command.add_argument("run_dir", nargs="?", default=RunConfig.model_fields["out_dir"].default,
-                                 metavar="RUN_DIR", help="run directory (default: %(default)s)")
+            out_dir = RunConfig.model_fields["out_dir"].default
+            command.add_argument("run_dir", nargs="?", default=None if name == "sample" else out_dir, metavar="RUN_DIR",
+                                 help=f"run directory (default: {out_dir})")
         if name == "sample":
+            command.add_argument("--from_hf", metavar="DIR", help="take the model of this folder in the Hugging Face format instead "
+                                                                  "(a Space's folder does as well)")
             add_flags(command, _SAMPLE_FLAGS)
         if name == "verify":
             command.add_argument("--sample", type=_windows, default=0, metavar="N",
@@ -189,6 +237,14 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--device", default="auto", metavar="STR", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
             command.add_argument("--amp", default="fp32", metavar="|".join(get_args(RunConfig.model_fields["amp"].annotation)),
                                  help="number format of the audit, whatever that of the training was (default: %(default)s)")
+        if name == "space":
+            command.add_argument("--to", metavar="DIR", help="folder to write (default: RUN_DIR/space)")
+            command.add_argument("--dtype", choices=("float16", "float32"), default="float16",
+                                 help="number format of the stored weights (default: %(default)s)")
+            command.add_argument("--overwrite", action="store_true", help="replace another export that is there")
+            command.add_argument("--serve", action="store_true", help="then start the app on 127.0.0.1, until Ctrl-C")
+            command.add_argument("--port", type=_port, metavar="INT", help=f"port of the app (default: {_PORT})")
+            command.add_argument("--screenshots", metavar="DIR", help="take pictures of the app in headless Chromium")
         if name == "readme":
             command.add_argument("--readme", default="README.md", metavar="FILE", help="file to fill (default: %(default)s)")
     return parser

@@ -36,17 +36,17 @@ class NotWritten(UserError):
         path: the file.
         error: what the system said.
         kept: what is not lost by it.
+        flag: the one that names another place.
     """
 
-    def __init__(self, path: str | os.PathLike[str], error: OSError, kept: str = ""):
-        mend = _MENDS.get(error.errno, f"see that its folder is there, or {_ELSEWHERE}")
+    def __init__(self, path: str | os.PathLike[str], error: OSError, kept: str = "", flag: str = "--out_dir"):
+        mend = _MENDS.get(error.errno, "see that its folder is there, or choose another {flag}").format(flag=flag)
         super().__init__(f"{path} cannot be written ([Errno {error.errno}] {error.strerror}): {mend}{kept and '; ' + kept}")
 
 
-_ELSEWHERE = "choose another --out_dir"
 _MENDS = {
-    **dict.fromkeys(FULL, f"free disk space or {_ELSEWHERE}"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "name a folder that you may write to (--out_dir)"),
+    **dict.fromkeys(FULL, "free disk space or choose another {flag}"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "name a folder that you may write to ({flag})"),
 }
 
 

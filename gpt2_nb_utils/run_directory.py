@@ -24,7 +24,7 @@ from gpt2_nb_utils import torchrun
 from gpt2_nb_utils.errors import NotWritten, UserError
 
 _MADE_BY_A_RUN = ("config.json", "environment.json", "tokens.bin", "logs", "samples", "checkpoints", "figures", "notebooks",
-                  "report", "verify.json", "token_losses.npz", "summary.json")
+                  "report", "space", "verify.json", "token_losses.npz", "summary.json")
 """In the order in which they are thrown away: while the summary is there, the folder is known for a run's."""
 _LOCK, _LOCK_OF_RUN = ".lock", ".run.lock"
 _LENT = "GPT2_NB_UTILS_LENT"
@@ -141,6 +141,7 @@ class RunDirectory:
         self.figures = self.path / "figures"
         self.notebooks = self.path / "notebooks"
         self.report = self.path / "report"
+        self.space = self.path / "space"
         self.audit = self.path / "verify.json"
         self.token_losses = self.path / "token_losses.npz"
 

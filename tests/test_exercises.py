@@ -19,7 +19,7 @@ from gpt2_nb_utils.config import RunConfig  # noqa: E402
 from gpt2_nb_utils.pipeline.notebooks import SOURCES, parameters_for  # noqa: E402
 from gpt2_nb_utils.pipeline.report import build_report  # noqa: E402
 
-NOTEBOOKS = ("01_tokenization", "02_model", "03_training", "04_results")
+NOTEBOOKS = ("01_tokenization", "02_model", "03_training", "04_results", "05_space")
 SHAPE = re.compile(r"### Try this (\d) · [^\n]+\n\n\*\*Predict:\*\* .+?\n\n\*\*Then:\*\* .+?\n\n"
                    r"<details>\n<summary>Answer (\d)</summary>\n\n(.+)\n\n</details>", re.DOTALL)
 CODE = re.compile(r"^```python\n(.+?)^```$", re.DOTALL | re.MULTILINE)

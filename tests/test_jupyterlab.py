@@ -146,7 +146,7 @@ def set_parameters(notebook: Path, **values) -> None:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory, browser, text_file):
-    """What a student sees who runs the four notebooks, and stops and restarts the third in the midst of its training."""
+    """What a student sees who runs the notebooks, and stops and restarts the third in the midst of its training."""
     folder = tmp_path_factory.mktemp("lab") / "notebooks"
     run = RunDirectory(folder.with_name("run"))
     folder.mkdir()

@@ -51,7 +51,7 @@ def visit(browser):
 # --- a whole run on a hostile text ------------------------------------------------------------------------------------------
 
 @needs_browser
-@pytest.mark.parametrize("name", ["index", "01_tokenization", "02_model", "03_training", "04_results"])
+@pytest.mark.parametrize("name", ["index", "01_tokenization", "02_model", "03_training", "04_results", "05_space"])
 def test_a_page_of_the_report_shows_the_text_and_does_nothing(finished, visit, name):
     page = visit(finished[0].report / f"{name}.html")
     assert page.did == [] and page.title() != "broken"

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gpt2_nb_utils import markdown
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.pipeline import markdown
 
 _COMMAND = "python -m gpt2_nb_utils bench --against transformers --out_dir"
 

@@ -23,7 +23,7 @@ from gpt2_nb_utils.training.stop_request import StopRequest
 
 SOURCES = Path(__file__).resolve().parents[2] / "notebooks"
 """The folder of the source notebooks, beside the package in the project's folder."""
-NAMES = ("01_tokenization", "02_model", "03_training", "04_results")
+NAMES = ("01_tokenization", "02_model", "03_training", "04_results", "05_space")
 _ENGINE = "gpt2_nb_utils"
 
 
@@ -43,7 +43,7 @@ def run_notebooks(config: RunConfig, directory: RunDirectory, names: tuple[str, 
     """Execute notebooks with the settings of a run.
 
     The run directory is claimed already. With `resume` set, 01 and 02 are not run again if they had run to their end;
-    03 goes on with the training and 04 shows its results.
+    03 goes on with the training, 04 shows its results and 05 exports its model.
 
     Raises:
         NotebookFailed: a cell failed; the partly executed notebook is kept.

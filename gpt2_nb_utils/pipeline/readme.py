@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Callable
 from urllib.parse import quote
 
+from gpt2_nb_utils import markdown
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.pipeline import markdown
 from gpt2_nb_utils.pipeline.bench_table import bench_block
 from gpt2_nb_utils.pipeline.figures import figures
 from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run
@@ -25,6 +25,8 @@ from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
 _MARKER = re.compile(rb"<!--AUTO:([A-Z]+):(START|END)-->")
 _LOG_LINES = (12, 8)  # how many of the first and of the last lines of a log are shown
 _LONGEST_LINE = 1500
+_SCREENSHOTS = {"page.png": "The page of the app as a visitor finds it", "generation.png": "The page after an example generation",
+                "phone.png": "The same page on a phone"}
 
 
 def fill_readme(run: RunDirectory, readme: Path) -> bool:
@@ -33,8 +35,8 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
     Args:
         run: the run whose results are shown.
         readme: a file with `<!--AUTO:NAME:START-->` and `<!--AUTO:NAME:END-->` once each, for NAME in SUMMARY,
-            PLOT, LOGS, METRICS, SAMPLES and REPRO. Two may be absent: RUNS, a table of the runs under out/reference beside the
-            README (or of those beside this run), and BENCH, the speeds in the folder `bench` there.
+            PLOT, LOGS, METRICS, SAMPLES and REPRO. Three may be absent: RUNS, a table of the runs under out/reference beside the
+            README (or of those beside this run), BENCH, the speeds in the folder `bench` there, and SPACE, the pictures in `space`.
 
     Returns:
         whether the file changed (a second call changes nothing).
@@ -116,11 +118,15 @@ def _plot(facts: RunFacts, readme: Path) -> str:
     main = next((figure for figure in figures(facts) if figure.is_main), None)
     if main is None:
         return "No loss figure was drawn for this run."
+    return _picture(main.path, main.alt, readme)
+
+
+def _picture(path: Path, alt: str, readme: Path) -> str:
     try:
-        target = os.path.relpath(main.path.resolve(), readme.resolve().parent)
+        target = os.path.relpath(path.resolve(), readme.resolve().parent)
     except ValueError:
-        raise UserError(f"{main.path} and {readme} are on different drives: keep the run beside the README") from None
-    return f"![{markdown.text(main.alt)}]({quote(Path(target).as_posix())})"
+        raise UserError(f"{path} and {readme} are on different drives: keep the run beside the README") from None
+    return f"![{markdown.text(alt)}]({quote(Path(target).as_posix())})"
 
 
 def _logs(facts: RunFacts, readme: Path) -> str:
@@ -173,6 +179,12 @@ def _bench(facts: RunFacts, readme: Path) -> str:
     return bench_block(_reference(facts, readme) / "bench")
 
 
+def _space(facts: RunFacts, readme: Path) -> str:
+    folder = _reference(facts, readme) / "space"
+    shown = [_picture(folder / name, alt, readme) for name, alt in _SCREENSHOTS.items() if (folder / name).is_file()]
+    return "\n\n".join(shown) or "No pictures of the app were taken yet."
+
+
 def _reference(facts: RunFacts, readme: Path) -> Path:
     """The folder of the runs that a README shows: the committed ones, or those beside this run."""
     reference = readme.resolve().parent / "out" / "reference"
@@ -181,9 +193,9 @@ def _reference(facts: RunFacts, readme: Path) -> Path:
 
 _BLOCKS: dict[str, Callable[[RunFacts, Path], str]] = {
     "SUMMARY": _summary, "PLOT": _plot, "LOGS": _logs, "METRICS": _metrics, "SAMPLES": _samples, "REPRO": _repro, "RUNS": _runs,
-    "BENCH": _bench,
+    "BENCH": _bench, "SPACE": _space,
 }
-_OPTIONAL = {"RUNS", "BENCH"}
+_OPTIONAL = {"RUNS", "BENCH", "SPACE"}
 
 
 def _code(value: str) -> str:

@@ -9,8 +9,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from gpt2_nb_utils import markdown
 from gpt2_nb_utils.config import RunConfig
-from gpt2_nb_utils.pipeline import markdown
 from gpt2_nb_utils.pipeline.sweep_spec import Spec
 from gpt2_nb_utils.results.verdict import count, loss_text
 from gpt2_nb_utils.run_directory import RunDirectory, write_atomically

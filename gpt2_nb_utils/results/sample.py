@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, Callable
+
+import torch
 
 from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
 from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit, samples_fit
@@ -28,10 +31,24 @@ def sample(run_dir: str, given: dict[str, Any]) -> list[str]:
     if not directory.holds_run:
         directory.read_summary()  # says what is missing
     checkpoint = read_checkpoint(directory.best if directory.best.exists() else directory.last)
+    return continuations(lambda device: model_from(checkpoint, device), checkpoint["config"], given)
+
+
+def continuations(model_on: Callable[[torch.device], GPT2], saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Texts that a model writes.
+
+    Args:
+        model_on: makes the model on a device.
+        saved: settings that came with it.
+        given: settings given by hand, as for `sample`.
+
+    Raises:
+        UserError: a bad value.
+    """
     given = {"num_prompts": 1, "seed": secrets.randbelow(2**31), "device": "auto", **given}
-    config = RunConfig.resolve(given, saved=checkpoint["config"])
+    config = RunConfig.resolve(given, saved=saved)
     precision = Precision.of(config)
-    model = model_from(checkpoint, precision.device)
+    model = model_on(precision.device)
     refuse_what_cannot_fit(config, model.n_params, precision.device, training=False)
     with samples_fit(config):
         return [drawn.text for drawn in draw_samples(model, config, [config.prompt] * config.num_prompts, step=0)]

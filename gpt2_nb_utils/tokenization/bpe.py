@@ -79,7 +79,7 @@ def _fill(folder: Path) -> bool:
     tiktoken would download them too, but waits for a silent server for ever.
     """
     for name, sha256 in _FILES.items():
-        target = folder / hashlib.sha1((_BASE_URL + name).encode()).hexdigest()  # tiktoken's name for it
+        target = _in_cache(folder, name)
         if _is_intact(target, sha256):
             continue
         content = _carried(name, sha256) or _downloaded(name, sha256)
@@ -89,6 +89,10 @@ def _fill(folder: Path) -> bool:
             if not _is_intact(target, sha256):  # intact: another process was faster
                 return False
     return True
+
+
+def _in_cache(folder: Path, name: str) -> Path:
+    return folder / hashlib.sha1((_BASE_URL + name).encode()).hexdigest()  # tiktoken's name for it
 
 
 def _is_intact(path: Path, sha256: str) -> bool:
@@ -130,6 +134,26 @@ def _encoding_from(folder: str) -> tiktoken.Encoding:
             del os.environ["TIKTOKEN_CACHE_DIR"]
         else:
             os.environ["TIKTOKEN_CACHE_DIR"] = before
+
+
+def vocabulary_files() -> tuple[bytes, bytes]:
+    """GPT-2's two data files, as other tokenizers read them too.
+
+    Returns:
+        `encoder.json`, the id of each token as JSON, and `vocab.bpe`, the merges as lines, the first of them a version.
+
+    Raises:
+        UserError: they are neither cached nor installed nor to be downloaded.
+    """
+    folder = _cache_folder()
+    found = {}
+    for name, sha256 in _FILES.items():
+        cached = _in_cache(folder, name) if folder is not None else None
+        if cached is not None and _is_intact(cached, sha256):
+            found[name] = cached.read_bytes()
+        else:
+            found[name] = _carried(name, sha256) or _downloaded(name, sha256)
+    return found["encoder.json"], found["vocab.bpe"]
 
 
 def encode(text: str) -> np.ndarray:
