@@ -393,7 +393,9 @@ def page(model: Model, corpus: Corpus) -> gr.Blocks:
         writing = gr.on([begin.click, prompt.submit], lambda *sent: (yield from answers(model, corpus, *sent)), [prompt, *settings],
                         [line, answer], preprocess=False, show_progress_on=answer, concurrency_limit=1, api_name="write")
         stop.click(lambda: note("Stopped."), None, line, queue=False, show_progress="hidden", cancels=[writing], api_visibility="private")
-    return blocks.queue(max_size=MOST_WAITING, api_open=False)
+    blocks.queue(max_size=MOST_WAITING, api_open=False)
+    blocks._queue.sleep_when_free = 0.02  # it looks for work that often; its own 0.001 takes the model a part of its time
+    return blocks
 
 
 def shown(text: str, name: str) -> gr.HTML:
@@ -453,6 +455,7 @@ dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .given { color: var(--soft); font-style: italic; }
 .bar { height: .5rem; margin-bottom: .8rem; border: 1px solid var(--line); border-radius: 4px; overflow: hidden; }
 .bar span { display: block; height: 100%; background: var(--by-heart); }
+.min_value, .max_value { color: var(--soft) !important; }  /* of a slider: too pale to be read */
 @media (max-width: 40rem) {  /* the answer right below the buttons */
   #columns { flex-direction: column; }
   #asking { display: contents; }
