@@ -444,6 +444,7 @@ mark { background: var(--by-heart); color: var(--on-mark); border-radius: 2px; b
 dl { display: grid; gap: .5rem 1.2rem; margin: 0; line-height: 1.35; }
 dt { color: var(--soft); font-size: .82rem; }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+.facts b { display: block; font-size: 1.15rem; }
 .facts { grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); padding: .6rem 0;
   border-top: 1px solid var(--line); border-bottom: 1px solid var(--line); }
 .figures { grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); }
@@ -479,7 +480,9 @@ def main() -> int:
     corpus = Corpus(model.encode((HERE / "corpus.txt").read_text(encoding="utf-8")))
     theme = gr.themes.Base(neutral_hue="stone", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
         body_background_fill="#fdfcf9", body_background_fill_dark="#15171b", block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_300", block_label_text_color="*neutral_700", block_label_text_color_dark="*neutral_200")
+        block_info_text_color_dark="*neutral_300", block_label_text_color="*neutral_700", block_label_text_color_dark="*neutral_200",
+        button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_600")
     try:
         page(model, corpus).launch(
             server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), theme=theme, css=STYLE, quiet=True, show_error=False,
