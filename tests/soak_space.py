@@ -165,7 +165,7 @@ def soak(folder: Path, served: Served, clients: int, seconds: float, seed: int =
             if not leave and written(answer) != expected:
                 problems.append(f"client {number} asked {prompt!r} and got {written(answer)!r}, not {expected!r}")
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(clients)]
     for thread in threads:
         thread.start()
     memory = []

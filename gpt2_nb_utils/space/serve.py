@@ -63,7 +63,7 @@ def serve(folder: Path, port: int) -> NoReturn:
         UserError: as for `serving`, and when the app ends by itself.
         KeyboardInterrupt: Ctrl-C, or SIGTERM.
     """
-    with StopRequest(on_first=_leave), _started(folder, port) as (served, output):
+    with _started(folder, port) as (served, output):
         print(f"{served.url} shows the app of {folder}; Ctrl-C ends it", flush=True)
         served.process.wait()
         raise _ended(folder, output)
@@ -83,7 +83,8 @@ def _started(folder: Path, port: int | None) -> Iterator[tuple[Served, IO[bytes]
         if importlib.util.find_spec(package) is None:
             raise UserError(f"the app needs {package}, which is not installed: pip install -r {folder / 'requirements.txt'}")
     port = _free(port)
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory() as elsewhere:
+    # SIGTERM would end this process and leave the app behind; so it ends like Ctrl-C.
+    with StopRequest(on_first=_leave), tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory() as elsewhere:
         # Elsewhere, for Gradio puts files of its own into the folder in which it is started; -B, for Python does too.
         process = subprocess.Popen(
             [sys.executable, "-B", str(app)], cwd=elsewhere, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,

@@ -393,7 +393,9 @@ def page(model: Model, corpus: Corpus) -> gr.Blocks:
         writing = gr.on([begin.click, prompt.submit], lambda *sent: (yield from answers(model, corpus, *sent)), [prompt, *settings],
                         [line, answer], preprocess=False, show_progress_on=answer, concurrency_limit=1, api_name="write")
         stop.click(lambda: note("Stopped."), None, line, queue=False, show_progress="hidden", cancels=[writing], api_visibility="private")
-    return blocks.queue(max_size=MOST_WAITING, api_open=False)
+    blocks.queue(max_size=MOST_WAITING, api_open=False)
+    blocks._queue.sleep_when_free = 0.02  # it looks for work that often; its own 0.001 takes the model a part of its time
+    return blocks
 
 
 def shown(text: str, name: str) -> gr.HTML:
@@ -442,6 +444,7 @@ mark { background: var(--by-heart); color: var(--on-mark); border-radius: 2px; b
 dl { display: grid; gap: .5rem 1.2rem; margin: 0; line-height: 1.35; }
 dt { color: var(--soft); font-size: .82rem; }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+.facts b { display: block; font-size: 1.15rem; }
 .facts { grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); padding: .6rem 0;
   border-top: 1px solid var(--line); border-bottom: 1px solid var(--line); }
 .figures { grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); }
@@ -453,6 +456,7 @@ dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .given { color: var(--soft); font-style: italic; }
 .bar { height: .5rem; margin-bottom: .8rem; border: 1px solid var(--line); border-radius: 4px; overflow: hidden; }
 .bar span { display: block; height: 100%; background: var(--by-heart); }
+.min_value, .max_value { color: var(--soft) !important; }  /* of a slider: too pale to be read */
 @media (max-width: 40rem) {  /* the answer right below the buttons */
   #columns { flex-direction: column; }
   #asking { display: contents; }
@@ -476,7 +480,9 @@ def main() -> int:
     corpus = Corpus(model.encode((HERE / "corpus.txt").read_text(encoding="utf-8")))
     theme = gr.themes.Base(neutral_hue="stone", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
         body_background_fill="#fdfcf9", body_background_fill_dark="#15171b", block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_300", block_label_text_color="*neutral_700", block_label_text_color_dark="*neutral_200")
+        block_info_text_color_dark="*neutral_300", block_label_text_color="*neutral_700", block_label_text_color_dark="*neutral_200",
+        button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_600")
     try:
         page(model, corpus).launch(
             server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), theme=theme, css=STYLE, quiet=True, show_error=False,
