@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ import httpx
 import psutil
 import pytest
 import torch
-from conftest import PROJECT
+from conftest import PROJECT, needs_browser
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,8 +32,6 @@ from gpt2_nb_utils.space.screenshots import take_screenshots  # noqa: E402
 from gpt2_nb_utils.space.serve import serving  # noqa: E402
 from gpt2_nb_utils.tokenization.bpe import encode  # noqa: E402
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 PROMPT = "First Citizen:\nBefore we"
 HOSTILE = "<img src=x onerror=alert(1)> <script>alert(2)</script> ${alert(3)} {{ 7 * 7 }} `x` </p></div> \u202eabc \ud800"
 GREEDY = [0, 0, 1]
@@ -268,15 +265,6 @@ def test_twenty_visitors_at_once_each_get_their_own_answer(space, served):
 
 
 # --- the page in a browser --------------------------------------------------------------------------------------------------------
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
 
 @pytest.fixture
 def visit(browser, served):
