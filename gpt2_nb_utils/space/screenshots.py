@@ -40,6 +40,7 @@ def take_screenshots(folder: Path, to: Path) -> list[Path]:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise UserError(f"the pictures need a browser, and none of {', '.join(BROWSERS)} is installed: install Chromium")
+
     def pictures(url: str) -> list[Path]:
         # As root, which containers often are, Chromium does not start with its sandbox.
         as_root = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -54,7 +55,7 @@ def take_screenshots(folder: Path, to: Path) -> list[Path]:
         with serving(folder) as served, ThreadPoolExecutor(1) as thread:
             return thread.submit(pictures, served.url).result()
     except OSError as error:
-        raise NotWritten(to, error) from None
+        raise NotWritten(to, error, flag="--screenshots") from None
     except Error as error:
         raise UserError(f"the browser {browser} failed ({str(error).splitlines()[0]}): see that it starts") from None
 
