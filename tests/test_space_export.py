@@ -575,7 +575,7 @@ def test_notebook_05_exports_agrees_with_transformers_and_starts_the_app_for_a_m
     assert notebook.errors(*code_cells(notebook)) == []
     assert not [output for cell in notebook.cells.values() for output in cell.get("outputs", []) if output.get("name") == "stderr"]
     assert "Both libraries agree." in notebook.cells["parity"].outputs[0].data["text/html"]
-    assert re.search(r"answered at http://127\.0\.0\.1:\d+/? with status 200", notebook.cells["app"].outputs[0].data["text/html"])
+    assert re.search(r"answered at http://127\.0\.0\.1:\d+/? with status 200 and a page of [\d,]+ bytes, “A GPT-2 ", notebook.cells["app"].outputs[0].data["text/html"])
     assert (run.path / "space" / "app.py").is_file() and "hf upload" in notebook.run("publish")
 
 

@@ -5,8 +5,8 @@ Where a part cannot be had (no checkpoint, a package that is not installed), it 
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import urllib.request
 from typing import Callable, TypeVar
 
@@ -63,11 +63,10 @@ def app_or_say(space: Space) -> str:
     def visit() -> str:
         with serving(space.folder) as app:
             # Not through a proxy that the environment names: it would not know this machine's own address.
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(app.url, timeout=30) as answer:
-                page = answer.read().decode("utf-8", errors="replace")
-            title = re.search(r"<title>(.*?)</title>", page, re.DOTALL)
-            return (f"The app answered at {app.url} with status {answer.status} and a page of {len(page):,} characters, "
-                    f"“{title[1].strip() if title else 'untitled'}”. It is stopped again.")
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with direct.open(app.url, timeout=30) as answer, direct.open(f"{app.url.rstrip('/')}/config", timeout=30) as config:
+                return (f"The app answered at {app.url} with status {answer.status} and a page of {len(answer.read()):,} bytes, "
+                        f"“{json.load(config)['title']}”. It is stopped again.")
 
     if os.environ.get(NO_APP) == "1":
         return f"The app was not started: {NO_APP}=1 forbids it."
