@@ -13,6 +13,7 @@ from gpt2_nb_utils.__main__ import main
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.training import recorder
 from gpt2_nb_utils.training.checkpoints import is_whole, read_checkpoint, save_checkpoint
 from gpt2_nb_utils.training.loop import train
 from gpt2_nb_utils.training.run_log import read_metrics
@@ -121,7 +122,14 @@ def test_every_record_that_cannot_be_written_is_named_in_one_line(settings, monk
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return real(path, mode, *args, **more)
 
+    def written(path, content):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        whole(path, content)
+
+    whole = recorder.write_atomically
     monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(recorder, "write_atomically", written)
     with pytest.raises(UserError, match=f"{name} cannot be written .*No space left.*the last good checkpoint is kept, and --resume auto goes on"):
         run({"out_dir": given["out_dir"], "resume": "auto", "steps": 6})
     monkeypatch.undo()

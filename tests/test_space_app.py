@@ -231,7 +231,7 @@ def test_nothing_of_the_machine_is_served_and_nothing_can_be_left_on_it(served, 
 def test_a_question_of_great_length_is_refused_unread(served):
     for more in ({"content": b"x" * 70_000}, {"content": iter([b"x" * 10])}):  # the second does not say how long it is
         answer = httpx.post(f"{served.url}/gradio_api/queue/join", trust_env=False, **more)
-        assert answer.status_code == 413 and answer.text.startswith("Send at most 65,536 bytes")
+        assert answer.status_code == 413 and answer.json()["detail"].startswith("The prompt is too long: send at most 65,536 bytes")
 
 
 def test_a_queue_that_is_full_says_so_and_goes_on(visitor, app):
@@ -261,7 +261,7 @@ def test_who_goes_away_keeps_nobody_waiting(visitor, app):
 
 
 def test_twenty_visitors_at_once_each_get_their_own_answer(space, served):
-    assert re.match(r"20 clients for 4 s: \d+ answers, each its own, \d+ left early", soak(space, served, clients=20, seconds=4))
+    assert re.match(r"20 clients for 4 s: [1-9]\d* answers, each its own, \d+ left early", soak(space, served, clients=20, seconds=4))
 
 
 # --- the page in a browser --------------------------------------------------------------------------------------------------------
@@ -295,7 +295,10 @@ def fill(page, prompt=PROMPT, **values):
     page.get_by_label("Prompt").fill(prompt)
     page.get_by_role("button", name="Settings").click()
     for label, value in {"Temperature": 0, "Seed": 1, **values}.items():
-        page.get_by_role("textbox" if label == "Seed" else "spinbutton", name=label).fill(str(value))
+        field = page.get_by_role("textbox" if label == "Seed" else "spinbutton", name=label)
+        field.fill(str(value))
+        field.press("Tab")  # a busy page takes the value in when the field is left
+        page.wait_for_timeout(100)
     page.get_by_role("button", name="Settings").click()
 
 
@@ -379,8 +382,7 @@ def test_a_bad_setting_is_one_line_in_the_page(visit):
 def test_the_keyboard_alone_writes_stops_and_chooses_an_example(visit):
     page = visit()
     fill(page, Length=400)
-    page.reload()
-    page.locator("#write").wait_for()
+    page.mouse.click(1, 1)  # Tab begins at the top again
     reached = []
     while "Stop" not in reached:
         page.keyboard.press("Tab")
@@ -399,7 +401,7 @@ def test_the_keyboard_alone_writes_stops_and_chooses_an_example(visit):
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    status(page, re.compile("Stopped|Written"))
+    status(page, "Stopped.")
 
 
 @needs_browser

@@ -38,7 +38,7 @@ SMALL = {weights.parameters, weights.course_text}
 """What a small run on a text of its own fails by right."""
 NEED_THE_NETWORK = {weights.below_target, weights.recorded_loss, weights.kinship, outputs.samples, outputs.recall}
 NEED_BEST = NEED_THE_NETWORK | {weights.loads, weights.architecture, weights.parameters, agreement.best_agrees}
-NEED_TEXT = {weights.course_text, weights.whole_text, weights.below_target, weights.recorded_loss, weights.first_losses,
+NEED_TEXT = {weights.course_text, weights.whole_text, weights.below_target, weights.recorded_loss, weights.first_losses, weights.kinship,
              outputs.samples, outputs.recall, records.arithmetic}
 TINY = {"preset": "tiny", "max_tokens": 0, "n_layer": 1, "n_embd": 16, "block_size": 64, "seq_len": 32, "batch_size": 4, "grad_accum": 2,
         "lr": 2e-2, "lr_schedule": "constant", "warmup_steps": 0, "log_every": 1, "eval_every": 10, "eval_windows": 4, "save_every": 10,
@@ -493,6 +493,15 @@ def test_other_weights_that_reach_the_target_as_well_did_not_grow_from_the_seed(
     assert failed - {outputs.recall.asks} == asked({*SMALL, weights.recorded_loss, weights.kinship, outputs.samples}) and not unknown
 
 
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_a_pinch_of_the_seeds_weights_does_not_make_other_weights_its_own(run, other, share):
+    foreign = torch.load(other.best, weights_only=True)["model"]
+    first = GPT2(GPT2Config(**torch.load(run.best, weights_only=True)["model_config"]), seed=1337).state_dict()
+    edit_best(run, lambda best: {**best, "model": {name: foreign[name] + share * first[name] for name in foreign}})
+    failed, _ = audited(run)
+    assert weights.kinship.asks in failed
+
+
 def test_random_weights_fail_against_the_target(run):
     first = GPT2(GPT2Config(**torch.load(run.best, weights_only=True)["model_config"]), seed=1337).state_dict()
     edit_best(run, lambda best: {**best, "model": first})
@@ -522,6 +531,8 @@ def test_a_checkpoint_of_another_run_does_not_say_what_the_records_say(run, othe
     (lambda model: model.pop("transformer.wpe.weight"), "transformer.wpe.weight is missing"),
     (lambda model: model.update({"transformer.ln_f.bias": torch.zeros(17)}), "transformer.ln_f.bias is (17,)"),
     (lambda model: model.update({"transformer.ln_f.bias": torch.zeros(16).half()}), "in torch.float16"),
+    (lambda model: model.update({"transformer.wte.weight": model["transformer.wte.weight"].to_sparse()}), "no plain tensor (torch.sparse_coo, cpu)"),
+    (lambda model: model.update({"transformer.wte.weight": model["transformer.wte.weight"].to("meta")}), "no plain tensor (torch.strided, meta)"),
 ])
 def test_weights_of_another_architecture_are_named(run, edit, said):
     edit_best(run, lambda best: [edit(best["model"])][:0])

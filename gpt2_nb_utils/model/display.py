@@ -24,7 +24,7 @@ def code_of(*things: object) -> HTML:
     source = "\n\n".join(textwrap.dedent(inspect.getsource(thing)).rstrip() for thing in things)
     # Colours in the elements themselves, on a background of their own: the same on every page, light or dark.
     formatter = HtmlFormatter(
-        noclasses=True, cssstyles="background:#f6f6f6; color:#1a1a1a; overflow-x:auto; padding:.1em .8em;",
+        noclasses=True, cssstyles="background:#ffffff; color:#1a1a1a; overflow-x:auto; padding:.1em .8em;",
         prestyles="font-family:monospace; white-space:pre; color:#1a1a1a; background:transparent;")
     return HTML(highlight(source, PythonLexer(), formatter))
 

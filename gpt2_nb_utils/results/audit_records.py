@@ -1,6 +1,7 @@
 """What log and metrics of a run show: that it began with random weights, that its steps add up, that it came to its end.
 
-A forger would have to change all records in step (`audit_agreement`), and then the weights would still tell (`audit_weights`).
+A forger would have to change all records in step (`audit_agreement`), and weights that did not grow from the seed still tell
+(`audit_weights`). Who trains honestly for a step and then forges weights and records together cannot be found out but by training again.
 """
 
 from __future__ import annotations

@@ -246,6 +246,8 @@ def misfits(best: dict[str, Any]) -> list[str]:
     problems += [f"{name} is {tuple(tensor.shape)} in {tensor.dtype}, not {expected[name]} in torch.float32"
                  for name, tensor in tensors.items() if name in expected
                  and (tuple(tensor.shape) != expected[name] or tensor.dtype != torch.float32)]
+    problems += [f"{name} is no plain tensor ({tensor.layout}, {tensor.device.type})" for name, tensor in tensors.items()
+                 if isinstance(tensor, Tensor) and (tensor.layout != torch.strided or tensor.is_meta)]
     return problems
 
 

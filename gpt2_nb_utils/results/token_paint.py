@@ -45,7 +45,10 @@ def _look(number: int) -> str:
 def probability_text(loss: float) -> str:
     """The probability e^−loss, as a person reads it."""
     probability = math.exp(-loss)
-    return f"{probability:.1%}" if probability >= 0.001 else f"1 in {1 / probability:,.0f}" if loss < 30 else "almost 0"
+    if probability >= 0.001:
+        return f"{probability:.1%}"
+    rounded = float(f"{1 / probability:.2g}")  # a large loss may be on record in 16 bits
+    return f"1 in {rounded:,.0f}" if loss < 30 else "almost 0"
 
 
 def painted(ids: Iterable[int], losses: Sequence[float], before: Iterable[int] = (), after: Iterable[int] = ()) -> HTML:

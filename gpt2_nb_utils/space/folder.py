@@ -73,7 +73,10 @@ def build_space(run_dir: str | Path, to: str | Path | None = None, dtype: str = 
     directory = RunDirectory(run_dir)
     named = Path(to) if to is not None else directory.space
     try:
-        folder = named.resolve()  # a link leads to the folder that is meant
+        try:
+            folder = named.resolve()  # a link leads to the folder that is meant
+        except RuntimeError:  # what it says of a loop before Python 3.13
+            raise UserError(f"{named} is a link that leads to itself: name a folder (--to)") from None
         _refuse_what_is_not_ours(folder, named)
         export = read_export(directory, dtype)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -104,8 +107,12 @@ def _refuse_what_is_not_ours(folder: Path, named: Path) -> None:
 
 def _entries(folder: Path) -> set[str]:
     """The paths of all that a folder holds: files, empty folders, and links, which are not followed."""
+    def cannot_list(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a folder that is yet to be made
+            raise error
+
     found = set()
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=cannot_list):
         for name in (*folders, *files):
             path = Path(root, name)
             inside = path.relative_to(folder).as_posix()

@@ -7,6 +7,7 @@ code that a config names is not looked at).
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -112,12 +113,12 @@ def read_hf(folder: str | Path) -> FromHF:
         UserError: there is none, or it is not a GPT-2 as published with GPT-2's vocabulary.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path's own question raises where a name is too long or a folder locked
         raise UserError(f"{folder} is no folder: name one in the Hugging Face format, as `python -m gpt2_nb_utils space RUN_DIR` writes it")
-    if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():
+    if not os.path.exists(folder / CONFIG) and os.path.exists(folder / "model" / CONFIG):
         folder = folder / "model"
     config: _Config = _checked(_Config, folder / CONFIG)
-    generation = _checked(_Generation, folder / GENERATION) if (folder / GENERATION).exists() else _Generation()
+    generation = _checked(_Generation, folder / GENERATION) if os.path.exists(folder / GENERATION) else _Generation()
     run = config.training_run
     sizes = GPT2Config(config.n_positions, config.n_layer, config.n_head, config.n_embd, config.vocab_size)
     settings = {"block_size": config.n_positions, "n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd,

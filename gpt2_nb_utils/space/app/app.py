@@ -25,7 +25,7 @@ os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", GRADIO_A
 import gradio as gr
 import torch
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache, GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 MOST_TOKENS = 400
 """Of one answer: about 20 seconds of two CPU cores."""
 MOST_WAITING = 20
-"""Visitors in the queue. One answer is written at a time, with all cores: two at a time would each be half as fast."""
+"""Questions in the queue, of all visitors together: one who floods it keeps the others out until it is worked off. One answer is written at a time, with all cores: two at a time would each be half as fast."""
 MOST_SENT = 64 * 1024
 """Bytes of a request."""
 BY_HEART = 8
@@ -279,7 +279,8 @@ def answers(model: Model, corpus: Corpus, prompt: Any, *values: Any) -> Iterator
         values: those of `Settings.of`, in its order, as they were sent.
 
     Yields:
-        A line about the answer, and the answer, both as HTML. A value that cannot be used is told in the line.
+        A line about the answer, and the answer, both as HTML. A value that cannot be used is told in the line (one that is
+        missing gradio refuses before, without a word).
     """
     begun = time.perf_counter()
     try:
@@ -435,7 +436,8 @@ class Doorkeeper:
             if method not in self._OPEN or not self._OPEN[method].fullmatch(path) or ".." in path:
                 app = PlainTextResponse("There is nothing here.", 404)
             elif method == "POST" and not (length.isdigit() and int(length) <= MOST_SENT):
-                app = PlainTextResponse(f"Send at most {MOST_SENT:,} bytes, and say how many.", 413)
+                # The page shows `detail`; what is not JSON it could not read.
+                app = JSONResponse({"detail": f"The prompt is too long: send at most {MOST_SENT:,} bytes, and say how many."}, 413)
         await app(scope, receive, send)
 
 
@@ -491,6 +493,7 @@ def main() -> int:
         button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_600")
     try:
         page(model, corpus).launch(
+            share=False,  # unless told so, gradio opens a public tunnel on Kaggle and SageMaker
             server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), theme=theme, css=STYLE, quiet=True, show_error=False,
             ssr_mode=False, pwa=False, run_history=False, enable_monitoring=False, footer_links=[], state_session_capacity=200,
             app_kwargs={"middleware": [Middleware(Doorkeeper)]})
