@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from shaken_model import shaken
 
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.model.sampling import generate
@@ -20,12 +21,7 @@ APP = Path(__file__).parents[1] / "gpt2_nb_utils" / "space" / "app"
 
 def small_model() -> GPT2:
     """A model with random weights, large enough that its likeliest tokens hang on all of its context."""
-    model = GPT2(SIZES, seed=3)
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
-    return model.eval()
+    return shaken(SIZES)
 
 
 def make_space(folder: Path, text: str, **run: object) -> Path:

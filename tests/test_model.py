@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from matplotlib.figure import Figure
+from shaken_model import shaken
 
 from gpt2_nb_utils.model import figures, measurements
 from gpt2_nb_utils.model.gpt2 import GPT2, IGNORE_INDEX, Attention, GPT2Config, causal_mask
@@ -21,16 +22,6 @@ from gpt2_nb_utils.model.parts import parameter_count, parameter_parts, paramete
 
 SMALL = GPT2Config(block_size=24, n_layer=3, n_head=4, n_embd=32, vocab_size=101)
 PUBLISHED_PARAMETERS = 124_439_808
-
-
-def shaken(config: GPT2Config = SMALL) -> GPT2:
-    """A model whose every parameter is random, biases and LayerNorms too: a part that is left out shows."""
-    model = GPT2(config, seed=3)
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.15)
-    return model.eval()
 
 
 def reference(model: GPT2) -> transformers.GPT2LMHeadModel:
@@ -52,7 +43,7 @@ def ids(batch: int, length: int, config: GPT2Config = SMALL, seed: int = 5) -> t
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[GPT2, transformers.GPT2LMHeadModel]:
-    model = shaken()
+    model = shaken(SMALL, amount=0.15)
     return model, reference(model)
 
 
@@ -72,7 +63,7 @@ def test_parameter_names_and_shapes_are_those_of_transformers(pair):
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-10)])
 def test_logits_are_those_of_transformers(dtype, tolerance):
-    model = shaken().to(dtype)
+    model = shaken(SMALL, amount=0.15).to(dtype)
     x = ids(3, SMALL.block_size)
     with torch.no_grad():
         ours, theirs = model(x), reference(model)(x).logits
@@ -82,7 +73,7 @@ def test_logits_are_those_of_transformers(dtype, tolerance):
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-10)])
 def test_loss_and_the_gradient_of_every_parameter_are_those_of_transformers(dtype, tolerance):
-    model = shaken().to(dtype)
+    model = shaken(SMALL, amount=0.15).to(dtype)
     other = reference(model)
     x, y = ids(3, SMALL.block_size), ids(3, SMALL.block_size, seed=6)  # 72 targets: more than one chunk of the head
     ours = model.loss(x, y)
@@ -130,7 +121,7 @@ def test_the_heads_gradients_in_bf16_are_right_to_bf16_even_where_the_target_is_
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_losses_without_gradients_are_those_of_the_plain_formula(reduction):
-    model = shaken()
+    model = shaken(SMALL, amount=0.15)
     x, y = ids(7, 22), ids(7, 22, seed=6)  # 154 rows: more than are taken at once
     y[2, 3:9] = IGNORE_INDEX
     with torch.no_grad():
@@ -143,7 +134,7 @@ def test_losses_without_gradients_are_those_of_the_plain_formula(reduction):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("n_ignored", [0, 1, 40, 71])
 def test_loss_and_gradients_leave_out_ignored_targets_in_whichever_chunk_they_stand(reduction, n_ignored):
-    model = shaken().double()
+    model = shaken(SMALL, amount=0.15).double()
     x, y = ids(3, 24), ids(3, 24, seed=6)
     y.view(-1)[torch.randperm(72, generator=torch.Generator().manual_seed(2))[:n_ignored]] = IGNORE_INDEX
     scale = 1024.0  # as a GradScaler does
@@ -191,7 +182,7 @@ def test_parts_add_up_to_the_model_and_their_arithmetic_to_their_counts(config):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_loss_is_the_float64_cross_entropy_without_the_ignored_targets(reduction, training):
-    model, x, y = shaken(), ids(3, 9), ids(3, 9, seed=6)
+    model, x, y = shaken(SMALL, amount=0.15), ids(3, 9), ids(3, 9, seed=6)
     y[0, 4:] = IGNORE_INDEX
     y[2, 0] = IGNORE_INDEX
     with torch.set_grad_enabled(training):  # with gradients, head and loss are computed together
@@ -208,7 +199,7 @@ def test_loss_is_the_float64_cross_entropy_without_the_ignored_targets(reduction
 
 @pytest.mark.parametrize("changed", [0, 1, 9, 15])
 def test_a_changed_token_leaves_all_earlier_logits_alone_and_moves_its_own(changed):
-    model, x = shaken(), ids(2, 16)
+    model, x = shaken(SMALL, amount=0.15), ids(2, 16)
     other = x.clone()
     other[:, changed] = (x[:, changed] + 1) % SMALL.vocab_size
     with torch.no_grad():
@@ -298,7 +289,7 @@ def test_the_initial_loss_is_near_that_of_a_blind_guess():
 # -- errors ----------------------------------------------------------------------------------------------------------
 
 def test_more_tokens_than_block_size_are_refused_also_across_a_cache():
-    model = shaken()
+    model = shaken(SMALL, amount=0.15)
     with pytest.raises(ValueError, match="25 tokens exceed block_size 24"):
         model(ids(1, 25))
     cache = KVCache(SMALL.n_layer, 24)
@@ -320,7 +311,7 @@ def test_a_cache_that_is_full_refuses_more():
 
 @pytest.mark.parametrize("cuts", [[1] * 12, [5, 1, 6], [12], [1, 11]])
 def test_logits_through_a_cache_are_those_without_whatever_the_pieces(cuts):
-    model, x = shaken(), ids(2, 12)
+    model, x = shaken(SMALL, amount=0.15), ids(2, 12)
     cache, logits = KVCache(SMALL.n_layer, SMALL.block_size), []
     with torch.no_grad():
         for piece in x.split(cuts, dim=1):
@@ -331,7 +322,7 @@ def test_logits_through_a_cache_are_those_without_whatever_the_pieces(cuts):
 
 
 def test_logits_through_a_cache_whose_rows_hold_unequally_much_are_those_of_each_row_alone():
-    model, x = shaken(), ids(3, 12)
+    model, x = shaken(SMALL, amount=0.15), ids(3, 12)
     cache = KVCache(SMALL.n_layer, SMALL.block_size)
     with torch.no_grad():
         model(x[:, :7], cache)
@@ -344,7 +335,7 @@ def test_logits_through_a_cache_whose_rows_hold_unequally_much_are_those_of_each
 
 
 def test_rows_taken_from_another_cache_are_that_caches():
-    model, x = shaken(), ids(3, 8)
+    model, x = shaken(SMALL, amount=0.15), ids(3, 8)
     cache, other = KVCache(SMALL.n_layer, 12), KVCache(SMALL.n_layer, 3)
     with torch.no_grad():
         model(x[:, :5], cache)
@@ -359,7 +350,7 @@ def test_rows_taken_from_another_cache_are_that_caches():
 # -- what notebook 02 shows ------------------------------------------------------------------------------------------
 
 def test_traced_shapes_cover_the_way_from_ids_to_logits_and_change_nothing():
-    model, x = shaken(), ids(2, 7)
+    model, x = shaken(SMALL, amount=0.15), ids(2, 7)
     with torch.no_grad():
         before = model(x)
         rows = measurements.trace_shapes(model, x)
@@ -393,7 +384,7 @@ def test_residual_stds_are_those_of_the_stream_and_of_a_model_with_unscaled_proj
 
 def test_figures_take_any_text_as_token():
     pieces = ["$x^$", "<script>", "\\frac{", "\n", " a"]
-    maps = shaken().attention_maps(ids(1, 5))
+    maps = shaken(SMALL, amount=0.15).attention_maps(ids(1, 5))
     for figure in (figures.mask_figure(pieces), figures.map_grid(maps, [0], [0, 1], pieces)):
         assert isinstance(figure, Figure)
         figure.canvas.draw()  # a token read as a formula would fail here

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import transformers
+from shaken_model import shaken
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
@@ -21,13 +22,7 @@ SIZES = GPT2Config(block_size=32, n_layer=2, n_head=4, n_embd=32, vocab_size=101
 @pytest.fixture(scope="module")
 def model() -> GPT2:
     """A model with opinions: at its initial weights all tokens would be nearly equally likely."""
-    model = GPT2(SIZES, seed=6)
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # The tied embedding least: a token would mostly predict itself.
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05 if "wte" in name else 0.3)
-    return model.eval()
+    return shaken(SIZES, seed=6, embedding=0.05)
 
 
 def prompt(length: int, seed: int = 5) -> torch.Tensor:

@@ -294,11 +294,17 @@ def fill(page, prompt=PROMPT, **values):
     """Type a prompt, and settings by their labels."""
     page.get_by_label("Prompt").fill(prompt)
     page.get_by_role("button", name="Settings").click()
-    for label, value in {"Temperature": 0, "Seed": 1, **values}.items():
-        field = page.get_by_role("textbox" if label == "Seed" else "spinbutton", name=label)
-        field.fill(str(value))
-        field.press("Tab")  # a busy page takes the value in when the field is left
-        page.wait_for_timeout(100)
+    fields = [(page.get_by_role("textbox" if label == "Seed" else "spinbutton", name=label), str(value))
+              for label, value in {"Temperature": 0, "Seed": 1, **values}.items()]
+    for field, value in fields:
+        # The fields come when Settings opens; what is typed within the next milliseconds, they put back before one's eyes.
+        for _ in range(10):
+            field.fill(value)
+            field.press("Tab")
+            page.wait_for_timeout(100)
+            if field.input_value() == value:
+                break
+    assert [field.input_value() for field, _ in fields] == [value for _, value in fields]
     page.get_by_role("button", name="Settings").click()
 
 

@@ -19,6 +19,7 @@ from conftest import HOSTILE_TEXT, PROJECT
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from shaken_model import shaken
 from test_disk import disk  # noqa: F401
 from test_notebooks_out_of_order import session  # noqa: F401
 
@@ -62,12 +63,7 @@ def no_network(monkeypatch):
 @pytest.fixture(scope="module")
 def model() -> GPT2:
     """A model with opinions: at its initial weights all tokens would be nearly equally likely."""
-    model = GPT2(SIZES, seed=6)
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.15 if "wte" in name else 0.3)
-    return model.eval()
+    return shaken(SIZES, seed=6, embedding=0.15)
 
 
 @pytest.fixture(scope="module", params=["float32", "float16"])

@@ -578,7 +578,7 @@ def test_a_run_that_claims_another_text_everywhere_fails_against_that_text(run, 
     edit_best(run, lambda best: best.update(corpus_sha256=sha256))
     failed, unknown = audited(run)
     assert failed >= asked({*SMALL, weights.below_target, weights.recorded_loss, weights.first_losses, records.arithmetic})
-    assert weights.kinship.asks not in failed and not unknown
+    assert weights.kinship.asks in failed and not unknown  # training moved the rows of tokens that the claimed text never holds
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------

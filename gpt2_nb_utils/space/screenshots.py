@@ -65,6 +65,7 @@ def _picture(page: Any, url: str, path: Path, answer: bool = True) -> Path:
     page.locator("#write").wait_for(timeout=_PATIENCE)
     if answer:
         page.get_by_role("button", name="Settings").click()
+        page.wait_for_timeout(500)  # the fields come only now; what is typed in their first milliseconds, they put back
         page.get_by_label("Seed").fill(str(SEED))
         page.get_by_role("button", name="Settings").click()
         page.locator("#write").click()

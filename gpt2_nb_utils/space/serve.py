@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import importlib.util
 import os
 import socket
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +39,15 @@ class Served:
     url: str
     port: int
     process: subprocess.Popen[bytes]
+
+    def open(self, path: str = "/", timeout: float = 30.0) -> http.client.HTTPResponse:
+        """The answer of a page of the app.
+
+        Raises:
+            OSError: none within `timeout` seconds, or an error's.
+        """
+        # Not through a proxy that the environment names: it would not know this machine's own address.
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.url + path, timeout=timeout)
 
 
 @contextlib.contextmanager
@@ -117,11 +126,9 @@ def _free(port: int | None) -> int:
 
 
 def _wait_for_an_answer(served: Served, folder: Path, output: IO[bytes]) -> None:
-    # Not through a proxy that the environment names: it would not know this machine's own address.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     end = time.monotonic() + _PATIENCE
     while served.process.poll() is None:
-        with contextlib.suppress(OSError), opener.open(served.url, timeout=10):
+        with contextlib.suppress(OSError), served.open(timeout=10):
             return
         if time.monotonic() > end:
             raise UserError(f"the app of {folder} has not answered on {served.url} for {_PATIENCE:.0f} seconds: stop other programs, "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.request
 from typing import Callable, TypeVar
 
 import numpy as np
@@ -62,9 +61,7 @@ def app_or_say(space: Space) -> str:
     """Start the app, read its page, stop it: what came of it."""
     def visit() -> str:
         with serving(space.folder) as app:
-            # Not through a proxy that the environment names: it would not know this machine's own address.
-            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with direct.open(app.url, timeout=30) as answer, direct.open(f"{app.url.rstrip('/')}/config", timeout=30) as config:
+            with app.open() as answer, app.open("/config") as config:
                 return (f"The app answered at {app.url} with status {answer.status} and a page of {len(answer.read()):,} bytes, "
                         f"“{json.load(config)['title']}”. It is stopped again.")
 
