@@ -145,14 +145,25 @@ def test_the_checks_of_an_audit_are_a_table_with_a_word_for_each_sign(tmp_path):
     assert all(mark["aria-hidden"] == "true" for mark in section.select(".mark"))
     assert "Not proved: 1 of 3 checks fail, 1 of 3 could not be made (fails: text)." in words(section)
     assert "Audit ✗ 1 of 3 checks fail, 1 of 3 could not be made" in words(index.select_one("#facts + dl"))
-    assert words(section.caption) == "Made 2026-01-02 03:04:05 UTC, cpu, in fp32: python -m gpt2_nb_utils verify out/x"
+    assert words(section.caption) == "Made 2026-01-02 03:04:05 UTC, cpu, in fp32: python -m gpt2_nb_utils verify out/x; best.pt had sha256 e3b0c44298fc1c14…"
 
 
 def test_an_audit_of_an_earlier_state_is_not_shown_and_said_to_be_one(tmp_path):
     run = add_audit(make_run(tmp_path / "run"))
     run.write_json(run.summary, summary(step=31))
     index = page(build_report(run))
-    assert index.find(id="audit") is None and "verify.json is of an earlier state" in words(index.select_one(".notices"))
+    assert index.find(id="audit") is None and "verify.json is of another state" in words(index.select_one(".notices"))
+
+
+def test_an_audit_of_another_best_pt_is_not_shown_and_said_to_be_one(tmp_path):
+    run = add_audit(make_run(tmp_path / "run"))
+    assert page(build_report(run)).find(id="audit")  # a copy without the weights keeps its audit
+    run.best.parent.mkdir(exist_ok=True)
+    for content, shown in ((b"", True), (b"others", False)):
+        run.best.write_bytes(content)
+        index = page(build_report(run))
+        assert bool(index.find(id="audit")) == shown
+        assert ("or of another best.pt, and is not shown" in words(index)) != shown
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"checks": [{"asks": "loss", "ok": "yes", "found": "", "expected": ""}]}'])

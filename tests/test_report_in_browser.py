@@ -187,13 +187,17 @@ def test_the_keyboard_goes_from_the_table_to_a_token_which_tells_its_loss_and_ba
     assert page.url.endswith(f"#r{place[1:]}")
 
 
-_OPENED = "performance.getEntriesByType('navigation')[0].loadEventEnd"
-"""Milliseconds until a page is loaded. On a quiet machine they are below 1000 for the largest; the bound is for busy ones."""
+def opened(visit, name):
+    """Milliseconds until a page is loaded: of the first visit that takes less than a second, or the fastest of ten, for others share the machine."""
+    times = []
+    while len(times) < 10 and min(times, default=1000) >= 1000:
+        times.append(visit(name).evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))
+    return min(times)
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_opens_at_once(visit, name):
-    assert visit(name).evaluate(_OPENED) < 3000
+    assert opened(visit, name) < 1000
 
 
 def test_a_page_as_large_as_a_page_may_be_opens_at_once(visit, report, tmp_path_factory):
@@ -201,7 +205,7 @@ def test_a_page_as_large_as_a_page_may_be_opens_at_once(visit, report, tmp_path_
     add_token_losses(run, "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 8_000, seq_len=128)
     page = build_report(run).with_name("tokens.html")
     assert 2_500_000 < page.stat().st_size < LARGEST_PAGE
-    assert visit(page.resolve()).evaluate(_OPENED) < 3000
+    assert opened(visit, page.resolve()) < 1000
 
 
 def test_print_shows_what_a_screen_folds_away(visit, tmp_path):
@@ -254,6 +258,14 @@ def test_on_paper_nothing_is_cut_off_and_nothing_that_stays_together_leaves_half
     # What does not fit moves to the next page, and leaves its own height empty. The verdict stands on the first.
     assert [(tag, height) for tag, _, height in blocks if height > 0.4 * _PAPER["height"] and tag != "SECTION"] == []
     assert name != "02_model.html" or max(height for _, _, height in blocks) > 200  # the picture is one of them
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_word_of_shown_code_stands_out_from_its_background(visit, printed, scheme):
+    page = visit((printed / "02_model.html").resolve(), color_scheme=scheme)
+    colours = page.locator(".output.html pre").last.evaluate("e => new Set([...e.querySelectorAll('*')].map(e => getComputedStyle(e).color)).size")
+    assert colours > 4  # its words are coloured by what they are
+    assert page.evaluate(_CONTRASTS) == []
 
 
 def test_a_short_report_is_printed_on_few_pages(visit, printed, tmp_path):

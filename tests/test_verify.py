@@ -180,7 +180,9 @@ def test_the_audit_keeps_what_it_found_beside_the_run(run):
     recorded = run.read_summary()
     assert kept.training_loss == pytest.approx(recorded["best_train_loss"], rel=1e-5) and kept.training_loss < 0.099999
     assert kept.n_predictions == recorded["corpus"]["tokens"] - 1
-    assert kept.machine["amp"] == "fp32" and kept.is_of(recorded) and not kept.is_of({**recorded, "step": 1})
+    assert kept.machine["amp"] == "fp32" and kept.is_of(recorded, run.best) and not kept.is_of({**recorded, "step": 1}, run.best)
+    edit_best(run, lambda best: best.update(corpus_sha256="0" * 64))
+    assert not kept.is_of(recorded, run.best)
 
 
 def test_the_audit_keeps_the_loss_of_every_prediction_for_the_report_and_a_quick_look_keeps_none(run, capsys):

@@ -191,7 +191,8 @@ class RunFacts:
     def audited_on(self) -> str:
         """When, on what and with which command the audit was made."""
         made, machine = self.audit.made.replace("T", " ").replace("+00:00", " UTC"), self.audit.machine
-        return f"{made}, {machine.get('device') or UNKNOWN}, in {machine.get('amp') or UNKNOWN}: {self.audit.command}"
+        return f"{made}, {machine.get('device') or UNKNOWN}, in {machine.get('amp') or UNKNOWN}: {self.audit.command}" + (
+            f"; best.pt had sha256 {self.audit.best_sha256[:16]}…" if self.audit.best_sha256 else "")
 
     def before_and_after(self) -> tuple[list[Sample], list[Sample]]:
         """The samples of the first step and those of the last; the latter empty when there is one step only."""
@@ -236,8 +237,8 @@ def read_run(run: RunDirectory) -> RunFacts:
     metrics = _or_note(notes, lambda: _read_rows(run.metrics), []) if run.metrics.exists() else []
     samples = _or_note(notes, lambda: read_samples(run.samples), []) if run.samples.exists() else []
     audit = _or_note(notes, lambda: read_audit(run.audit), None) if run.audit.exists() else None
-    if audit is not None and not audit.is_of(summary):
-        notes.append(f"The audit in {run.audit.name} is of an earlier state of this run and is not shown: make it again with verify.")
+    if audit is not None and not _or_note(notes, lambda: _is_of_this_state(audit, summary, run), False):
+        notes.append(f"The audit in {run.audit.name} is of another state of this run, or of another best.pt, and is not shown: make it again with verify.")
         audit = None
     losses = _or_note(notes, lambda: read_token_losses(run.token_losses), None) if run.token_losses.exists() else None
     if losses is not None and not losses.is_of(summary):
@@ -248,6 +249,13 @@ def read_run(run: RunDirectory) -> RunFacts:
         notes.insert(0, caveat)
     return RunFacts(run, summary, config, environment, metrics, samples, tuple(notes), caveat,
                     verdict.conditions(summary, config, metrics), audit, losses)
+
+
+def _is_of_this_state(audit: Audit, summary: dict[str, Any], run: RunDirectory) -> bool:
+    try:
+        return audit.is_of(summary, run.best)
+    except OSError as error:
+        raise UserError(f"{run.best} cannot be read ({error.strerror}): restore it") from None
 
 
 def _or_note(notes: list[str], read: Any, otherwise: Any) -> Any:

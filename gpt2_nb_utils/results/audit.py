@@ -5,6 +5,7 @@ It knows words and the file. It deliberately does not know how anything is check
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -97,13 +98,24 @@ class Audit:
         failed = [check.asks for check in self.checks if check.ok is False]
         return f"Not proved: {self.tally}{' (fails: ' + '; '.join(failed) + ')' if failed else ''}."
 
-    def is_of(self, summary: dict[str, Any]) -> bool:
-        """Whether the run still has the weights that were audited."""
-        return bool(self.state) and self.state == audited_state(summary)
+    def is_of(self, summary: dict[str, Any], best: Path) -> bool:
+        """Whether the run still has the weights that were audited; a `best.pt` that is not there contradicts nothing, for not every copy of a run has it."""
+        unmoved = bool(self.state) and self.state == audited_state(summary)
+        return unmoved and (not best.exists() or file_sha256(best) == self.best_sha256)
 
     def write(self, run: RunDirectory) -> None:
         """Write `verify.json`, whole or not at all."""
         run.write_json(run.audit, {"passed": self.passed, "verdict": self.verdict, **asdict(self)})
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def audited_state(summary: dict[str, Any]) -> dict[str, Any]:

@@ -7,16 +7,14 @@ It knows the order of the checks and what to say at the end. What each check loo
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sys
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.results import audit_agreement, audit_outputs, audit_records, audit_weights
-from gpt2_nb_utils.results.audit import Audit, CannotCheck, Check, audit_table, audited_state
+from gpt2_nb_utils.results.audit import Audit, CannotCheck, Check, audit_table, audited_state, file_sha256
 from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.results.run import load_run
 from gpt2_nb_utils.results.token_losses import keep
@@ -90,18 +88,13 @@ def _audit(evidence: Evidence, checks: tuple[Check, ...]) -> Audit:
         pass
     machine = {**environment(), "device": evidence.precision.device_name, "amp": evidence.precision.amp}
     return Audit(datetime.now(timezone.utc).isoformat(timespec="seconds"), command_line(), machine,
-                 _sha256(best) if best.exists() else None, loss, n_predictions, audited_state(evidence.summary), checks)
+                 file_sha256(best) if best.exists() else None, loss, n_predictions, audited_state(evidence.summary), checks)
 
 
 def _keep_losses(evidence: Evidence) -> None:
     """Keep the loss of every prediction, for the report to paint, where they could be measured."""
     with contextlib.suppress(CannotCheck):
         keep(evidence.directory, evidence.summary, evidence.windows, evidence.measurement.losses)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _missing(evidence: Evidence) -> list[str]:
