@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from run_command import stand_ins
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
@@ -23,7 +24,6 @@ from gpt2_nb_utils.training.loop import train
 from gpt2_nb_utils.training.run_log import read_metrics
 from gpt2_nb_utils.training.samples_file import read_samples
 from gpt2_nb_utils.training.start import start_run
-from test_run import stand_ins
 
 PROJECT = Path(__file__).parents[1]
 

@@ -1,38 +1,19 @@
 """The whole path through the real command: notebooks in real kernels, papermill, the report, and what goes wrong."""
 
-import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import PROJECT
+from run_command import command, outputs, stand_ins
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.pipeline import notebooks
 from gpt2_nb_utils.pipeline.notebooks import NAMES, NotebookFailed, parameters_for, run_notebooks
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.training.checkpoints import read_checkpoint
-from gpt2_nb_utils.training.run_log import read_metrics
-
-PROJECT = Path(__file__).parents[1]
-
-
-def command(*words: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "gpt2_nb_utils", *words], cwd=cwd, capture_output=True, text=True)
-
-
-def flags(settings: dict) -> list[str]:
-    return [f"--{name}={value}" for name, value in settings.items()]
-
-
-def outputs(notebook: Path, cell_id_or_text: str = "") -> str:
-    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    return json.dumps([cell.outputs for cell in cells if cell_id_or_text in (cell.id, "")])
 
 
 def test_run_ends_with_executed_notebooks_checkpoints_logs_samples_figures_and_a_report(finished):
@@ -162,74 +143,12 @@ def test_each_notebook_gets_the_given_settings_that_it_knows():
             assert passed == {"preset": "tiny", "steps": 3, "seed": 5, "prompt": "O ", "out_dir": "out/run"}
 
 
-def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every_notebook(tmp_path, text_file):
-    out_dir = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-m", "gpt2_nb_utils", "run", *flags(
-        {"preset": "tiny", "input_file": text_file, "out_dir": out_dir, "device": "cpu", "max_tokens": 300, "steps": 2, "seed": 5})], cwd=PROJECT)
-    deadline = time.monotonic() + 120
-    while not (out_dir / "notebooks" / "01_tokenization.ipynb").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    process.kill()
-    process.wait()
-    done = command("run", f"--out_dir={out_dir}", "--resume=auto")
-    assert done.returncode == 0, done.stderr
-    for name in ("01_tokenization", "02_model", "03_training"):
-        assert str(text_file) in outputs(out_dir / "notebooks" / f"{name}.ipynb"), name
-    summary = RunDirectory(out_dir).read_summary()
-    assert (summary["seed"], summary["step"], summary["corpus"]["path"]) == (5, 2, text_file.as_posix())
-
-
 def test_run_goes_on_from_a_named_checkpoint(finished, tmp_path):
     directory, _ = finished
     done = command("run", f"--resume={directory.last}", f"--out_dir={tmp_path / 'branch'}", "--steps=5")
     assert done.returncode == 0, done.stderr
     assert "resumed at step 4" in RunDirectory(tmp_path / "branch").log.read_text(encoding="utf-8")
     assert RunDirectory(tmp_path / "branch").read_summary()["step"] == 5
-
-
-def test_a_run_on_the_demonstration_corpus_says_so_wherever_a_result_is_shown(tmp_path):
-    clone = tmp_path / "clone"  # a project without data/input.txt
-    clone.mkdir()
-    for name in ("gpt2_nb_utils", "notebooks"):
-        shutil.copytree(PROJECT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
-    done = command("run", "--preset=tiny", "--max_tokens=300", "--steps=2", "--sample_every=1", "--device=cpu", cwd=clone)
-    assert done.returncode == 0, done.stderr
-    directory = RunDirectory(clone / "out" / "run")
-    assert directory.read_summary()["corpus"]["source"] == "demo"
-    said = {"end of the command": done.stdout, "log": directory.log.read_text(encoding="utf-8"),
-            "samples": directory.samples.read_text(encoding="utf-8"),
-            **{page.name: page.read_text(encoding="utf-8") for page in directory.report.glob("*.html")},
-            "sample": command("sample", str(directory), "--max_new_tokens=2", cwd=clone).stderr}
-    readme = clone / "README.md"
-    shutil.copy(PROJECT / "README.md", readme)
-    assert command("readme", str(directory), cwd=clone).returncode == 0
-    for block in ("SUMMARY", "PLOT", "LOGS", "METRICS", "SAMPLES", "REPRO"):
-        said[block] = readme.read_text(encoding="utf-8").partition(f"AUTO:{block}:START")[2].partition(f"AUTO:{block}:END")[0]
-    assert [place for place, text in said.items() if "demonstration" not in text] == []
-
-
-def test_run_works_from_the_notebooks_folder_and_from_any_other(tmp_path, text_file):
-    for folder in ("notebooks", "tests"):
-        name = f"out_{tmp_path.name}_{folder}"
-        done = command("run", *flags({"preset": "tiny", "input_file": text_file, "out_dir": name, "max_tokens": 300, "steps": 1, "device": "cpu"}),
-                       cwd=PROJECT / folder)
-        directory = RunDirectory(PROJECT / name if folder == "notebooks" else PROJECT / folder / name)
-        try:
-            assert done.returncode == 0, done.stderr
-            assert directory.read_summary()["step"] == 1 and (directory.report / "04_results.html").exists()
-        finally:
-            shutil.rmtree(directory.path, ignore_errors=True)
-
-
-def stand_ins(folder: Path, **sources: list[str]) -> None:
-    folder.mkdir()
-    for name in NAMES:
-        cells = [nbformat.v4.new_code_cell('out_dir: str = ""  # where', metadata={"tags": ["parameters"]})]
-        cells += [nbformat.v4.new_markdown_cell("prose")]
-        cells += [nbformat.v4.new_code_cell(source) for source in sources.get(f"nb_{name[:2]}", [])]
-        metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
 
 
 @pytest.mark.parametrize("source, words, status", [
@@ -255,24 +174,3 @@ def test_a_missing_notebook_is_said_before_any_is_run(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="04_results.ipynb is missing"):
         run_notebooks(RunConfig.resolve({"preset": "tiny"}), RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-
-
-def test_ctrl_c_during_a_run_saves_the_training_builds_the_report_and_can_be_resumed(tmp_path, text_file):
-    given = {"preset": "tiny", "input_file": text_file, "out_dir": tmp_path / "run", "device": "cpu", "max_tokens": 300, "steps": 5000,
-             "target_loss": 1e-9, "log_every": 1, "eval_every": 5000, "save_every": 5000, "sample_every": 0}
-    process = subprocess.Popen([sys.executable, "-m", "gpt2_nb_utils", "run", *flags(given)], cwd=PROJECT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    directory = RunDirectory(given["out_dir"])
-    deadline = time.monotonic() + 240
-    while len(read_metrics(directory.metrics)) < 4:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    shown, complained = process.communicate(timeout=120)
-    assert process.returncode == 130 and "Traceback" not in complained
-    assert "interrupted at step" in shown and str(directory.report / "index.html") in shown
-    step = directory.read_summary()["step"]
-    assert directory.read_summary()["status"] == "interrupted" and read_checkpoint(directory.last)["state"]["step"] == step >= 3
-    done = command("run", f"--out_dir={directory}", "--resume=auto", f"--steps={step + 2}")
-    assert done.returncode == 0, done.stderr
-    assert directory.read_summary()["step"] == step + 2 and [row.step for row in read_metrics(directory.metrics)] == list(range(step + 3))

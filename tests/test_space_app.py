@@ -260,6 +260,22 @@ def test_who_goes_away_keeps_nobody_waiting(visitor, app):
     assert waited < whole / 2
 
 
+def test_the_app_asks_nobody_for_anything_and_opens_no_tunnel_where_gradio_would(space, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as outside:  # what it asks of others, it asks here
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{outside.getsockname()[1]}")
+            monkeypatch.setenv(name.lower(), f"http://127.0.0.1:{outside.getsockname()[1]}")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+        monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")  # there and on SageMaker it shares what is not told otherwise
+        with serving(space) as served:
+            visitor = Visitor(served.url)
+            assert written(visitor.ask([PROMPT, *GREEDY, 2, 0])[1]) == PROMPT + continued(PROMPT, 2)
+        outside.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            outside.accept()
+
+
 def test_twenty_visitors_at_once_each_get_their_own_answer(space, served):
     assert re.match(r"20 clients for 4 s: [1-9]\d* answers, each its own, \d+ left early", soak(space, served, clients=20, seconds=4))
 

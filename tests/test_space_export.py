@@ -1,5 +1,6 @@
 """The export to the Hugging Face format and back, the Space's folder, and everything that may be wrong with either."""
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from shaken_model import shaken
+from space_fixture import APP
 from test_disk import disk  # noqa: F401
 from test_notebooks_out_of_order import session  # noqa: F401
 
@@ -350,6 +352,12 @@ def test_whatever_is_wrong_with_a_folder_sample_says_it_in_a_line_and_runs_nothi
     assert not EXECUTED.exists()
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "\0", ""])
+def test_a_name_that_no_folder_can_have_is_one_line(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    complaint(capsys, "sample", f"--from_hf={name}")
+
+
 def test_code_that_a_config_names_is_not_run_and_a_pipe_is_not_waited_for(model, tmp_path, capsys):
     write_hf(tmp_path, model, "float16", RUN, SAMPLING)
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
@@ -481,6 +489,36 @@ def test_a_link_in_the_folder_is_not_followed_and_one_to_it_is(space, trained, t
     capsys.readouterr()
     assert "holds corpus.txt (a link)" in complaint(capsys, "space", trained, f"--to={tmp_path / 'kept'}", "--overwrite")
     assert (tmp_path / "precious.txt").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_that_leads_to_itself_is_one_line(trained, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "--to" in complaint(capsys, "space", trained, f"--to={tmp_path / 'loop'}") and (tmp_path / "loop").is_symlink()
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(trained, tmp_path, capsys, monkeypatch):
+    def locked(path):  # not by chmod, for root may list whatever it wants
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    folder, scandir = tmp_path / "locked", os.scandir
+    folder.mkdir()
+    (folder / "README.md").write_text("mine", encoding="utf-8")
+    monkeypatch.setattr(os, "scandir", locked)
+    said = complaint(capsys, "space", trained, f"--to={folder}", "--overwrite")
+    monkeypatch.undo()
+    assert "Permission denied" in said and files(folder) == {"README.md": b"mine"}
+
+
+def test_the_space_installs_what_is_tested():
+    def asked(path):
+        return {line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()}
+
+    pins = asked(APP / "requirements.txt")
+    assert all("==" in pin for pin in pins) and pins <= asked(PROJECT / "requirements.txt")
+    assert {pin.split("==")[0] for pin in pins} >= {"gradio", "torch", "transformers", "safetensors"}
 
 
 def test_the_same_export_again_changes_nothing_and_its_default_place_is_in_the_run(run, capsys):
