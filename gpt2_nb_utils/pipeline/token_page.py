@@ -58,6 +58,11 @@ class Part:
     loss: str
     body: Markup
 
+    @property
+    def lines(self) -> int:
+        """Lines of its text, by which a browser knows its height before it lays it out."""
+        return self.body.count("\n") + 1
+
 
 @dataclass(frozen=True)
 class TokenPage:
