@@ -16,7 +16,7 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.results import blocks, figures, measure, overview, passages, recall, surprise, token_paint
 from gpt2_nb_utils.results.run import load_run
-from gpt2_nb_utils.results.token_losses import read_token_losses
+from gpt2_nb_utils.results.token_losses import keep, read_token_losses
 from gpt2_nb_utils.results.verdict import conditions, explanation, headline, reached
 from gpt2_nb_utils.tokenization.bpe import decode, encode, token_strings
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
@@ -179,6 +179,18 @@ def test_the_losses_that_notebook_04_measures_are_kept_for_the_report(directory)
         np.testing.assert_allclose(window.losses, losses.numpy(), rtol=1e-3, atol=1e-5)
         x, y = run.windows.window(window.index)
         assert window.tokens.tolist() == [*x.tolist(), int(y[-1])]
+
+
+def test_where_every_loss_was_kept_notebook_04_shows_it_beside_the_windows_that_it_can_read(directory):
+    run = load_run(directory)
+    everything, _ = measure.measure_or_say(run, "cpu")
+    some, told = measure.measure_or_say(run, "cpu", seconds=0)
+    assert everything.result.whole and not some.result.whole
+    assert some.training_loss == pytest.approx(everything.result.loss, rel=1e-3) and some.extent == "every prediction"
+    assert f"all of them with these weights: {some.training_loss:.6f}" in told
+    keep(run.directory, run.summary, run.windows, {index: losses + 1 for index, losses in zip(everything.indices, everything.losses)})
+    some, told = measure.measure_or_say(run, "cpu", seconds=0)  # those of other weights
+    assert some.training_loss == some.result.loss and some.extent == f"1 windows of {len(run.windows)}" and "need not agree" in told
 
 
 def test_all_windows_where_affordable_else_those_of_the_run_else_fewer():

@@ -5,9 +5,11 @@ It knows what a forward pass costs. It deliberately does not know how losses are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.results.run import RunResults, TrainedModel
-from gpt2_nb_utils.results.token_losses import keep
+from gpt2_nb_utils.results.token_losses import TokenLosses, keep, read_token_losses
 from gpt2_nb_utils.tokenization.floor import prefix_entropy
 from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, read_windows
@@ -41,6 +43,7 @@ class Measured:
         indices: those that were measured, ascending.
         losses: per measured window the loss of each of its targets (t,), fp32, nats.
         n_right: per measured window the tokens continued verbatim after its opening; None where that was not counted.
+        audited: the loss of every prediction with the same weights, where `verify` kept it and these windows agree with it.
     """
 
     trained: TrainedModel
@@ -48,6 +51,17 @@ class Measured:
     indices: tuple[int, ...]
     losses: tuple[Tensor, ...]
     n_right: tuple[int | None, ...]
+    audited: TokenLosses | None = None
+
+    @property
+    def training_loss(self) -> float:
+        """The loss over every prediction where it is known, over the measured windows otherwise; nats per token."""
+        return self.audited.loss if self.audited else self.result.loss
+
+    @property
+    def extent(self) -> str:
+        """On what `training_loss` was measured, in words."""
+        return "every prediction" if self.audited or self.result.whole else f"{self.result.n_windows:,} windows of {len(self.windows):,}"
 
     @property
     def result(self) -> CorpusLoss:
@@ -80,6 +94,9 @@ class Measured:
             if difference < _AGREES_WITHIN:
                 return f"{record} {anew} Difference {difference:.1e}: they agree."
             return f"{record} {anew} Difference {difference:.1e}: this file is not the model of which the log speaks."
+        if self.audited:
+            return (f"{record} {anew} These are not the same windows. But `verify` read all of them with these weights: {self.audited.loss:.6f}, "
+                    f"and {_mean_on(self.audited, self.indices):.6f} on those measured here.")
         return f"{record} {anew} These are not the same windows, so the two figures need not agree."
 
 
@@ -147,8 +164,23 @@ def measure_or_say(run: RunResults, device: str = "auto", seconds: float = 8.0) 
         measured = measure(run, device, seconds)
     except UserError as error:
         return None, f"Not measured, and what follows from it is not shown: {error}."
+    measured = replace(measured, audited=_audited(run, measured))
     keep(run.directory, run.summary, run.windows, dict(zip(measured.indices, measured.losses)))
     return measured, measured.comparison
+
+
+def _audited(run: RunResults, measured: Measured) -> TokenLosses | None:
+    try:
+        kept = read_token_losses(run.directory.token_losses)
+    except UserError:
+        return None  # nobody kept any
+    whole = kept.whole and kept.is_of(run.summary) and (kept.n_windows, kept.seq_len) == (len(run.windows), run.windows.seq_len)
+    return kept if whole and abs(_mean_on(kept, measured.indices) - measured.result.loss) < _AGREES_WITHIN else None
+
+
+def _mean_on(losses: TokenLosses, indices: Sequence[int]) -> float:
+    """The mean loss of some windows, of losses that hold all."""
+    return float(np.concatenate([losses.windows[index].losses for index in indices]).mean(dtype=np.float64))
 
 
 def precision_here(run: RunResults, device: str) -> Precision:

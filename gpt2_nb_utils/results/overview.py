@@ -114,18 +114,19 @@ def floors(run: RunResults) -> HTML:
     return HTML(note(f"Windows of {own:,} tokens cannot reach the target of {target:g}: raise seq_len.") + shown.data)
 
 
-def yardsticks(run: RunResults, frequencies: float, loss: float) -> HTML:
+def yardsticks(run: RunResults, frequencies: float, loss: float, extent: str) -> HTML:
     """The run's loss among losses that mean something, highest first.
 
     Args:
         frequencies: the loss of a model that knows token frequencies only (`measure.unigram_entropy`).
         loss: the training loss of the run's model.
+        extent: on what that was measured.
     """
     known = [("blind guess among 50,257 tokens", RANDOM_LOSS),
              ("knows how often each token occurs, nothing else", frequencies),
              ("the right token gets probability ½ each time", math.log(2)), ("target", run.config.target_loss)]
     rows = [(name, f"{value:.4f}", f"{math.exp(-value):.3%}") for name, value in known]
-    here = (HTML("<b>this run's model</b>"), HTML(f"<b>{loss:.4f}</b>"), HTML(f"<b>{math.exp(-loss):.3%}</b>"))
+    here = (HTML(f"<b>this run's model</b> on {extent}"), HTML(f"<b>{loss:.4f}</b>"), HTML(f"<b>{math.exp(-loss):.3%}</b>"))
     rows.insert(sum(value >= loss for _, value in known), here)
     return table(("model", "loss (nats per token)", "probability of the right token"), rows)
 

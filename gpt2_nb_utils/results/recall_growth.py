@@ -51,7 +51,7 @@ def history(run: RunResults, measured: Measured) -> list[RecallRow]:
 
 
 def figure(rows: Sequence[RecallRow]) -> Figure:
-    """The share of openings continued verbatim, and the share of tokens right before the first error, by step.
+    """The share of openings continued verbatim, and the share of tokens right before the first error, by step; two points are not joined.
 
     Args:
         rows: at least one.
@@ -60,8 +60,9 @@ def figure(rows: Sequence[RecallRow]) -> Figure:
     steps = [row.step for row in rows]
     verbatim = [100 * row.recalled.share for row in rows]
     right = [100 * row.recalled.right / row.recalled.continued for row in rows]
-    axes.plot(steps, right, color=BLUE, linewidth=1.2, linestyle=(0, (4, 2)), marker="D", markersize=5, markerfacecolor="white")
-    axes.plot(steps, verbatim, color="black", linewidth=1.8, marker="o", markersize=5)
+    joined = len(rows) > 2  # a line between a beginning and an end would show a course that nobody measured
+    axes.plot(steps, right, color=BLUE, linewidth=1.2, linestyle=(0, (4, 2)) if joined else "none", marker="D", markersize=5, markerfacecolor="white")
+    axes.plot(steps, verbatim, color="black", linewidth=1.8, linestyle="-" if joined else "none", marker="o", markersize=5)
     axes.set(ylim=(-2, 102), xlabel="step (optimizer updates)", ylabel="share (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     label_ends(axes, [("openings continued\nverbatim ●", verbatim[-1], "black"),
