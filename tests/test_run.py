@@ -167,6 +167,19 @@ def test_a_failing_cell_is_named_and_the_partly_executed_notebook_kept(tmp_path,
     assert "so far\\n" in kept and not (directory.notebooks / "03_training.ipynb").exists()
 
 
+def test_a_resumed_run_executes_a_first_notebook_again_where_it_was_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "SOURCES", tmp_path / "notebooks")
+    directory, config = RunDirectory(tmp_path / "run"), RunConfig.resolve({"preset": "tiny", "out_dir": str(tmp_path / "run")})
+    stand_ins(tmp_path / "notebooks", nb_01=["print('once')"], nb_02=["print('before')"])
+    run_notebooks(config, directory, NAMES[:2])
+    stamps = [(directory.notebooks / f"{name}.ipynb").stat().st_mtime_ns for name in NAMES[:2]]
+    shutil.rmtree(tmp_path / "notebooks")
+    stand_ins(tmp_path / "notebooks", nb_01=["print('once')"], nb_02=["print('after')"])
+    run_notebooks(config.model_copy(update={"resume": "auto"}), directory, NAMES[:2])
+    assert [(directory.notebooks / f"{name}.ipynb").stat().st_mtime_ns == stamp for name, stamp in zip(NAMES, stamps)] == [True, False]
+    assert "after" in outputs(directory.notebooks / f"{NAMES[1]}.ipynb")
+
+
 def test_a_missing_notebook_is_said_before_any_is_run(tmp_path, monkeypatch):
     stand_ins(tmp_path / "notebooks")
     (tmp_path / "notebooks" / "04_results.ipynb").unlink()

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -145,6 +146,19 @@ def edit_best(run, edit):
 
 def test_an_honest_small_run_fails_only_for_its_size_and_its_text(run):
     assert audited(run) == fails()
+
+
+def test_quoted_settings_may_hold_blanks_and_what_looks_like_a_setting(tmp_path, text):
+    prompt = "ROMEO:  my  love  lr=5  seed=9  'tis \"so\"  "
+    assert audited(train_small(tmp_path / "run", text, steps=4, eval_every=2, sample_every=2, prompt=prompt)) == (
+        asked({*SMALL, weights.below_target}), set())
+
+
+def test_a_run_that_drew_no_samples_where_its_best_model_was_written_claims_none(tmp_path, text):
+    run = train_small(tmp_path / "run", text, steps=4, eval_every=2, sample_every=2)
+    train(RunConfig.resolve({"out_dir": str(run.path), "resume": "auto", "steps": 7, "sample_every": 0}))
+    assert audited(run) == (asked({*SMALL, weights.below_target}), set())
+    assert "none of step 7, at which best.pt was written, for the run drew none there" in found(run, outputs.samples)
 
 
 @pytest.fixture
@@ -378,7 +392,8 @@ def test_a_run_of_an_earlier_version_which_counted_no_recall_is_audited_without(
     edit(good.recall)
     assert main(["verify", str(good.path), "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "all 17 checks hold" in out and "Recall is not checked" in out and outputs.recall.asks not in out
+    assert "all 17 checks hold" in out and out.count(outputs.recall.asks) == 1
+    assert f"Not asked, for the run claims nothing of it: {outputs.recall.asks} (logs/recall.csv is missing or empty" in out
 
 
 def test_recall_may_begin_where_this_version_went_on_with_a_run_of_an_earlier_one(run):
@@ -502,6 +517,63 @@ def test_a_pinch_of_the_seeds_weights_does_not_make_other_weights_its_own(run, o
     edit_best(run, lambda best: {**best, "model": {name: foreign[name] + share * first[name] for name in foreign}})
     failed, _ = audited(run)
     assert weights.kinship.asks in failed
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_other_weights_into_which_rows_of_the_seed_were_put_are_not_its_own(run, other, text, positions):
+    """The rows that training hardly moves, moved to where the others are so that the loss stays."""
+    foreign = torch.load(other.best, weights_only=True)["model"]
+    first = GPT2(GPT2Config(**torch.load(run.best, weights_only=True)["model_config"]), seed=1337).state_dict()
+    unseen = torch.ones(50257, dtype=torch.bool)
+    unseen[torch.from_numpy(encode(text.read_text(encoding="utf-8")))] = False
+    tokens, places = foreign["transformer.wte.weight"], foreign["transformer.wpe.weight"]
+    seed = first["transformer.wte.weight"][unseen]
+    tokens[unseen] = tokens[unseen].mean(0) + seed - seed.mean(0)
+    if positions:
+        places[32:] = first["transformer.wpe.weight"][32:]
+    edit_best(run, lambda best: {**best, "model": foreign})
+    failed, _ = audited(run)
+    assert weights.kinship.asks in failed and weights.below_target.asks not in failed
+    said = found(run, weights.kinship)
+    assert "in the rows of tokens that occur (unrelated ones: 0" in said and ("in the positions past them" in said) is not positions
+
+
+def test_a_large_matrix_of_other_weights_is_named(run, other, monkeypatch):
+    name = "transformer.h.0.mlp.c_fc.weight"
+    monkeypatch.setattr(weights, "_LARGE", 1024)  # as many entries as the small run's have
+    assert f"in {name}" not in str(audited(run))
+    edit_best(run, lambda best: best["model"].update({name: torch.load(other.best, weights_only=True)["model"][name]}))
+    failed, _ = audited(run)
+    assert weights.kinship.asks in failed and f"in {name} (unrelated ones: 0 ± 0.0312)" in found(run, weights.kinship)
+
+
+def test_records_that_claim_another_size_than_that_of_the_weights_fail_as_that(run):
+    config = {**run.read_config(), "n_embd": 64}
+    edit_json(run.config, n_embd=64)
+    edit_json(run.summary, config=config)
+    failed, unknown = audited(run)
+    assert failed >= asked({*SMALL, agreement.records_agree}) and weights.kinship.asks in unknown
+    assert "other sizes" in found(run, weights.kinship)
+
+
+def test_weights_that_are_not_finite_fail_wherever_they_are_used(run):
+    edit_best(run, lambda best: best["model"]["transformer.wte.weight"].fill_(math.nan) is None)
+    failed, unknown = audited(run)
+    assert failed >= asked({*SMALL, weights.below_target, weights.recorded_loss, weights.kinship, outputs.samples}) and not unknown
+
+
+def test_a_state_that_is_a_tensor_of_values_fails(run):
+    edit_best(run, lambda best: best["state"].update(step=torch.tensor([1, 2])))
+    failed, unknown = audited(run)
+    assert weights.loads.asks in failed and unknown >= asked({weights.kinship, outputs.samples})
+    assert "holds no number of its step" in found(run, weights.loads)
+
+
+def test_a_batch_that_no_machine_could_read_fails_at_once(run):
+    edit_json(run.config, batch_size=10**9)
+    edit_json(run.summary, config=run.read_config())
+    failed, _ = audited(run)
+    assert failed >= asked({*SMALL, weights.first_losses, records.arithmetic})
 
 
 def test_random_weights_fail_against_the_target(run):

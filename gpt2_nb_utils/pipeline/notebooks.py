@@ -42,7 +42,7 @@ class NotebookFailed(UserError):
 def run_notebooks(config: RunConfig, directory: RunDirectory, names: tuple[str, ...] = NAMES) -> None:
     """Execute notebooks with the settings of a run.
 
-    The run directory is claimed already. With `resume` set, 01 and 02 are not run again if they had run to their end;
+    The run directory is claimed already. With `resume` set, 01 and 02 are not run again if they had run to their end, as they stand now;
     03 goes on with the training, 04 shows its results and 05 exports its model.
 
     Raises:
@@ -56,7 +56,7 @@ def run_notebooks(config: RunConfig, directory: RunDirectory, names: tuple[str, 
             raise UserError(f"{source} is missing: run from a complete clone of the project")
     for name in names:
         target = directory.notebooks / f"{name}.ipynb"
-        if config.resume and name in NAMES[:2] and _ran_to_its_end(target):
+        if config.resume and name in NAMES[:2] and _ran_to_its_end(source, target):
             continue
         _execute(name, target, config, directory)
 
@@ -117,12 +117,14 @@ def _as_seen_from_here(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _ran_to_its_end(executed: Path) -> bool:
+def _ran_to_its_end(source: Path, executed: Path) -> bool:
     try:
         cells = nbformat.read(executed, as_version=4).cells
     except (OSError, ValueError, nbformat.reader.NotJSONError):
         return False
-    return all(cell.metadata.get("papermill", {}).get("status") == "completed" for cell in cells)
+    own = [cell.source for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    return (own == [cell.source for cell in nbformat.read(source, as_version=4).cells]
+            and all(cell.metadata.get("papermill", {}).get("status") == "completed" for cell in cells))
 
 
 def _telling_engine() -> type:

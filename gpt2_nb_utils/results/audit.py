@@ -66,6 +66,7 @@ class Audit:
         state: step and best training loss that the run had on record then, by which an older audit is told from one of
             these weights.
         checks: in the order in which they are shown.
+        unclaimed: what was not asked, and why: the run claims nothing of it.
     """
 
     made: str
@@ -76,6 +77,7 @@ class Audit:
     n_predictions: int | None
     state: dict[str, Any] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
+    unclaimed: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -149,7 +151,7 @@ def asks(what: str, expected: str) -> Callable[[Callable[..., tuple[bool, str]]]
                 ok, found = find(*evidence)
             except CannotCheck as reason:
                 return Check(what, None, _one_line(str(reason)), expected)
-            except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+            except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
                 ok, found = False, f"a recorded value cannot be right ({type(error).__name__}: {error})"
             return Check(what, bool(ok), _one_line(found), expected)
 

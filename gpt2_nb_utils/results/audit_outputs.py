@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
 from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.run_directory import environment
@@ -33,15 +34,18 @@ def samples(evidence: Evidence) -> tuple[bool, str]:
     step = evidence.best["state"]["step"]
     of_step = [sample for sample in evidence.run.samples if sample.step == step]
     recorded = {sample.prompt_index: _claimed(sample) for sample in of_step}
-    if not recorded:
+    if not recorded and _may_have_drawn(evidence, step):
         raise CannotCheck(f"samples/samples.txt holds none of step {step}, at which best.pt was written")
     misplaced = _misplaced(evidence)
-    if misplaced:
-        return problems_or(misplaced, "")
+    if misplaced or not recorded:
+        return problems_or(misplaced, f"none of step {step}, at which best.pt was written, for the run drew none there; those of other steps where it drew some")
     settings = RunConfig.resolve({}, saved=evidence.best["config"])  # a resumed run may have another prompt by now
     text = decode(evidence.windows.tokens.numpy()) if settings.max_tokens else evidence.corpus.text
     # Runs of earlier versions end without a greedy sample.
-    again = draw_samples(evidence.model, settings, sample_prompts(settings, text), step, final=any(one.final for one in of_step))
+    try:
+        again = draw_samples(evidence.model, settings, sample_prompts(settings, text), step, final=any(one.final for one in of_step))
+    except UserError as error:  # its logits are not finite
+        return False, f"best.pt cannot write them: {error}"
     problems = [f"prompt {one.prompt_index} of step {step} goes on otherwise" for one in again
                 if recorded.get(one.prompt_index) != _claimed(one)]
     problems += [f"prompt {number} of step {step} is none of the run's" for number in recorded.keys() - {one.prompt_index for one in again}]
@@ -76,6 +80,15 @@ def _misplaced(evidence: Evidence) -> list[str]:
     steps = {step for step, _ in written}
     problems += [f"the run drew no samples at step {step}" for step in sorted(steps - possible)]
     return problems + [f"the samples of step {step} are missing" for step in sorted(due - steps)]
+
+
+def _may_have_drawn(evidence: Evidence, step: int) -> bool:
+    """Whether some process of the run may have drawn samples at a step: where they were due, or where it ended."""
+    for section in evidence.sections:
+        every = int(section.setting("sample_every") or 0)
+        if every > 0 and (section.resumed_at or 0) <= step <= section.last and (step % every == 0 or step == section.last):
+            return True
+    return False
 
 
 def _like_the_run(evidence: Evidence) -> bool:

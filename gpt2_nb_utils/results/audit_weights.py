@@ -5,18 +5,21 @@ Everything is counted and measured anew; what is on record is only compared.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpt2_nb_utils.config import TARGET_LOSS
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.model.initialisation import expected_std
 from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
 from gpt2_nb_utils.results.evidence import Evidence, misfits
 from gpt2_nb_utils.results.verdict import COURSE_MIN_PARAMS, extent, loss_text
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
+from gpt2_nb_utils.training.start import model_sizes
 
 _AGREEMENT = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-2}
 """By how much, relatively, two measurements of one model may differ, by the coarser number format of the two.
@@ -32,6 +35,14 @@ _UNRELATED = 6
 _UNTOUCHED = 0.5
 """Least correlation of the embedding rows of tokens that the text never holds: training moves them all nearly alike, 0.9 is usual, and a
 part of the seed's weights mixed into others, which chance does not give either, leaves as little as its share: 0.05 of them leave 0.05."""
+_NEVER_READ = 0.999
+"""Least correlation of the position embeddings past the windows: no gradient reaches them, and weight decay only scales them."""
+_UNRELATED_MATRIX = 3
+"""The same as `_UNRELATED`, for each of many matrices: one in a thousand unrelated ones exceeds it by chance, and all must."""
+_LARGE = 65_536
+"""Entries from which on a matrix of a block is looked at by itself: in smaller ones chance hides what training left."""
+_LARGEST_BATCH = 1_000_000
+"""Windows in a step that a run can have taken."""
 _START_TOKENS = 65_536
 """Tokens up to which the loss of random weights is measured again; a longer measurement at step 0 is left to the first batch."""
 
@@ -98,6 +109,8 @@ def first_losses(evidence: Evidence) -> tuple[bool, str]:
     rows = {row.step: row for row in evidence.rows[:2]}
     measured_on = evidence.sections[0].measured.get(0, (0.0, "all"))[1]
     at_start = windows.evenly_spread(0 if measured_on == "all" else measured_on)
+    if settings.batch_size * settings.grad_accum > _LARGEST_BATCH:
+        raise ValueError(f"{settings.batch_size * settings.grad_accum:,} windows a step")
     first_batch = evidence.order.take(0, settings.batch_size * settings.grad_accum)
     recorded = [("training loss of step 0", rows.get(0) and rows[0].train_loss, at_start),
                 ("batch loss of step 1", rows.get(1) and rows[1].loss, first_batch)]
@@ -113,35 +126,62 @@ def first_losses(evidence: Evidence) -> tuple[bool, str]:
     return problems_or(problems, "; ".join(said))
 
 
-@asks("best.pt grew from the seed's random weights", f"a correlation above {_UNRELATED}/√n, as chance does not give, and above {_UNTOUCHED} in the rows "
-      f"of tokens that the text never holds")
+@asks("best.pt grew from the seed's random weights", f"in every part a correlation with them that chance does not give, above {_UNTOUCHED} in the rows of "
+      f"tokens that the text never holds, and 1 in positions past the windows")
 @torch.no_grad()
 def kinship(evidence: Evidence) -> tuple[bool, str]:
     if misfits(evidence.best):
         raise CannotCheck("the weights of best.pt are not those of a GPT-2 of its sizes")
+    if evidence.best["model_config"] != model_sizes(evidence.settings).to_dict():
+        raise CannotCheck("best.pt has other sizes than the settings of the run")
     first = dict(evidence.initial_model.named_parameters())
-    products = torch.zeros(3, dtype=torch.float64)  # of grown and first weights, of each with itself
-    n = 0
-    for name, tensor in evidence.best["model"].items():
-        if expected_std(name, evidence.settings.n_layer) == 0.0:
-            continue  # biases and LayerNorms start alike whatever the seed
-        a, b = _centred(tensor.cpu()), _centred(first[name].cpu())
-        products += torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]).double()
-        n += a.numel()
-    correlation = (products[0] / (products[1] * products[2]).sqrt()).item()
-    name = "transformer.wte.weight"
-    unseen = torch.ones(len(first[name]), dtype=torch.bool)
+    problems, said, matrices = [], [], []
+    for part, name, rows in _parts(evidence):
+        now, then = evidence.best["model"][name].cpu()[rows], first[name].cpu()[rows]
+        if now.numel() == 0 or part == name and now.numel() < _LARGE:
+            continue
+        found = _correlation(now, then)
+        chance = 1 / math.sqrt(now.numel())
+        least = {_UNSEEN: _UNTOUCHED, _PAST: _NEVER_READ}.get(part, (_UNRELATED_MATRIX if part == name else _UNRELATED) * chance)
+        text = f"{found:.4f} in {part}" + ("" if part in (_UNSEEN, _PAST) else f" (unrelated ones: 0 ± {chance:.4f})")
+        if not found > least:
+            problems.append(text)
+        (matrices if part == name else said).append((found, text))
+    texts = [text for _, text in said]
+    if matrices:
+        texts.append(f"{min(matrices)[1]}, the lowest of {len(matrices)} matrices")
+    asked = f"correlation with the random weights of seed {evidence.settings.seed}: "
+    # Nothing short of training again can tell weights that grew from others into which each of these parts was mixed.
+    return problems_or([asked + problems[0], *problems[1:]] if problems else [], asked + "; ".join(texts))
+
+
+_SEEN, _UNSEEN = "the rows of tokens that occur", "the rows of tokens that do not occur"
+_READ, _PAST = "the positions of the windows", "the positions past them"
+
+
+def _parts(evidence: Evidence) -> Iterator[tuple[str, str, Any]]:
+    """The parts that are looked at, each (what it is, name of its tensor, which of its rows): a matrix of a block is called by its name."""
+    unseen = torch.ones(evidence.initial_model.config.vocab_size, dtype=torch.bool)
     unseen[evidence.windows.tokens] = False
-    a, b = _centred(evidence.best["model"][name].cpu()[unseen]), _centred(first[name].cpu()[unseen])
-    untouched = ((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt()).item()
-    return correlation > _UNRELATED / math.sqrt(n) and untouched > _UNTOUCHED, (
-        f"correlation {correlation:.4f} with the random weights of seed {evidence.settings.seed}, unrelated ones give "
-        f"{0:.4f} ± {1 / math.sqrt(n):.4f}; {untouched:.4f} in the rows of {int(unseen.sum()):,} tokens that do not occur")
+    lengths = [evidence.settings.seq_len]  # a run that went on may have had other windows before
+    with contextlib.suppress(CannotCheck):
+        lengths += [int(section.setting("seq_len") or 0) for section in evidence.sections]
+    yield _SEEN, "transformer.wte.weight", ~unseen
+    yield _UNSEEN, "transformer.wte.weight", unseen
+    yield _READ, "transformer.wpe.weight", slice(0, min(lengths))
+    yield _PAST, "transformer.wpe.weight", slice(max(lengths), None)
+    for name, tensor in evidence.initial_model.named_parameters():
+        if ".h." in name and tensor.dim() == 2:
+            yield name, name, slice(None)
 
 
-def _centred(weights: Tensor) -> Tensor:
-    # Training moves the embeddings of all tokens that do not occur the same way, far beyond where they began.
-    return weights - weights.mean(dim=0)
+def _correlation(now: Tensor, then: Tensor) -> float:
+    """The correlation of two tensors of one shape, each row less the mean of the rows.
+
+    Training moves the embeddings of all tokens that do not occur the same way, far beyond where they began.
+    """
+    a, b = (tensor.double() - tensor.double().mean(dim=0) for tensor in (now, then))
+    return ((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt()).item()
 
 
 def _agree(evidence: Evidence, recorded: float, anew: float, within: dict[str, float]) -> bool:

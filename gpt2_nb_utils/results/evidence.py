@@ -94,6 +94,8 @@ class Evidence:
         except UserError as error:
             return error
         lacking = [name for name, kind in _PARTS_OF_BEST.items() if not isinstance(content.get(name), kind)]
+        if not lacking and type(content["state"].get("step")) is not int:
+            lacking = ["number of its step"]
         return UserError(f"{path} holds no {lacking[0]}: put back the file that the run wrote") if lacking else content
 
     @property

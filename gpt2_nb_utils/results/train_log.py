@@ -20,6 +20,8 @@ _STEP = re.compile(rf"step (\d+)/\d+  loss {_NUMBER}  lr {_NUMBER}(?:  tok/s {_N
 _MEASURED = re.compile(rf"step (\d+)/\d+  training loss {_NUMBER} \((?:estimated on (\d+) windows|whole .*)\)  target .*")
 _ENDED = re.compile(r"(\w+) at step (\d+), ([\d:]+) of training, ([\d:]+) with .*")
 
+_SETTING = re.compile(r"""  (\w+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\S+)(?=  |$)""")  # a quoted value may hold two blanks, and what looks like another setting
+
 
 @dataclass(frozen=True)
 class LoggedStep:
@@ -73,8 +75,7 @@ class Section:
 
     def setting(self, name: str) -> str | None:
         """The value of a setting, as Python writes it; None where the line does not name it."""
-        match = re.search(rf"  {name}=(\S+)(?=  |$)", self.arguments)
-        return match[1] if match else None
+        return dict(_SETTING.findall(self.arguments)).get(name)
 
 
 def read_log(path: Path) -> list[Section]:

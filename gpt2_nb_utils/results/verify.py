@@ -45,11 +45,12 @@ def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
     run = load_run(run_dir, to_audit=True)
     precision = Precision.of(RunConfig.resolve({"device": "auto", "amp": "fp32", **given}, saved=run.config.model_dump()))
     evidence = Evidence(run, precision, sample)
-    checks = tuple(check(evidence) for check in _CHECKS if _CLAIMED.get(check, lambda _: True)(evidence))
-    audit = _audit(evidence, checks)
+    unclaimed = {check: why for check, (claims, why) in _CLAIMED.items() if not claims(evidence)}
+    checks = tuple(check(evidence) for check in _CHECKS if check not in unclaimed)
+    audit = _audit(evidence, checks, tuple(f"{check.asks} ({why})" for check, why in unclaimed.items()))
     _show(f"Audit of {run.directory}{' (a quick look)' if sample else ''}\n\n{audit_table(checks)}\n\n{audit.verdict}")
-    if not _claims_recall(evidence):
-        _show(f"Recall is not checked: {run.directory.recall} is missing or empty, as runs of earlier versions leave it.")
+    for what in audit.unclaimed:
+        _show(f"Not asked, for the run claims nothing of it: {what}.")
     missing = _missing(evidence)
     if missing:
         raise UserError(f"{run.directory}: {'; '.join(missing)}: what depends on that is not checked, the rest stands above, and "
@@ -74,11 +75,12 @@ def _claims_recall(evidence: Evidence) -> bool:
     return bool(evidence.run.recall) or path.exists() and path.read_bytes().count(b"\n") > 1
 
 
-_CLAIMED = {audit_outputs.samples: _claims_samples, audit_outputs.recall: _claims_recall}
-"""Checks of what not every run has; where it claims nothing, there is nothing to check."""
+_CLAIMED = {audit_outputs.samples: (_claims_samples, "it was told to draw none"),
+            audit_outputs.recall: (_claims_recall, "logs/recall.csv is missing or empty, as runs of earlier versions leave it")}
+"""Checks of what not every run has: whether it claims anything, and why it may not."""
 
 
-def _audit(evidence: Evidence, checks: tuple[Check, ...]) -> Audit:
+def _audit(evidence: Evidence, checks: tuple[Check, ...], unclaimed: tuple[str, ...]) -> Audit:
     """The audit as verify.json keeps it."""
     best, loss, n_predictions = evidence.directory.best, None, None
     try:
@@ -88,7 +90,7 @@ def _audit(evidence: Evidence, checks: tuple[Check, ...]) -> Audit:
         pass
     machine = {**environment(), "device": evidence.precision.device_name, "amp": evidence.precision.amp}
     return Audit(datetime.now(timezone.utc).isoformat(timespec="seconds"), command_line(), machine,
-                 file_sha256(best) if best.exists() else None, loss, n_predictions, audited_state(evidence.summary), checks)
+                 file_sha256(best) if best.exists() else None, loss, n_predictions, audited_state(evidence.summary), checks, unclaimed)
 
 
 def _keep_losses(evidence: Evidence) -> None:

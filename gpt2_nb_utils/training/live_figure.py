@@ -5,6 +5,7 @@ It is a display output updated in place, so a saved notebook keeps its last stat
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 
@@ -46,7 +47,12 @@ class LiveFigure:
     def _draw(self) -> None:
         from IPython.display import display
 
+        # A drawn figure is a knot of objects that only the garbage collector frees, whenever it comes. Until then they stand where training
+        # freed its large blocks, which do not fit there any more. So it comes at once, and looks at the new objects only.
+        gc.freeze()
         data, metadata = figure_data(figures.live(self._rows, self._target, self._steps), self._alt())
+        gc.collect()
+        gc.unfreeze()
         if self._handle is None:
             self._handle = display(data, metadata=metadata, raw=True, display_id=True)
         else:

@@ -10,7 +10,7 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.large_blocks import keep_large_blocks
+from gpt2_nb_utils.large_blocks import FreedMemory, keep_large_blocks
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.tokenization.windows import WindowOrder
@@ -93,6 +93,7 @@ class _Training:
         """
         config, state, record = self.config, self.state, self.record
         progress = Progress(config.steps, "training", done=state.step, shown=self.processes.first)
+        freed = FreedMemory()
         status = "failed"
         try:
             with self.saver:
@@ -120,6 +121,7 @@ class _Training:
                     self.saver.check()
                     progress.update(state.step, loss=f"{state.loss:.4f}", **self._figures())
                     record.summary()
+                    freed.give_back()
                 if state.loss is not None and not math.isfinite(state.loss):
                     raise UserError(f"the loss is {state.loss:g} at the last step, {state.step}: {self._calmer}; "
                                     f"the last good checkpoint is kept")
