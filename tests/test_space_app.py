@@ -30,7 +30,7 @@ from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.model.sampling import context_start, generate  # noqa: E402
 from gpt2_nb_utils.space.screenshots import take_screenshots  # noqa: E402
 from gpt2_nb_utils.space.serve import serving  # noqa: E402
-from gpt2_nb_utils.tokenization.bpe import encode  # noqa: E402
+from gpt2_nb_utils.tokenization.bpe import decode, encode  # noqa: E402
 
 PROMPT = "First Citizen:\nBefore we"
 HOSTILE = "<img src=x onerror=alert(1)> <script>alert(2)</script> ${alert(3)} {{ 7 * 7 }} `x` </p></div> \u202eabc \ud800"
@@ -121,12 +121,22 @@ def test_the_verbatim_stretch_is_the_longest_end_of_the_text_that_stands_in_the_
 
 
 def test_what_is_known_by_heart_is_marked_and_nothing_else(app):
-    answer = app.Answer("given", app.Settings(0, 0, 1, 9, 0), "".join(f"{n:>3}" for n in range(30)), [3 * n for n in range(1, 31)],
-                        [1, 2, 3] + list(range(1, 13)) + [1, 1, 2] + list(range(1, app.BY_HEART)) + [1, 1, 1, 1, 1], [0.1 * n for n in range(30)])
+    answer = app.Answer("given", app.Settings(0, 0, 1, 9, 0), "".join(f"{n:>3}" for n in range(50)), [3 * n for n in range(1, 51)],
+                        [1, 2, 3] + list(range(1, 21)) + [1, 1, 2] + list(range(1, app.BY_HEART)) + 9 * [1], [0.1 * n for n in range(50)])
     (marked,) = [text for text, known in answer.parts() if known]
-    assert marked.split() == [str(n) for n in range(3, 15)] and "".join(text for text, _ in answer.parts()) == answer.text
+    assert marked.split() == [str(n) for n in range(3, 23)] and "".join(text for text, _ in answer.parts()) == answer.text
     shown = app.page_of(answer)
-    assert f"<mark>{marked}</mark>" in shown and "40% of 30 tokens" in shown and "12 tokens" in shown and "10.0 tokens/s" in shown
+    assert f"<mark>{marked}</mark>" in shown and "40% of 50 tokens" in shown and "<dd>20 tokens</dd>" in shown and "10.0 tokens/s" in shown
+
+
+@pytest.mark.parametrize("heading", [".\n\nKING RICHARD III:\nWhere", ".\n\nHENRY BOLINGBROKE:\nMy"])  # the second is the longest of the course's text
+def test_a_speakers_heading_with_a_word_after_it_stands_in_the_text_and_is_not_marked(app, heading):
+    verbatim, ids = app.Verbatim(app.Corpus(encode(f"So it is{heading} lord{heading} friends").tolist())), encode(heading).tolist()
+    stretches = [verbatim.add(token) for token in ids]
+    assert stretches == list(range(1, len(ids) + 1))  # it does stand there
+    ends = [len(decode(ids[:n])) for n in range(1, len(ids) + 1)]
+    answer = app.Answer("", app.Settings(0, 0, 1, 9, 0), heading, ends, stretches, [0.1 * n for n in range(len(ids))])
+    assert answer.parts() == [(heading, False)] and "0% of" in app.page_of(answer) and "<mark>" not in app.page_of(answer)
 
 
 def test_openings_are_places_where_a_window_of_the_training_began_with_a_passage(app, model, space):
