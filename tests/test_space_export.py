@@ -337,6 +337,11 @@ BAD = {
     "a tensor less": (lambda folder: retensored(folder, transformer__ln_f__bias=None), "transformer.ln_f.bias is missing"),
     "a tensor more": (lambda folder: retensored(folder, more=torch.zeros(2)), "more is stored besides"),
     "another shape": (lambda folder: retensored(folder, transformer__wpe__weight=torch.zeros(32, 48)), "wpe.weight is (32, 48)"),
+    "bare names": (lambda folder: retensored(folder, transformer__wte__weight=None, wte__weight=torch.zeros(50257, 32)),
+                   "with the names that transformers' save_pretrained writes (transformer.wte.weight is missing)"),
+    "not a number": (lambda folder: retensored(folder, transformer__ln_f__weight=torch.full((32,), float("nan"), dtype=torch.float16)),
+                     "holds weights that are not finite (transformer.ln_f.weight): get the file again"),
+    "infinite": (lambda folder: retensored(folder, transformer__wpe__weight=torch.full((48, 32), float("-inf"))), "not finite (transformer.wpe.weight)"),
     "whole numbers": (lambda folder: retensored(folder, transformer__ln_f__bias=torch.zeros(32, dtype=torch.int32)), "in I32"),
 }
 
@@ -348,7 +353,7 @@ def test_whatever_is_wrong_with_a_folder_sample_says_it_in_a_line_and_runs_nothi
     write_hf(folder, model, "float16", RUN, SAMPLING)
     spoil, words = BAD[fault]
     spoil(folder)
-    assert words in complaint(capsys, "sample", f"--from_hf={folder}", "--max_new_tokens=2")
+    assert words in complaint(capsys, "sample", f"--from_hf={folder}", "--max_new_tokens=2", "--temperature=0")
     assert not EXECUTED.exists()
 
 
