@@ -235,7 +235,8 @@ def test_the_model_card_says_what_the_run_was_and_names_no_folder_of_its_machine
     header = huggingface_hub.ModelCard(text).data.to_dict()
     assert (header["library_name"], header["pipeline_tag"]) == ("transformers", "text-generation") and "language" not in header
     loss = json.loads((space.model / "config.json").read_text(encoding="utf-8"))["training_run"]["train_loss"]
-    for said in (f"{loss:.4f} (measured on the whole excerpt), at step 2", "Course target not reached", "512 tokens", "trained to memorise",
+    for said in (f"{loss:.4f} (measured on the whole excerpt), at step 2; measured by the run, in fp32, before the weights were rounded to float16", "Epochs of the whole run",
+                 "which these weights are not known to have reached", "Course target not reached", "512 tokens", "trained to memorise",
                  "licence is not on record", hashlib.sha256((space.folder / "corpus.txt").read_bytes()).hexdigest(), "windows of 32"):
         assert said in text, said
     for name in FILES:
@@ -260,6 +261,16 @@ def test_the_course_file_and_the_demonstration_text_have_their_licences(space):
         rendered[kind] = card.model_card(about)
         assert huggingface_hub.ModelCard(rendered[kind]).data.language == "en"
     assert "public domain" in rendered["course"] and "Python Software Foundation" in rendered["demo"]
+
+
+def test_the_model_card_says_all_that_repeating_the_run_takes_and_that_the_target_was_reached_only_where_it_was():
+    full, adamw = RunConfig.resolve({"preset": "full"}), RunConfig.resolve({"preset": "tiny", "optimizer": "adamw", "clip_grad": 0})
+    cards = [card.model_card(card.Described({"amp": "bf16", "best_train_loss": 0.09}, config, [], None, {**RUN, "train_loss": loss}, "float32"))
+             for config, loss in ((full, 0.09), (adamw, None))]
+    assert f"momentum {full.momentum:g}" in cards[0] and f"over the last {full.decay_share:.3g} of them" in cards[0] and "in bf16" in cards[0]
+    assert f"at most {full.steps:,} steps" in cards[0] and "were rounded to" not in cards[0]
+    assert "momentum" not in cards[1] and "betas 0.9 and 0.95" in cards[1] and "not clipped" in cards[1]
+    assert ["and these weights reached it" in text for text in cards] == [True, False]
 
 
 # -- and back ----------------------------------------------------------------------------------------------------------------
