@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -32,7 +33,7 @@ from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.model.sampling import generate
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.space import card, hf_format
-from gpt2_nb_utils.space.folder import FILES, Space, build_space
+from gpt2_nb_utils.space.folder import FILES, Space, build_space, how_to_publish, how_to_serve
 from gpt2_nb_utils.space.hf_format import write_hf
 from gpt2_nb_utils.space.hf_reader import read_hf
 from gpt2_nb_utils.tokenization.bpe import decode, encode
@@ -507,6 +508,28 @@ def test_a_link_in_the_folder_is_not_followed_and_one_to_it_is(space, trained, t
     assert (tmp_path / "precious.txt").read_text(encoding="utf-8") == "mine"
 
 
+def test_a_place_inside_an_export_a_file_for_a_run_and_a_folder_that_nobody_may_make_are_one_line(space, run, tmp_path, capsys):
+    shutil.copytree(space.folder, run.path / "space")
+    before = files(run.path)
+    for inside in ("space/model/x", "space/x"):
+        assert f"is inside the Space's folder {run.path.resolve() / 'space'}" in complaint(capsys, "space", run, f"--to={run.path / inside}")
+    assert files(run.path) == before
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    assert complaint(capsys, "space", tmp_path / "file").startswith(f"error: {tmp_path / 'file'} is a file: name the run directory")
+    if Path("/proc/self").exists():
+        said = complaint(capsys, "space", run, "--to=/proc/x")
+        assert "/proc/x cannot be written" in said and "another process" not in said
+
+
+def test_what_is_to_be_typed_takes_a_path_with_blanks_and_quotes_as_one_word():
+    path = Path("out/it's my run")
+    line = how_to_serve(path)
+    if os.name != "nt":
+        assert shlex.split(line) == ["python", "-m", "gpt2_nb_utils", "space", str(path), "--serve"]
+        assert shlex.split(how_to_publish(path)[-1])[3] == str(path)
+    assert how_to_serve(Path("run")) == "python -m gpt2_nb_utils space run --serve"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_a_link_that_leads_to_itself_is_one_line(trained, tmp_path, capsys):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -626,6 +649,7 @@ def test_notebook_05_exports_agrees_with_transformers_and_starts_the_app_for_a_m
     assert not [output for cell in notebook.cells.values() for output in cell.get("outputs", []) if output.get("name") == "stderr"]
     assert "Both libraries agree." in notebook.cells["parity"].outputs[0].data["text/html"]
     assert re.search(r"answered at http://127\.0\.0\.1:\d+/? with status 200 and a page of [\d,]+ bytes, “A GPT-2 ", notebook.cells["app"].outputs[0].data["text/html"])
+    assert notebook.cells["app"].outputs[1].text == f"python -m gpt2_nb_utils space {run} --serve\n"
     assert (run.path / "space" / "app.py").is_file() and "hf upload" in notebook.run("publish")
 
 
