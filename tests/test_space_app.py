@@ -239,9 +239,18 @@ def test_nothing_of_the_machine_is_served_and_nothing_can_be_left_on_it(served, 
 
 
 def test_a_question_of_great_length_is_refused_unread(served):
-    for more in ({"content": b"x" * 70_000}, {"content": iter([b"x" * 10])}):  # the second does not say how long it is
-        answer = httpx.post(f"{served.url}/gradio_api/queue/join", trust_env=False, **more)
-        assert answer.status_code == 413 and answer.json()["detail"].startswith("The prompt is too long: send at most 65,536 bytes")
+    for content, status, said in ((b"x" * 270_000, 413, "The prompt is too long: send at most 262,144 bytes."),
+                                  (iter([b"x" * 10]), 411, "The request does not say how long it is: send its Content-Length.")):
+        answer = httpx.post(f"{served.url}/gradio_api/queue/join", trust_env=False, content=content)
+        assert (answer.status_code, answer.json()) == (status, {"detail": said})
+
+
+def test_the_longest_prompt_that_the_page_takes_is_answered(served, visitor, app):
+    (most,) = {each["props"]["max_length"] for each in httpx.get(f"{served.url}/config", trust_env=False).json()["components"]
+               if each["props"].get("elem_id") == "prompt"}
+    assert most == app.MOST_TYPED and 3 * most + 1000 < app.MOST_SENT  # bytes of a letter; of an escaped one two
+    line, _, _ = visitor.ask([most // 2 * '"\n', *GREEDY, 2, 0])
+    assert "Written: 2 tokens" in line
 
 
 def test_a_queue_that_is_full_says_so_and_goes_on(visitor, app):
@@ -524,6 +533,19 @@ def test_an_app_whose_parts_are_missing_says_which_in_a_line(app, space, tmp_pat
         assert app.main() == 2
         assert capsys.readouterr().err == f"error: {tmp_path / part} is missing: write the folder again\n"
         (tmp_path / part).mkdir()
+
+
+@pytest.mark.parametrize("port", ["x", "", "0", "65536", "-1", "\u00b2", "1" * 5000])
+def test_a_port_that_is_none_is_one_line(app, space, monkeypatch, capsys, port):
+    monkeypatch.setattr(app, "HERE", space)
+    monkeypatch.setenv("GRADIO_SERVER_PORT", port)
+    assert app.main() == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: GRADIO_SERVER_PORT '.*' is no port: set a whole number from 1 to 65,535\n", said) and len(said) < 150
+
+
+def test_a_seed_with_blanks_around_it_is_that_seed(app):
+    assert app.Settings.of(0, 0, 1, 1, " 7 ").seed == 7 and 0 <= app.Settings.of(0, 0, 1, 1, " ").seed <= app.LARGEST_SEED
 
 
 def started(stub):
