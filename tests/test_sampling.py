@@ -11,6 +11,7 @@ import transformers
 from shaken_model import shaken
 
 from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.model.sampling import context_start, generate, next_token
 from gpt2_nb_utils.tokenization.bpe import decode, encode
@@ -214,6 +215,15 @@ def test_a_temperature_so_small_that_the_quotient_overflows_is_greedy():
 def test_top_k_of_one_is_greedy_over_a_whole_text(model):
     assert (generate(model, [prompt(5)], 40, temperature=1.0, top_k=1)[0].tolist()
             == generate(model, [prompt(5)], 40, temperature=0)[0].tolist())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_no_token_is_chosen_by_logits_that_are_not_finite(temperature, value):
+    logits = torch.stack([LOGITS, LOGITS])
+    logits[1, 5] = value
+    with pytest.raises(UserError, match="logits are not finite, so no token can be drawn"):
+        next_token(logits, temperature, 0)
 
 
 def test_each_row_of_a_batch_is_drawn_from_its_own_logits():

@@ -30,7 +30,7 @@ from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.model.sampling import context_start, generate  # noqa: E402
 from gpt2_nb_utils.space.screenshots import take_screenshots  # noqa: E402
 from gpt2_nb_utils.space.serve import serving  # noqa: E402
-from gpt2_nb_utils.tokenization.bpe import encode  # noqa: E402
+from gpt2_nb_utils.tokenization.bpe import decode, encode  # noqa: E402
 
 PROMPT = "First Citizen:\nBefore we"
 HOSTILE = "<img src=x onerror=alert(1)> <script>alert(2)</script> ${alert(3)} {{ 7 * 7 }} `x` </p></div> \u202eabc \ud800"
@@ -121,12 +121,22 @@ def test_the_verbatim_stretch_is_the_longest_end_of_the_text_that_stands_in_the_
 
 
 def test_what_is_known_by_heart_is_marked_and_nothing_else(app):
-    answer = app.Answer("given", app.Settings(0, 0, 1, 9, 0), "".join(f"{n:>3}" for n in range(30)), [3 * n for n in range(1, 31)],
-                        [1, 2, 3] + list(range(1, 13)) + [1, 1, 2] + list(range(1, app.BY_HEART)) + [1, 1, 1, 1, 1], [0.1 * n for n in range(30)])
+    answer = app.Answer("given", app.Settings(0, 0, 1, 9, 0), "".join(f"{n:>3}" for n in range(50)), [3 * n for n in range(1, 51)],
+                        [1, 2, 3] + list(range(1, 21)) + [1, 1, 2] + list(range(1, app.BY_HEART)) + 9 * [1], [0.1 * n for n in range(50)])
     (marked,) = [text for text, known in answer.parts() if known]
-    assert marked.split() == [str(n) for n in range(3, 15)] and "".join(text for text, _ in answer.parts()) == answer.text
+    assert marked.split() == [str(n) for n in range(3, 23)] and "".join(text for text, _ in answer.parts()) == answer.text
     shown = app.page_of(answer)
-    assert f"<mark>{marked}</mark>" in shown and "40% of 30 tokens" in shown and "12 tokens" in shown and "10.0 tokens/s" in shown
+    assert f"<mark>{marked}</mark>" in shown and "40% of 50 tokens" in shown and "<dd>20 tokens</dd>" in shown and "10.0 tokens/s" in shown
+
+
+@pytest.mark.parametrize("heading", [".\n\nKING RICHARD III:\nWhere", ".\n\nHENRY BOLINGBROKE:\nMy"])  # the second is the longest of the course's text
+def test_a_speakers_heading_with_a_word_after_it_stands_in_the_text_and_is_not_marked(app, heading):
+    verbatim, ids = app.Verbatim(app.Corpus(encode(f"So it is{heading} lord{heading} friends").tolist())), encode(heading).tolist()
+    stretches = [verbatim.add(token) for token in ids]
+    assert stretches == list(range(1, len(ids) + 1))  # it does stand there
+    ends = [len(decode(ids[:n])) for n in range(1, len(ids) + 1)]
+    answer = app.Answer("", app.Settings(0, 0, 1, 9, 0), heading, ends, stretches, [0.1 * n for n in range(len(ids))])
+    assert answer.parts() == [(heading, False)] and "0% of" in app.page_of(answer) and "<mark>" not in app.page_of(answer)
 
 
 def test_openings_are_places_where_a_window_of_the_training_began_with_a_passage(app, model, space):
@@ -229,9 +239,18 @@ def test_nothing_of_the_machine_is_served_and_nothing_can_be_left_on_it(served, 
 
 
 def test_a_question_of_great_length_is_refused_unread(served):
-    for more in ({"content": b"x" * 70_000}, {"content": iter([b"x" * 10])}):  # the second does not say how long it is
-        answer = httpx.post(f"{served.url}/gradio_api/queue/join", trust_env=False, **more)
-        assert answer.status_code == 413 and answer.json()["detail"].startswith("The prompt is too long: send at most 65,536 bytes")
+    for content, status, said in ((b"x" * 270_000, 413, "The prompt is too long: send at most 262,144 bytes."),
+                                  (iter([b"x" * 10]), 411, "The request does not say how long it is: send its Content-Length.")):
+        answer = httpx.post(f"{served.url}/gradio_api/queue/join", trust_env=False, content=content)
+        assert (answer.status_code, answer.json()) == (status, {"detail": said})
+
+
+def test_the_longest_prompt_that_the_page_takes_is_answered(served, visitor, app):
+    (most,) = {each["props"]["max_length"] for each in httpx.get(f"{served.url}/config", trust_env=False).json()["components"]
+               if each["props"].get("elem_id") == "prompt"}
+    assert most == app.MOST_TYPED and 3 * most + 1000 < app.MOST_SENT  # bytes of a letter; of an escaped one two
+    line, _, _ = visitor.ask([most // 2 * '"\n', *GREEDY, 2, 0])
+    assert "Written: 2 tokens" in line
 
 
 def test_a_queue_that_is_full_says_so_and_goes_on(visitor, app):
@@ -514,6 +533,19 @@ def test_an_app_whose_parts_are_missing_says_which_in_a_line(app, space, tmp_pat
         assert app.main() == 2
         assert capsys.readouterr().err == f"error: {tmp_path / part} is missing: write the folder again\n"
         (tmp_path / part).mkdir()
+
+
+@pytest.mark.parametrize("port", ["x", "", "0", "65536", "-1", "\u00b2", "1" * 5000])
+def test_a_port_that_is_none_is_one_line(app, space, monkeypatch, capsys, port):
+    monkeypatch.setattr(app, "HERE", space)
+    monkeypatch.setenv("GRADIO_SERVER_PORT", port)
+    assert app.main() == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: GRADIO_SERVER_PORT '.*' is no port: set a whole number from 1 to 65,535\n", said) and len(said) < 150
+
+
+def test_a_seed_with_blanks_around_it_is_that_seed(app):
+    assert app.Settings.of(0, 0, 1, 1, " 7 ").seed == 7 and 0 <= app.Settings.of(0, 0, 1, 1, " ").seed <= app.LARGEST_SEED
 
 
 def started(stub):

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -32,7 +33,7 @@ from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.model.sampling import generate
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.space import card, hf_format
-from gpt2_nb_utils.space.folder import FILES, Space, build_space
+from gpt2_nb_utils.space.folder import FILES, Space, build_space, how_to_publish, how_to_serve
 from gpt2_nb_utils.space.hf_format import write_hf
 from gpt2_nb_utils.space.hf_reader import read_hf
 from gpt2_nb_utils.tokenization.bpe import decode, encode
@@ -235,7 +236,8 @@ def test_the_model_card_says_what_the_run_was_and_names_no_folder_of_its_machine
     header = huggingface_hub.ModelCard(text).data.to_dict()
     assert (header["library_name"], header["pipeline_tag"]) == ("transformers", "text-generation") and "language" not in header
     loss = json.loads((space.model / "config.json").read_text(encoding="utf-8"))["training_run"]["train_loss"]
-    for said in (f"{loss:.4f} (measured on the whole excerpt), at step 2", "Course target not reached", "512 tokens", "trained to memorise",
+    for said in (f"{loss:.4f} (measured on the whole excerpt), at step 2; measured by the run, in fp32, before the weights were rounded to float16", "Epochs of the whole run",
+                 "which these weights are not known to have reached", "Course target not reached", "512 tokens", "trained to memorise",
                  "licence is not on record", hashlib.sha256((space.folder / "corpus.txt").read_bytes()).hexdigest(), "windows of 32"):
         assert said in text, said
     for name in FILES:
@@ -260,6 +262,16 @@ def test_the_course_file_and_the_demonstration_text_have_their_licences(space):
         rendered[kind] = card.model_card(about)
         assert huggingface_hub.ModelCard(rendered[kind]).data.language == "en"
     assert "public domain" in rendered["course"] and "Python Software Foundation" in rendered["demo"]
+
+
+def test_the_model_card_says_all_that_repeating_the_run_takes_and_that_the_target_was_reached_only_where_it_was():
+    full, adamw = RunConfig.resolve({"preset": "full"}), RunConfig.resolve({"preset": "tiny", "optimizer": "adamw", "clip_grad": 0})
+    cards = [card.model_card(card.Described({"amp": "bf16", "best_train_loss": 0.09}, config, [], None, {**RUN, "train_loss": loss}, "float32"))
+             for config, loss in ((full, 0.09), (adamw, None))]
+    assert f"momentum {full.momentum:g}" in cards[0] and f"over the last {full.decay_share:.3g} of them" in cards[0] and "in bf16" in cards[0]
+    assert f"at most {full.steps:,} steps" in cards[0] and "were rounded to" not in cards[0]
+    assert "momentum" not in cards[1] and "betas 0.9 and 0.95" in cards[1] and "not clipped" in cards[1]
+    assert ["and these weights reached it" in text for text in cards] == [True, False]
 
 
 # -- and back ----------------------------------------------------------------------------------------------------------------
@@ -337,6 +349,11 @@ BAD = {
     "a tensor less": (lambda folder: retensored(folder, transformer__ln_f__bias=None), "transformer.ln_f.bias is missing"),
     "a tensor more": (lambda folder: retensored(folder, more=torch.zeros(2)), "more is stored besides"),
     "another shape": (lambda folder: retensored(folder, transformer__wpe__weight=torch.zeros(32, 48)), "wpe.weight is (32, 48)"),
+    "bare names": (lambda folder: retensored(folder, transformer__wte__weight=None, wte__weight=torch.zeros(50257, 32)),
+                   "with the names that transformers' save_pretrained writes (transformer.wte.weight is missing)"),
+    "not a number": (lambda folder: retensored(folder, transformer__ln_f__weight=torch.full((32,), float("nan"), dtype=torch.float16)),
+                     "holds weights that are not finite (transformer.ln_f.weight): get the file again"),
+    "infinite": (lambda folder: retensored(folder, transformer__wpe__weight=torch.full((48, 32), float("-inf"))), "not finite (transformer.wpe.weight)"),
     "whole numbers": (lambda folder: retensored(folder, transformer__ln_f__bias=torch.zeros(32, dtype=torch.int32)), "in I32"),
 }
 
@@ -348,7 +365,7 @@ def test_whatever_is_wrong_with_a_folder_sample_says_it_in_a_line_and_runs_nothi
     write_hf(folder, model, "float16", RUN, SAMPLING)
     spoil, words = BAD[fault]
     spoil(folder)
-    assert words in complaint(capsys, "sample", f"--from_hf={folder}", "--max_new_tokens=2")
+    assert words in complaint(capsys, "sample", f"--from_hf={folder}", "--max_new_tokens=2", "--temperature=0")
     assert not EXECUTED.exists()
 
 
@@ -491,6 +508,28 @@ def test_a_link_in_the_folder_is_not_followed_and_one_to_it_is(space, trained, t
     assert (tmp_path / "precious.txt").read_text(encoding="utf-8") == "mine"
 
 
+def test_a_place_inside_an_export_a_file_for_a_run_and_a_folder_that_nobody_may_make_are_one_line(space, run, tmp_path, capsys):
+    shutil.copytree(space.folder, run.path / "space")
+    before = files(run.path)
+    for inside in ("space/model/x", "space/x"):
+        assert f"is inside the Space's folder {run.path.resolve() / 'space'}" in complaint(capsys, "space", run, f"--to={run.path / inside}")
+    assert files(run.path) == before
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    assert complaint(capsys, "space", tmp_path / "file").startswith(f"error: {tmp_path / 'file'} is a file: name the run directory")
+    if Path("/proc/self").exists():
+        said = complaint(capsys, "space", run, "--to=/proc/x")
+        assert "/proc/x cannot be written" in said and "another process" not in said
+
+
+def test_what_is_to_be_typed_takes_a_path_with_blanks_and_quotes_as_one_word():
+    path = Path("out/it's my run")
+    line = how_to_serve(path)
+    if os.name != "nt":
+        assert shlex.split(line) == ["python", "-m", "gpt2_nb_utils", "space", str(path), "--serve"]
+        assert shlex.split(how_to_publish(path)[-1])[3] == str(path)
+    assert how_to_serve(Path("run")) == "python -m gpt2_nb_utils space run --serve"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_a_link_that_leads_to_itself_is_one_line(trained, tmp_path, capsys):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -610,6 +649,7 @@ def test_notebook_05_exports_agrees_with_transformers_and_starts_the_app_for_a_m
     assert not [output for cell in notebook.cells.values() for output in cell.get("outputs", []) if output.get("name") == "stderr"]
     assert "Both libraries agree." in notebook.cells["parity"].outputs[0].data["text/html"]
     assert re.search(r"answered at http://127\.0\.0\.1:\d+/? with status 200 and a page of [\d,]+ bytes, “A GPT-2 ", notebook.cells["app"].outputs[0].data["text/html"])
+    assert notebook.cells["app"].outputs[1].text == f"python -m gpt2_nb_utils space {run} --serve\n"
     assert (run.path / "space" / "app.py").is_file() and "hf upload" in notebook.run("publish")
 
 

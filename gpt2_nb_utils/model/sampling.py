@@ -48,7 +48,9 @@ def next_token(logits: Tensor, temperature: float, top_k: int, generator: Random
         UserError: logits that are not finite, from weights that training has ruined.
     """
     if temperature == 0:
-        return logits.argmax(dim=-1)
+        likeliest = logits.argmax(dim=-1)  # of a row with nan in it, the place of the nan
+        _demand_finite(logits.gather(-1, likeliest[:, None]))
+        return likeliest
     if 0 < top_k < logits.size(-1):
         kept, ids = logits.topk(top_k, dim=-1)  # (B, k)
     else:
@@ -57,8 +59,7 @@ def next_token(logits: Tensor, temperature: float, top_k: int, generator: Random
     # smallest temperature does not overflow.
     kept = kept.cpu().double()
     probabilities = ((kept - kept.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
-    if not probabilities.isfinite().all():
-        raise UserError("the model's logits are not finite, so no token can be drawn: its training has diverged; lower lr")
+    _demand_finite(probabilities)
     if generator is None or isinstance(generator, torch.Generator):
         drawn = torch.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)
     else:
@@ -67,6 +68,11 @@ def next_token(logits: Tensor, temperature: float, top_k: int, generator: Random
             rows = [row for row, its in enumerate(generator) if its is each]
             drawn[rows] = torch.multinomial(probabilities[rows], num_samples=1, generator=each)
     return (drawn.to(logits.device) if ids is None else ids.gather(1, drawn.to(ids.device))).squeeze(1)
+
+
+def _demand_finite(values: Tensor) -> None:
+    if not values.isfinite().all():
+        raise UserError("the model's logits are not finite, so no token can be drawn: its training has diverged; lower lr")
 
 
 def skip_draws(generator: torch.Generator, n: int, rows: int, choices: int) -> None:

@@ -63,7 +63,8 @@ def model_card(about: Described) -> str:
     return _render("model_card.md.j2", about, english=kind != "other", licence=_LICENCES[kind], target=about.training_run["target_loss"],
                    prompt=about.config.prompt, new_tokens=min(about.config.max_new_tokens, max(1, about.config.seq_len // 2)),
                    seq_len=about.training_run["seq_len"], block_size=about.config.block_size, dtype=about.dtype, recalled=about.recalled,
-                   text_table=markdown.table(("", "its text"), _text(about)), recipe_table=markdown.table(("", "its run"), _recipe(about)))
+                   knows=_below_its_target(about), text_table=markdown.table(("", "its text"), _text(about)),
+                   recipe_table=markdown.table(("", "its run"), _recipe(about)))
 
 
 def space_readme(about: Described, gradio: str) -> str:
@@ -74,6 +75,12 @@ def space_readme(about: Described, gradio: str) -> str:
     """
     return _render("space_readme.md.j2", about, title=TITLE, short_description=SHORT_DESCRIPTION, gradio=gradio, python=PYTHON,
                    text=f"{about.training_run['corpus']['name']}, {count(about.training_run['corpus']['tokens'])} tokens")
+
+
+def _below_its_target(about: Described) -> bool:
+    """Whether the loss that was measured of these weights, over all of their text, is below the run's target."""
+    loss = about.training_run["train_loss"]
+    return loss is not None and loss < about.training_run["target_loss"]
 
 
 def _render(template: str, about: Described, **content: Any) -> str:
@@ -110,20 +117,34 @@ def _text(about: Described) -> list[tuple[str, str]]:
 
 
 def _recipe(about: Described) -> list[tuple[str, str]]:
+    """How the run went; of these weights, which may be older than its end, is the loss alone."""
     summary, config, run = about.summary, about.config, about.training_run
+    amp = summary.get("amp") or UNKNOWN
     rates = f"learning rate {config.lr:g}"
     rates += f", of the embeddings {config.embedding_lr:g}" if config.embedding_lr else ""
     rates += f", of biases and norms {config.vector_lr:g}" if config.vector_lr else ""
+    if config.optimizer == "muon":
+        rates += f", Muon's momentum {config.momentum:g}"
+    rates += f", AdamW's betas {config.beta1:g} and {config.beta2:g}"
+    schedule = f"{config.lr_schedule} over at most {count(config.steps)} steps"
+    if config.lr_schedule == "wsd":
+        schedule += f", decay over the last {config.decay_share:.3g} of them"
+    if config.lr_schedule != "constant":
+        schedule += f", down to {config.min_lr_ratio:g}{' of the peak' * (config.min_lr_ratio > 0)}"
     loss = "not measured" if summary.get("best_train_loss") is None else (
         f"{loss_text(summary['best_train_loss'])} ({verdict.extent(summary.get('best_train_loss_windows'), config.max_tokens)})")
+    measured = "" if summary.get("best_train_loss") is None else (
+        f"; measured by the run, in {config.amp if config.amp != 'auto' else amp}"
+        + f", before the weights were rounded to {about.dtype}" * (about.dtype != "float32"))
     seconds = summary.get("seconds")
     return [
-        ("Training loss of these weights", f"{loss}, at step {count(run['steps'])}"),
+        ("Training loss of these weights", f"{loss}, at step {count(run['steps'])}{measured}"),
         ("A step", f"{count(config.tokens_per_step)} tokens in windows of {config.seq_len}"),
-        ("Epochs", UNKNOWN if summary.get("epoch") is None else f"{summary['epoch']:.3g}"),
-        ("Optimizer", f"{config.optimizer}, {rates}, schedule {config.lr_schedule}, {count(config.warmup_steps)} steps of warm-up, "
-                      f"weight decay {config.weight_decay:g}, gradients clipped at {config.clip_grad:g}"),
+        ("Epochs of the whole run", UNKNOWN if summary.get("epoch") is None else f"{summary['epoch']:.3g}"),
+        ("Optimizer", f"{config.optimizer}, {rates}, weight decay {config.weight_decay:g}, "
+                      f"{f'gradients clipped at {config.clip_grad:g}' if config.clip_grad else 'gradients not clipped'}"),
+        ("Schedule", f"{count(config.warmup_steps)} steps of warm-up, {schedule}"),
         ("Seed", str(config.seed)),
-        ("Machine", f"{summary.get('device') or UNKNOWN}, {summary.get('amp') or UNKNOWN}, torch {summary.get('torch') or UNKNOWN}"),
-        ("Time in training steps", UNKNOWN if seconds is None else duration(seconds)),
+        ("Machine", f"{summary.get('device') or UNKNOWN}, {amp}, torch {summary.get('torch') or UNKNOWN}"),
+        ("Time in training steps of the whole run", UNKNOWN if seconds is None else duration(seconds)),
     ]

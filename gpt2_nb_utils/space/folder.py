@@ -71,6 +71,8 @@ def build_space(run_dir: str | Path, to: str | Path | None = None, dtype: str = 
             the way, or there is no room. The folder is as it was then.
     """
     directory = RunDirectory(run_dir)
+    if os.path.isfile(directory.path):
+        raise UserError(f"{directory} is a file: name the run directory, as `run` or notebook 03 leaves it")
     named = Path(to) if to is not None else directory.space
     try:
         try:
@@ -87,16 +89,31 @@ def build_space(run_dir: str | Path, to: str | Path | None = None, dtype: str = 
     return Space(named, dtype, sum((folder / name).stat().st_size for name in FILES), written)
 
 
+def how_to_serve(run_dir: Path) -> str:
+    """What to type to export a run and start its app on this machine."""
+    return f"python -m gpt2_nb_utils space {_quoted(run_dir)} --serve"
+
+
 def how_to_publish(folder: Path) -> list[str]:
     """What to type, with a name of one's own, to make a Space of a folder: `hf` comes with transformers."""
     name = "my-name/gpt2-by-heart"
     return ["hf auth login", f"hf repos create {name} --repo-type space --space-sdk gradio",
-            f"hf upload {name} {shlex.quote(str(folder))} . --repo-type space"]
+            f"hf upload {name} {_quoted(folder)} . --repo-type space"]
+
+
+def _quoted(path: Path) -> str:
+    """A path as one word of a terminal's line."""
+    if os.name == "nt":  # neither PowerShell nor cmd knows the quotes of a POSIX shell, and both know these
+        return f'"{path}"' if re.search(r"[^\w:\\/.-]", str(path)) else str(path)
+    return shlex.quote(str(path))
 
 
 def _refuse_what_is_not_ours(folder: Path, named: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{named} is a file: name a folder (--to)")
+    around = next(filter(_is_export, folder.parents), None)
+    if around is not None:
+        raise UserError(f"{named} is inside the Space's folder {around}, which holds its own files only: name a folder outside of it (--to)")
     entries = _entries(folder)
     if entries and not _is_export(folder):
         raise UserError(f"{named} holds files, but no Space that this command wrote: name a new or empty folder (--to)")
@@ -140,6 +157,8 @@ def _alone(folder: Path, named: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
+        with tempfile.TemporaryFile(dir=folder.parent):  # it also gives up where no file can be made, and this says why
+            pass
         raise UserError(f"{named}: another process is writing this folder: wait for it, or name another one (--to)") from None
     try:
         for unfinished in folder.parent.glob(glob.escape(_unfinished(folder)) + "*"):

@@ -94,7 +94,7 @@ class FromHF:
         """The network with the stored weights, in fp32 and eval mode.
 
         Raises:
-            UserError: the file is missing, damaged, a pickle, or holds other tensors than this GPT-2's.
+            UserError: the file is missing, damaged, a pickle, or holds other tensors than this GPT-2's or weights that are not finite.
         """
         tensors = _read_weights(self.folder, self.sizes)
         with torch.device("meta"):  # the weights come from the file: draw none
@@ -164,13 +164,18 @@ def _read_weights(folder: Path, sizes: GPT2Config) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             problem = _misfit(file, sizes)
             if problem:
-                raise UserError(f"{path} does not hold the weights of the GPT-2 in {CONFIG} ({problem}): {_MEND}")
+                raise UserError(f"{path} does not hold the weights of the GPT-2 in {CONFIG}, with the names that transformers' save_pretrained "
+                                f"writes ({problem}): {_MEND}")
             # Copied: the file may be replaced while the model is in use.
-            return {name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()}
+            tensors = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()}
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): allow reading it, or name another folder") from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged, or no safetensors file ({error}): {_MEND}") from None
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path} holds weights that are not finite ({name}): get the file again, or name another folder")
+    return tensors
 
 
 def _misfit(file: Any, sizes: GPT2Config) -> str | None:

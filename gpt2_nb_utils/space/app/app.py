@@ -35,10 +35,14 @@ MOST_TOKENS = 400
 """Of one answer: about 20 seconds of two CPU cores."""
 MOST_WAITING = 20
 """Questions in the queue, of all visitors together: one who floods it keeps the others out until it is worked off. One answer is written at a time, with all cores: two at a time would each be half as fast."""
-MOST_SENT = 64 * 1024
-"""Bytes of a request."""
-BY_HEART = 8
-"""Tokens in a row that must stand in the text to count as known by heart: fewer are often the same by chance."""
+MOST_TYPED = 64 * 1024
+"""Characters of a prompt on the page, which cuts off what is pasted beyond: far more than the model sees."""
+MOST_SENT = 4 * MOST_TYPED
+"""Bytes of a request: so much that a prompt of the page fits, whose characters take up to three each."""
+LARGEST_PORT = 2**16 - 1
+BY_HEART = 16
+"""Tokens in a row that must stand in the text to count as known by heart. A speaker's heading between the end of one speech and
+the first word of the next has up to 15: whoever knows the names writes all of them without remembering a place."""
 REFRESH = 0.1
 """Seconds between two looks of a growing answer, so that showing it does not slow the model down."""
 LARGEST_SEED = 2**31 - 1
@@ -77,6 +81,7 @@ class Settings:
         Raises:
             Refused: a value that is not a number, or not one of those that the page offers.
         """
+        seed = seed.strip() if isinstance(seed, str) else seed
         if seed is None or seed == "":
             seed = secrets.randbelow(LARGEST_SEED + 1)
         elif isinstance(seed, str) and seed.isascii() and seed.isdecimal() and len(seed) <= len(str(LARGEST_SEED)):
@@ -320,7 +325,7 @@ def page_of(answer: Answer) -> str:
     share = f"{known / n:.0%}"
     figures = {
         "By heart": f"{share} of {n:,} token{'s' * (n > 1)}",
-        "Longest stretch by heart": f"{max(answer.stretches):,} tokens",
+        "Longest stretch in its text": f"{max(answer.stretches):,} tokens",
         "Speed": f"{rate:.1f} tokens/s" if rate else "–",
         "First token after": f"{answer.times[0]:.2f} s",
         "Seed": str(answer.settings.seed),
@@ -377,7 +382,7 @@ def page(model: Model, corpus: Corpus) -> gr.Blocks:
         shown(heading(model.run), "heading")
         with gr.Row(elem_id="columns"):
             with gr.Column(min_width=280, elem_id="asking"):
-                prompt = gr.Textbox((known or STRANGERS)[0], lines=4, max_lines=12, label="Prompt", elem_id="prompt",
+                prompt = gr.Textbox((known or STRANGERS)[0], lines=4, max_lines=12, max_length=MOST_TYPED, label="Prompt", elem_id="prompt",
                                     info="Shift + Enter writes on")
                 with gr.Row():
                     begin = gr.Button("Write on", variant="primary", elem_id="write", min_width=100)
@@ -435,9 +440,11 @@ class Doorkeeper:
             length = dict(scope["headers"]).get(b"content-length", b"")
             if method not in self._OPEN or not self._OPEN[method].fullmatch(path) or ".." in path:
                 app = PlainTextResponse("There is nothing here.", 404)
-            elif method == "POST" and not (length.isdigit() and int(length) <= MOST_SENT):
-                # The page shows `detail`; what is not JSON it could not read.
-                app = JSONResponse({"detail": f"The prompt is too long: send at most {MOST_SENT:,} bytes, and say how many."}, 413)
+            # The page shows `detail`; what is not JSON it could not read.
+            elif method == "POST" and not length.isdigit():
+                app = JSONResponse({"detail": "The request does not say how long it is: send its Content-Length."}, 411)
+            elif method == "POST" and int(length) > MOST_SENT:
+                app = JSONResponse({"detail": f"The prompt is too long: send at most {MOST_SENT:,} bytes."}, 413)
         await app(scope, receive, send)
 
 
@@ -481,6 +488,10 @@ def main() -> int:
     if missing:
         print(f"error: {HERE / missing[0]} is missing: write the folder again", file=sys.stderr)
         return 2
+    port = os.environ.get("GRADIO_SERVER_PORT", "7860")
+    if not (port.isascii() and port.isdecimal() and len(port) <= len(str(LARGEST_PORT)) and 0 < int(port) <= LARGEST_PORT):
+        print(f"error: GRADIO_SERVER_PORT {_named(port)} is no port: set a whole number from 1 to {LARGEST_PORT:,}", file=sys.stderr)
+        return 2
     if os.environ.get("CPU_CORES", "").isdigit():  # a Space's own; its machine has more, and threads would wait for each other
         torch.set_num_threads(int(os.environ["CPU_CORES"]))
     transformers_logging.disable_progress_bar()
@@ -494,7 +505,7 @@ def main() -> int:
     try:
         page(model, corpus).launch(
             share=False,  # unless told so, gradio opens a public tunnel on Kaggle and SageMaker
-            server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), theme=theme, css=STYLE, quiet=True, show_error=False,
+            server_port=int(port), theme=theme, css=STYLE, quiet=True, show_error=False,
             ssr_mode=False, pwa=False, run_history=False, enable_monitoring=False, footer_links=[], state_session_capacity=200,
             app_kwargs={"middleware": [Middleware(Doorkeeper)]})
     except OSError as error:  # the port is occupied
