@@ -83,29 +83,6 @@ train(config, on_row=lambda row: print("faults", resource.getrusage(resource.RUS
     assert sorted(in_a_step)[len(in_a_step) // 2] < pages / 4
 
 
-def test_training_beside_a_live_figure_takes_no_more_memory_with_each_drawing(text_file, tmp_path):
-    script = """
-import sys
-from gpt2_nb_utils.config import RunConfig
-from gpt2_nb_utils.large_blocks import _resident
-from gpt2_nb_utils.training import live_figure
-from gpt2_nb_utils.training.loop import train
-live_figure._SECONDS_BETWEEN_DRAWINGS = 0.0
-config = RunConfig.resolve({"preset": "tiny", "input_file": sys.argv[1], "out_dir": sys.argv[2], "device": "cpu", "max_tokens": 512,
-                            "n_layer": 1, "n_head": 1, "n_embd": 768, "optimizer": "adamw", "batch_size": 2, "steps": 7, "log_every": 1,
-                            "eval_every": 100, "eval_windows": 2, "save_every": 100, "sample_every": 0, "target_loss": 1e-9})
-live = live_figure.LiveFigure(0.1, 7)
-def on_row(row):
-    live(row)
-    print("resident", _resident() >> 20)
-train(config, on_row=on_row)
-"""
-    done = subprocess.run([sys.executable, "-c", script, str(text_file), str(tmp_path / "run")], capture_output=True, text=True)
-    resident = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("resident")]
-    assert len(resident) == 8, done.stderr[-2000:]
-    assert max(resident) - resident[2] < 2 * 50257 * 768 * 4 >> 20  # MiB: not even two gradients of the token embedding, in five drawings
-
-
 def test_freed_memory_that_stays_unused_is_given_back_before_it_adds_up():
     code = """
 import ctypes
