@@ -648,8 +648,8 @@ def test_notebook_05_exports_agrees_with_transformers_and_starts_the_app_for_a_m
     assert notebook.errors(*code_cells(notebook)) == []
     assert not [output for cell in notebook.cells.values() for output in cell.get("outputs", []) if output.get("name") == "stderr"]
     assert "Both libraries agree." in notebook.cells["parity"].outputs[0].data["text/html"]
-    assert re.search(r"answered at http://127\.0\.0\.1:\d+/? with status 200 and a page of [\d,]+ bytes, “A GPT-2 ", notebook.cells["app"].outputs[0].data["text/html"])
-    assert notebook.cells["app"].outputs[1].text == f"python -m gpt2_nb_utils space {run} --serve\n"
+    assert re.search(r"answered at http://127\.0\.0\.1:\d+/? with status 200 and a page of [\d,]+ bytes, “A GPT-2 ", notebook.cells["app"].outputs[1].data["text/html"])
+    assert notebook.cells["app"].outputs[0].text == f"python -m gpt2_nb_utils space {run} --serve\n"
     assert (run.path / "space" / "app.py").is_file() and "hf upload" in notebook.run("publish")
 
 
@@ -661,7 +661,7 @@ def test_notebook_05_says_in_a_line_what_is_not_there_and_runs_to_its_end(sessio
     notebook.cells["start"].source += "\nimport sys\nsys.modules['transformers'] = sys.modules['gradio'] = None"
     assert notebook.errors(*code_cells(notebook)) == []
     assert "needs the package transformers, which is not installed: pip install transformers" in notebook.cells["parity"].outputs[0].data["text/html"]
-    assert "The app was not started: " in (said := notebook.cells["app"].outputs[0].data["text/html"]) and "gradio" in said
+    assert "The app was not started: " in (said := notebook.cells["app"].outputs[-1].data["text/html"]) and "gradio" in said
     run.best.unlink()
     assert notebook.errors(*code_cells(notebook)[3:]) == []
     assert "has no checkpoints/best.pt" in notebook.cells["export"].outputs[0].data["text/html"]

@@ -56,7 +56,7 @@ def run_notebooks(config: RunConfig, directory: RunDirectory, names: tuple[str, 
             raise UserError(f"{source} is missing: run from a complete clone of the project")
     for name in names:
         target = directory.notebooks / f"{name}.ipynb"
-        if config.resume and name in NAMES[:2] and _ran_to_its_end(source, target):
+        if config.resume and name in NAMES[:2] and _ran_to_its_end(SOURCES / f"{name}.ipynb", target):
             continue
         _execute(name, target, config, directory)
 
