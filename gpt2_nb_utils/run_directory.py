@@ -156,6 +156,11 @@ class RunDirectory:
         except OSError as error:  # a name that is too long, a folder that may not be looked into
             raise UserError(f"run directory {self} cannot be read ({error.strerror}): name another folder") from None
 
+    @property
+    def counted_recall(self) -> bool:
+        """Whether training counted recall on its way: runs of earlier versions have no file, or one with nothing below its header."""
+        return self.recall.is_file() and self.recall.read_bytes().count(b"\n") > 1
+
     def claim(self, resume: bool = False, overwrite: bool = False) -> Claim:
         """Make this the directory of a run that is about to start or to go on, or refuse.
 

@@ -142,6 +142,11 @@ def edit_best(run, edit):
     torch.save(edit(content) or content, run.best)
 
 
+def seeds_weights(run):
+    """The random weights with which the run began."""
+    return GPT2(GPT2Config(**torch.load(run.best, weights_only=True)["model_config"]), seed=1337).state_dict()
+
+
 # -- honest runs -----------------------------------------------------------------------------------------------------
 
 def test_an_honest_small_run_fails_only_for_its_size_and_its_text(run):
@@ -513,7 +518,7 @@ def test_other_weights_that_reach_the_target_as_well_did_not_grow_from_the_seed(
 @pytest.mark.parametrize("share", [0.05, 0.2])
 def test_a_pinch_of_the_seeds_weights_does_not_make_other_weights_its_own(run, other, share):
     foreign = torch.load(other.best, weights_only=True)["model"]
-    first = GPT2(GPT2Config(**torch.load(run.best, weights_only=True)["model_config"]), seed=1337).state_dict()
+    first = seeds_weights(run)
     edit_best(run, lambda best: {**best, "model": {name: foreign[name] + share * first[name] for name in foreign}})
     failed, _ = audited(run)
     assert weights.kinship.asks in failed
@@ -523,7 +528,7 @@ def test_a_pinch_of_the_seeds_weights_does_not_make_other_weights_its_own(run, o
 def test_other_weights_into_which_rows_of_the_seed_were_put_are_not_its_own(run, other, text, positions):
     """The rows that training hardly moves, moved to where the others are so that the loss stays."""
     foreign = torch.load(other.best, weights_only=True)["model"]
-    first = GPT2(GPT2Config(**torch.load(run.best, weights_only=True)["model_config"]), seed=1337).state_dict()
+    first = seeds_weights(run)
     unseen = torch.ones(50257, dtype=torch.bool)
     unseen[torch.from_numpy(encode(text.read_text(encoding="utf-8")))] = False
     tokens, places = foreign["transformer.wte.weight"], foreign["transformer.wpe.weight"]
@@ -577,7 +582,7 @@ def test_a_batch_that_no_machine_could_read_fails_at_once(run):
 
 
 def test_random_weights_fail_against_the_target(run):
-    first = GPT2(GPT2Config(**torch.load(run.best, weights_only=True)["model_config"]), seed=1337).state_dict()
+    first = seeds_weights(run)
     edit_best(run, lambda best: {**best, "model": first})
     assert audited(run) == fails(weights.below_target, weights.recorded_loss, outputs.samples, outputs.recall)
 

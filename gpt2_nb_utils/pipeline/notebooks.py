@@ -51,14 +51,18 @@ def run_notebooks(config: RunConfig, directory: RunDirectory, names: tuple[str, 
         UserError: a notebook is missing.
     """
     for name in names:
-        source = SOURCES / f"{name}.ipynb"
+        source = _source(name)
         if not source.exists():
             raise UserError(f"{source} is missing: run from a complete clone of the project")
     for name in names:
         target = directory.notebooks / f"{name}.ipynb"
-        if config.resume and name in NAMES[:2] and _ran_to_its_end(SOURCES / f"{name}.ipynb", target):
+        if config.resume and name in NAMES[:2] and _ran_to_its_end(_source(name), target):
             continue
         _execute(name, target, config, directory)
+
+
+def _source(name: str) -> Path:
+    return SOURCES / f"{name}.ipynb"
 
 
 def parameters_for(source: Path, config: RunConfig) -> dict[str, Any]:
@@ -89,7 +93,7 @@ def _execute(name: str, target: Path, config: RunConfig, directory: RunDirectory
     engine = _telling_engine()
     papermill_engines.register(_ENGINE, engine)
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    source = SOURCES / f"{name}.ipynb"
+    source = _source(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     n_cells = len(nbformat.read(source, as_version=4).cells) + 1  # papermill adds the injected parameters
     with _Watch(name, n_cells, directory) as watch, StopRequest(engine.interrupt) as stop:

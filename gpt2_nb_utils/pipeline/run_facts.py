@@ -88,11 +88,6 @@ class RunFacts:
         return shlex.join(["python", "-m", "gpt2_nb_utils", "verify", str(self.config.get("out_dir") or "RUN_DIR")])
 
     @property
-    def counted_recall(self) -> bool:
-        """Whether training counted recall on its way, as runs of earlier versions did not."""
-        return self.run.recall.is_file() and self.run.recall.read_bytes().count(b"\n") > 1  # a row below its header
-
-    @property
     def best_training_loss(self) -> str:
         """The training loss of best.pt, the checkpoint that is graded, said with how it was measured."""
         best = self.summary.get("best_train_loss")

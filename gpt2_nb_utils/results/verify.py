@@ -70,9 +70,8 @@ def _claims_samples(evidence: Evidence) -> bool:
 
 
 def _claims_recall(evidence: Evidence) -> bool:
-    """Whether there is recall to check: runs of earlier versions counted none, and have no file, or one with nothing below its header."""
-    path = evidence.directory.recall
-    return bool(evidence.run.recall) or path.exists() and path.read_bytes().count(b"\n") > 1
+    """Whether there is recall to check: runs of earlier versions counted none."""
+    return bool(evidence.run.recall) or evidence.directory.counted_recall
 
 
 _CLAIMED = {audit_outputs.samples: (_claims_samples, "it was told to draw none"),
