@@ -151,6 +151,19 @@ def injected(tmp_path, code: str) -> str:
     return str(path)
 
 
+def test_a_refusal_keeps_its_exit_status_while_the_watch_over_the_others_is_in_a_call(settings, tmp_path):
+    code = """
+import contextlib, datetime
+def in_a_call(self):
+    with contextlib.suppress(RuntimeError):
+        self._store.wait(["what nobody writes"], datetime.timedelta(seconds=0.02))
+processes.Processes._lost = in_a_call
+processes._POLL = 0
+"""
+    done = train_with_two(settings(batch_size=3), injected(tmp_path, code))
+    assert "exitcode  : 2" in done.stderr and "Signal 6" not in done.stderr, done.stderr
+
+
 def start(given: dict, n_rows: int, *program: str) -> subprocess.Popen:
     """Start a run of two processes and wait for `n_rows` rows of metrics."""
     process = subprocess.Popen(torchrun(given, *program), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
