@@ -12,6 +12,7 @@ from run_command import command, outputs, stand_ins
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.pipeline import notebooks
+from gpt2_nb_utils.pipeline import run as pipeline_run
 from gpt2_nb_utils.pipeline.notebooks import NAMES, NotebookFailed, parameters_for, run_notebooks
 from gpt2_nb_utils.run_directory import RunDirectory
 
@@ -143,12 +144,13 @@ def test_each_notebook_gets_the_given_settings_that_it_knows():
             assert passed == {"preset": "tiny", "steps": 3, "seed": 5, "prompt": "O ", "out_dir": "out/run"}
 
 
-def test_run_goes_on_from_a_named_checkpoint(finished, tmp_path):
-    directory, _ = finished
-    done = command("run", f"--resume={directory.last}", f"--out_dir={tmp_path / 'branch'}", "--steps=5")
-    assert done.returncode == 0, done.stderr
-    assert "resumed at step 4" in RunDirectory(tmp_path / "branch").log.read_text(encoding="utf-8")
-    assert RunDirectory(tmp_path / "branch").read_summary()["step"] == 5
+def test_run_goes_on_from_a_named_checkpoint(finished, tmp_path, monkeypatch):
+    directory, branch = finished[0], RunDirectory(tmp_path / "branch")
+    monkeypatch.setattr(pipeline_run, "run_notebooks", lambda config, branch: run_notebooks(config, branch, ["03_training"]))  # that reads it
+    monkeypatch.chdir(PROJECT)  # `run` goes there
+    summary = pipeline_run.run(RunConfig.resolve({"resume": str(directory.last), "out_dir": str(branch), "steps": 5}))
+    assert "resumed at step 4" in branch.log.read_text(encoding="utf-8")
+    assert summary["step"] == branch.read_summary()["step"] == 5
 
 
 @pytest.mark.parametrize("source, words, status", [
