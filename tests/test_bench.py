@@ -24,6 +24,7 @@ from gpt2_nb_utils.bench.worker import Worker, WorkerFailed  # noqa: E402
 from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.model import linear  # noqa: E402
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config  # noqa: E402
+from gpt2_nb_utils.pipeline import bench_table  # noqa: E402
 from gpt2_nb_utils.pipeline.readme import fill_readme  # noqa: E402
 
 SIZES = GPT2Config(block_size=64, n_layer=2, n_head=2, n_embd=16)
@@ -213,6 +214,11 @@ def test_the_run_around_the_step_and_processes_are_measured_by_the_real_commands
                  "train with 2 processes", f"{two / alone:.2f} (one round) of one process", "its start-up before the first step",
                  result["torch"]):
         assert part in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("cost, words", [(0.058, "loses 5.8% against train"), (-0.039, "3.9% more than train in their own turn")])
+def test_a_run_that_met_a_faster_machine_than_its_measure_did_is_not_said_to_lose_less_than_nothing(cost, words):
+    assert bench_table._lost(cost, "train") == words
 
 
 # The README's block
