@@ -1,5 +1,6 @@
 """The app of a Space: over real HTTP, in a real browser, against our own sampling, and with visitors who mean no good."""
 
+import contextlib
 import html.parser
 import importlib.util
 import json
@@ -253,20 +254,28 @@ def test_the_longest_prompt_that_the_page_takes_is_answered(served, visitor, app
     assert "Written: 2 tokens" in line
 
 
-def test_a_queue_that_is_full_says_so_and_goes_on(visitor, app):
-    sessions = [uuid.uuid4().hex for _ in range(app.MOST_WAITING + 6)]
+@contextlib.contextmanager
+def crowd(visitor, app, n):
+    """So many long questions in the queue, or before it where it is full; what each was told."""
+    sessions = [uuid.uuid4().hex for _ in range(n)]
     answers = [visitor.join([PROMPT, *GREEDY, app.MOST_TOKENS, 0], session) for session in sessions]
-    taken = [(session, answer.json()["event_id"]) for session, answer in zip(sessions, answers) if answer.status_code == 200]
-    refused = [answer for answer in answers if answer.status_code != 200]
     try:
-        assert app.MOST_WAITING <= len(taken) <= app.MOST_WAITING + 2 and len(refused) >= 4
+        yield answers
+    finally:
+        for session, answer in zip(sessions, answers):
+            if answer.status_code == 200:
+                visitor._http.post("/gradio_api/cancel", json={"session_hash": session, "fn_index": visitor._write,
+                                                               "event_id": answer.json()["event_id"]}).raise_for_status()
+
+
+def test_a_queue_that_is_full_says_so_and_goes_on(visitor, app):
+    with crowd(visitor, app, app.MOST_WAITING + 6) as answers:
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert app.MOST_WAITING <= len(answers) - len(refused) <= app.MOST_WAITING + 2 and len(refused) >= 4
         assert {answer.status_code for answer in refused} == {503}
         assert json.loads(refused[0].text)["detail"].startswith(f"Queue is full. Max size is {app.MOST_WAITING}")
         with pytest.raises(QueueFull):
             visitor.ask([PROMPT, *GREEDY, 1, 0])
-    finally:
-        for session, event in taken:
-            visitor._http.post("/gradio_api/cancel", json={"session_hash": session, "fn_index": visitor._write, "event_id": event}).raise_for_status()
     assert written(visitor.ask([PROMPT, *GREEDY, 2, 0])[1]) == PROMPT + continued(PROMPT, 2)
 
 
@@ -388,12 +397,38 @@ def test_stop_ends_the_answer_at_once_and_the_next_one_comes(visit):
     status(page, "Stopped.")
     stopped = text_of(page)
     page.wait_for_timeout(500)
+    status(page, "Stopped.")
     assert text_of(page) == stopped and len(stopped) < len(PROMPT + continued(PROMPT, 400))
     assert (PROMPT + continued(PROMPT, 400)).startswith(stopped)
     fill(page, "All:", Length=5)
     page.locator("#write").click()
     status(page, "Written: 5 tokens")
     assert text_of(page) == "All:" + continued("All:", 5)
+
+
+@needs_browser
+def test_stop_where_nothing_is_written_changes_nothing(visit):
+    page = visit()
+    page.locator("#stop").click()
+    page.wait_for_timeout(500)
+    status(page, "The answer comes here.")
+
+
+@needs_browser
+def test_who_waits_is_told_so_may_stop_and_is_told_of_a_full_queue(visit, visitor, app):
+    page = visit()
+    fill(page, Length=5)
+    with crowd(visitor, app, 10):
+        page.locator("#write").click()
+        status(page, "Waiting for its turn")
+        page.locator("#stop").click()
+        status(page, "Nothing was written.")
+    with crowd(visitor, app, app.MOST_WAITING + 6):
+        page.locator("#write").click()
+        page.get_by_text("This application is currently busy").wait_for()
+        status(page, "Nothing was written.")
+    page.locator("#write").click()
+    status(page, "Written: 5 tokens")
 
 
 @needs_browser

@@ -7,6 +7,7 @@ package that trained the model, whose way of sampling it follows token for token
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import reprlib
@@ -48,6 +49,8 @@ REFRESH = 0.1
 LARGEST_SEED = 2**31 - 1
 FEW = 4
 """Passages among which an example is chosen: each takes the model about a tenth of a second when the app starts."""
+WAITING, WRITING = "Waiting for its turn …", "Writing …"
+"""How the line about an answer begins until the answer has come to its end."""
 STRANGERS = ("ASTRONAUT:\nHow far", "My dear robot,", "Chapter 1. Of whales")
 """Beginnings that no play of Shakespeare's has."""
 
@@ -309,7 +312,7 @@ def answers(model: Model, corpus: Corpus, prompt: Any, *values: Any) -> Iterator
         answer.times.append(time.perf_counter() - begun)
         if answer.times[-1] - shown >= REFRESH or len(written) == 1:
             shown = answer.times[-1]
-            yield note("Writing …" + cut), page_of(answer)
+            yield note(WRITING + cut), page_of(answer)
     yield note(f"Written: {len(written):,} tokens in {answer.times[-1]:.1f} seconds." + cut), page_of(answer)
 
 
@@ -402,12 +405,22 @@ def page(model: Model, corpus: Corpus) -> gr.Blocks:
             with gr.Column(min_width=280, elem_id="answering"):
                 line = shown(note("The answer comes here."), "note")
                 answer = shown("", "answer")
-        writing = gr.on([begin.click, prompt.submit], lambda *sent: (yield from answers(model, corpus, *sent)), [prompt, *settings],
-                        [line, answer], preprocess=False, show_progress_on=answer, concurrency_limit=1, api_name="write")
-        stop.click(lambda: note("Stopped."), None, line, queue=False, show_progress="hidden", cancels=[writing], api_visibility="private")
+        asked = gr.on([begin.click, prompt.submit], None, None, line, js=f"() => {json.dumps(note(WAITING))}", api_visibility="private")
+        writing = asked.then(lambda *sent: (yield from answers(model, corpus, *sent)), [prompt, *settings], [line, answer],
+                             preprocess=False, show_progress_on=answer, concurrency_limit=1, trigger_mode="once", api_name="write")
+        stop.click(None, cancels=[writing], api_visibility="private")
+        # Also after a stop, and not before the server knew of it: until then the line may be written over.
+        for over in (writing.then, writing.failure):
+            over(None, line, line, js=broken_off(), api_visibility="private")
     blocks.queue(max_size=MOST_WAITING, api_open=False)
     blocks._queue.sleep_when_free = 0.02  # it looks for work that often; its own 0.001 takes the model a part of its time
     return blocks
+
+
+def broken_off() -> str:
+    """JavaScript that says of an answer that is over, and was not written to its end, what became of it; other lines it leaves."""
+    became = {WAITING: note("Nothing was written."), WRITING: note("Stopped.")}
+    return f"line => {{ const begun = Object.entries({json.dumps(became)}).find(([words]) => line.includes(words)); return begun ? begun[1] : line; }}"
 
 
 def shown(text: str, name: str) -> gr.HTML:
