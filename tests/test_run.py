@@ -146,11 +146,11 @@ def test_each_notebook_gets_the_given_settings_that_it_knows():
 
 def test_run_goes_on_from_a_named_checkpoint(finished, tmp_path, monkeypatch):
     directory, branch = finished[0], RunDirectory(tmp_path / "branch")
-    monkeypatch.setattr(pipeline_run, "run_notebooks", lambda config, branch: run_notebooks(config, branch, ["03_training"]))  # that reads it
+    monkeypatch.setattr(pipeline_run, "run_notebooks", lambda config, branch: run_notebooks(config, branch, NAMES[2:4]))  # those that read it
     monkeypatch.chdir(PROJECT)  # `run` goes there
     summary = pipeline_run.run(RunConfig.resolve({"resume": str(directory.last), "out_dir": str(branch), "steps": 5}))
     assert "resumed at step 4" in branch.log.read_text(encoding="utf-8")
-    assert summary["step"] == branch.read_summary()["step"] == 5
+    assert summary["step"] == branch.read_summary()["step"] == 5 and (branch.report / "04_results.html").exists()
 
 
 @pytest.mark.parametrize("source, words, status", [

@@ -35,11 +35,12 @@ def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every
     assert (out_dir / "report" / "04_results.html").exists()
 
 
-def test_a_run_on_the_demonstration_corpus_says_so_wherever_a_result_is_shown(tmp_path):
+def test_a_run_on_the_demonstration_corpus_says_so_wherever_a_result_is_shown(tmp_path, monkeypatch):
     clone = tmp_path / "clone"  # a project without data/input.txt, from whose notebooks folder everything is started
     clone.mkdir()
     for name in ("gpt2_nb_utils", "notebooks"):
         shutil.copytree(PROJECT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", str(clone))  # its package, and so its notebooks, not those that are installed
     done = command("run", "--preset=tiny", "--max_tokens=300", "--steps=2", "--sample_every=1", "--device=cpu", cwd=clone / "notebooks")
     assert done.returncode == 0, done.stderr
     directory = RunDirectory(clone / "out" / "run")

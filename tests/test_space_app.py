@@ -414,21 +414,49 @@ def test_stop_where_nothing_is_written_changes_nothing(visit):
     status(page, "The answer comes here.")
 
 
+def ask(page):
+    """Click, and wait until the question is in the queue or refused; the HTTP status tells which."""
+    with page.expect_response(re.compile("/queue/join")) as asked:
+        page.locator("#write").click()
+    return asked.value.status
+
+
 @needs_browser
 def test_who_waits_is_told_so_may_stop_and_is_told_of_a_full_queue(visit, visitor, app):
     page = visit()
     fill(page, Length=5)
     with crowd(visitor, app, 10):
-        page.locator("#write").click()
+        assert ask(page) == 200
         status(page, "Waiting for its turn")
+        page.locator("#write").click()  # once more
         page.locator("#stop").click()
         status(page, "Nothing was written.")
-    with crowd(visitor, app, app.MOST_WAITING + 6):
-        page.locator("#write").click()
-        page.get_by_text("This application is currently busy").wait_for()
-        status(page, "Nothing was written.")
+    for _ in range(5):
+        with crowd(visitor, app, app.MOST_WAITING + 6):
+            if ask(page) == 503:
+                page.get_by_text("This application is currently busy").wait_for()
+                status(page, "Nothing was written.")
+                break
+            page.locator("#stop").click()  # a place had come free
+            status(page, "Nothing was written.")
+    else:
+        pytest.fail("the queue was never full")
     page.locator("#write").click()
     status(page, "Written: 5 tokens")
+
+
+@needs_browser
+def test_a_click_while_an_answer_is_written_changes_nothing(visit):
+    page = visit()
+    fill(page, Length=400)
+    page.evaluate("""window.lines = []; new MutationObserver(() => {
+        const line = document.querySelector('#note [role=status]')?.textContent; if (line && line !== lines.at(-1)) lines.push(line);
+    }).observe(document.querySelector('#note'), { childList: true, subtree: true, characterData: true })""")
+    page.locator("#write").click()
+    page.wait_for_function("document.querySelector('.written')?.textContent.length > 40")
+    page.locator("#write").click()
+    status(page, "Written: 400 tokens")
+    assert [line.partition(":")[0] for line in page.evaluate("lines")] == ["Waiting for its turn …", "Writing …", "Written"]
 
 
 @needs_browser

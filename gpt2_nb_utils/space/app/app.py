@@ -405,9 +405,9 @@ def page(model: Model, corpus: Corpus) -> gr.Blocks:
             with gr.Column(min_width=280, elem_id="answering"):
                 line = shown(note("The answer comes here."), "note")
                 answer = shown("", "answer")
-        asked = gr.on([begin.click, prompt.submit], None, None, line, js=f"() => {json.dumps(note(WAITING))}", api_visibility="private")
+        asked = gr.on([begin.click, prompt.submit], None, line, line, js=asked_for(), api_visibility="private")
         writing = asked.then(lambda *sent: (yield from answers(model, corpus, *sent)), [prompt, *settings], [line, answer],
-                             preprocess=False, show_progress_on=answer, concurrency_limit=1, trigger_mode="once", api_name="write")
+                             preprocess=False, show_progress_on=answer, concurrency_limit=1, api_name="write")
         stop.click(None, cancels=[writing], api_visibility="private")
         # Also after a stop, and not before the server knew of it: until then the line may be written over.
         for over in (writing.then, writing.failure):
@@ -417,10 +417,15 @@ def page(model: Model, corpus: Corpus) -> gr.Blocks:
     return blocks
 
 
+def asked_for() -> str:
+    """JavaScript for the line where an answer is asked for. While one is awaited or written, gradio takes no other: the line stays."""
+    return f"line => {json.dumps([WAITING, WRITING])}.some(words => line.includes(words)) ? undefined : {json.dumps(note(WAITING))}"
+
+
 def broken_off() -> str:
-    """JavaScript that says of an answer that is over, and was not written to its end, what became of it; other lines it leaves."""
+    """JavaScript for the line where an answer is over: of one that was not written to its end it says what became of it."""
     became = {WAITING: note("Nothing was written."), WRITING: note("Stopped.")}
-    return f"line => {{ const begun = Object.entries({json.dumps(became)}).find(([words]) => line.includes(words)); return begun ? begun[1] : line; }}"
+    return f"line => Object.entries({json.dumps(became)}).find(([words]) => line.includes(words))?.[1]"
 
 
 def shown(text: str, name: str) -> gr.HTML:
