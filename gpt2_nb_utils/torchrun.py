@@ -6,9 +6,13 @@ What they do together is in `training.processes`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import time
+import traceback
+from typing import Callable, NoReturn
 
 _LONGEST_WAIT = 30.0
 """Seconds after which a process that waits to be ended goes by itself."""
@@ -46,3 +50,24 @@ def let_rank_0_speak() -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(_LONGEST_WAIT)
+
+
+def end_with(main: Callable[[], int]) -> NoReturn:
+    """Run a program to its end, and end this process with its exit status.
+
+    One of several processes ends without the end of the interpreter: threads of torch.distributed still live then, and one
+    that asks for the interpreter at that moment, to drop the tensors of its last exchange, would abort the process.
+    """
+    if world_size() == 1:
+        sys.exit(main())
+    try:
+        status = main()
+    except SystemExit as end:  # argparse, after --help
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(status or 0)

@@ -180,13 +180,7 @@ class Processes:
         self._key = f"gpt2_nb_utils/{os.environ['TORCHELASTIC_RUN_ID']}/{os.environ['TORCHELASTIC_RESTART_COUNT']}/failed"
         self._places: list[Any] = [None] * self.count
         dist.all_gather_object(self._places, (socket.gethostname(), os.getpid()))
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
-
-    def _leave(self) -> None:
-        """Watch no more. A thread that the end of the interpreter meets inside a call of the store aborts the process."""
-        self._over.set()
-        self._watcher.join(_GRACE)
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         """Wait for a loss. The main thread meets it in its next call to the others, but not while it computes or NCCL hangs."""
@@ -269,5 +263,5 @@ def joined() -> Iterator[Processes]:
     except Exception as error:
         raise processes.reason(error)
     finally:
-        processes._leave()
+        processes._over.set()
     dist.destroy_process_group()
