@@ -6,7 +6,6 @@ What they do together is in `training.processes`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -55,19 +54,22 @@ def let_rank_0_speak() -> None:
 def end_with(main: Callable[[], int]) -> NoReturn:
     """Run a program to its end, and end this process with its exit status.
 
-    One of several processes ends without the end of the interpreter: threads of torch.distributed still live then, and one
-    that asks for the interpreter at that moment, to drop the tensors of its last exchange, would abort the process.
+    One of several processes skips the end of the interpreter: threads of torch.distributed are still alive, and one that asks
+    for the interpreter while it ends, to drop the tensors of its last exchange, aborts the process.
     """
     if world_size() == 1:
         sys.exit(main())
+    status = 1
     try:
         status = main()
-    except SystemExit as end:  # argparse, after --help
-        status = end.code
+    except SystemExit as end:  # argparse, after --help or --version
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
-        status = 1
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            stream.flush()
-    os._exit(status or 0)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except Exception:  # its reader is gone, or the disk is full
+                status = status or 1
+        os._exit(status)

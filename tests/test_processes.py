@@ -1,8 +1,8 @@
 """Several processes that train one model, started as a user starts them: the same losses, one writer, one line when one dies."""
 
+import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,10 +24,7 @@ from gpt2_nb_utils.training.samples_file import read_samples
 
 def torchrun(given: dict, *program: str) -> list[str]:
     """The command that trains with two processes, by the package's own command or by another program."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}",
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",  # which finds a free port
             *(program or ("-m", "gpt2_nb_utils")), "train", *(f"--{name}={value}" for name, value in given.items())]
 
 
@@ -129,12 +126,45 @@ def test_a_command_of_one_process_says_so_under_torchrun(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: run works in one process, and torchrun started 2")
 
 
-def test_help_under_torchrun_is_written_whole():
-    several = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2"}
-    outputs = [subprocess.run([sys.executable, "-m", "gpt2_nb_utils", "train", "--help"], capture_output=True, text=True,
-                              env={**os.environ, **environment}) for environment in ({}, several)]
-    assert [done.returncode for done in outputs] == [0, 0]
-    assert outputs[1].stdout == outputs[0].stdout != ""
+# How one of several processes ends: its output is whole, its exit status its own, and the interpreter's end is left out
+
+
+SEVERAL = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2"}
+
+
+def python(*words: str, **more: str) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env={**environment, **more})
+
+
+def test_help_is_written_whole():
+    alone, several = python("-m", "gpt2_nb_utils", "train", "--help"), python("-m", "gpt2_nb_utils", "train", "--help", **SEVERAL)
+    assert several.returncode == alone.returncode == 0
+    assert several.stdout == alone.stdout != ""
+
+
+END_WITH = """
+import atexit, os, sys
+from gpt2_nb_utils import torchrun
+atexit.register(os.write, os.dup(1), b"the end of the interpreter")
+print("written")
+torchrun.end_with(lambda: {})
+"""
+
+
+@pytest.mark.parametrize("result, status, complaint", [("0", 0, ""), ("130", 130, ""), ("sys.exit(2)", 2, ""), ("1 / 0", 1, "ZeroDivisionError")])
+def test_one_of_several_ends_with_its_status_and_not_with_its_interpreter(result, status, complaint):
+    several, alone = python("-c", END_WITH.format(result), **SEVERAL), python("-c", END_WITH.format(result))
+    assert several.returncode == alone.returncode == status
+    assert complaint in several.stderr and complaint in alone.stderr
+    assert several.stdout == "written\n"
+    assert "the end of the interpreter" in alone.stdout
+
+
+@pytest.mark.parametrize("result", ["(sys.stderr.close(), 1 / 0)", "(os.dup2(os.open('/dev/full', os.O_WRONLY), 1), 0)[1]"])
+def test_one_of_several_ends_so_even_where_nothing_can_be_written(result):
+    several = python("-c", END_WITH.format(result), **SEVERAL)
+    assert several.returncode == 1 and "the end of the interpreter" not in several.stdout
 
 
 # When a process dies, fails or is asked to stop
@@ -160,28 +190,40 @@ def injected(tmp_path, code: str) -> str:
     return str(path)
 
 
-def test_a_refusal_keeps_its_exit_status_while_a_thread_asks_for_the_interpreter_that_ends(settings, tmp_path):
-    # Gloo's threads do so at times, to drop the tensors of the last exchange; this watch, which comes back from C++, always does.
+def test_a_refusal_keeps_its_exit_status_while_a_thread_asks_for_the_interpreter(settings, tmp_path):
+    # Gloo's do so at times, to drop the tensors of the last exchange; this one does nothing else.
     code = """
 import contextlib, datetime
-def in_a_call(self):
-    with contextlib.suppress(RuntimeError):
-        self._store.wait(["what nobody writes"], datetime.timedelta(seconds=0.02))
-processes.Processes._lost = in_a_call
-processes._POLL = 0
+def in_calls(self):
+    while True:
+        with contextlib.suppress(RuntimeError):
+            self._store.wait(["what nobody writes"], datetime.timedelta(seconds=0.005))
+processes.Processes._watch = in_calls
 """
     done = train_with_two(settings(batch_size=3), injected(tmp_path, code))
     assert "exitcode  : 2" in done.stderr and "Signal 6" not in done.stderr, done.stderr
 
 
-def start(given: dict, n_rows: int, *program: str) -> subprocess.Popen:
-    """Start a run of two processes and wait for `n_rows` rows of metrics."""
-    process = subprocess.Popen(torchrun(given, *program), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while len(read_metrics(RunDirectory(given["out_dir"]).metrics)) < n_rows:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    return process
+@pytest.fixture
+def start():
+    """Starts a run of two processes and waits for so many rows of metrics; a test that fails leaves none of them behind."""
+    family = []
+
+    def begin(given: dict, n_rows: int, *program: str) -> subprocess.Popen:
+        process = subprocess.Popen(torchrun(given, *program), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        family.append(psutil.Process(process.pid))
+        deadline = time.monotonic() + 240
+        while len(read_metrics(RunDirectory(given["out_dir"]).metrics)) < n_rows:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        family.extend(family[0].children())
+        return process
+
+    yield begin
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def child_of(process: subprocess.Popen, rank: int) -> psutil.Process:
@@ -192,7 +234,7 @@ def child_of(process: subprocess.Popen, rank: int) -> psutil.Process:
 def kill(process: subprocess.Popen, rank: int) -> tuple[int, str]:
     """Kill a process of torchrun's; torchrun's exit status, and what all of them had to say."""
     child_of(process, rank).kill()
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     return process.returncode, stderr
 
 
@@ -210,12 +252,12 @@ def endless(settings, **more) -> dict:
     return settings(**{"steps": 100_000, "eval_every": 100_000, "save_every": 1, "sample_every": 0, **more})
 
 
-def test_when_rank_0_is_killed_another_says_so_and_the_last_checkpoint_is_whole(settings):
+def test_when_rank_0_is_killed_another_says_so_and_the_last_checkpoint_is_whole(settings, start):
     given = endless(settings)
     assert_failed(*kill(start(given, 4), rank=0), given, "rank 0 of 2 died")
 
 
-def test_when_a_rank_is_killed_while_rank_0_is_busy_the_run_ends_all_the_same(settings, tmp_path):
+def test_when_a_rank_is_killed_while_rank_0_is_busy_the_run_ends_all_the_same(settings, tmp_path, start):
     given = endless(settings, sample_every=2, max_new_tokens=1_000_000)
     process = start(given, 3, injected(tmp_path, ""))  # the row of step 2: rank 0 samples now, rank 1 waits
     assert_failed(*kill(process, rank=1), given, "rank 1 of 2 died")
@@ -250,12 +292,12 @@ start.load_corpus = lambda path: replace(load(path), sha256=os.environ["RANK"])
 
 
 @pytest.mark.parametrize("to_torchrun", [True, False])
-def test_a_stop_asked_of_one_stops_all_after_the_same_step_and_saves(settings, to_torchrun):
+def test_a_stop_asked_of_one_stops_all_after_the_same_step_and_saves(settings, to_torchrun, start):
     given = endless(settings, save_every=100_000)
     process = start(given, 4)
     # A terminal's Ctrl-C reaches torchrun alone, which hands it on; a signal to rank 1 has to be handed on by the processes.
     (process if to_torchrun else child_of(process, 1)).send_signal(signal.SIGINT)
-    shown, complained = process.communicate(timeout=60)
+    shown, complained = process.communicate(timeout=300)
     summary, last = RunDirectory(given["out_dir"]).read_summary(), read_checkpoint(RunDirectory(given["out_dir"]).last)
     assert summary["status"] == "interrupted" and last["state"]["step"] == summary["step"] >= 3
     assert shown.count("interrupted at step") == 1 and not errors(complained)

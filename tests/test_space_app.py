@@ -269,13 +269,18 @@ def crowd(visitor, app, n):
 
 
 def test_a_queue_that_is_full_says_so_and_goes_on(visitor, app):
-    with crowd(visitor, app, app.MOST_WAITING + 6) as answers:
-        refused = [answer for answer in answers if answer.status_code != 200]
-        assert app.MOST_WAITING <= len(answers) - len(refused) <= app.MOST_WAITING + 2 and len(refused) >= 4
-        assert {answer.status_code for answer in refused} == {503}
-        assert json.loads(refused[0].text)["detail"].startswith(f"Queue is full. Max size is {app.MOST_WAITING}")
-        with pytest.raises(QueueFull):
-            visitor.ask([PROMPT, *GREEDY, 1, 0])
+    for _ in range(5):
+        with crowd(visitor, app, app.MOST_WAITING + 6) as answers:
+            refused = [answer for answer in answers if answer.status_code != 200]
+            assert app.MOST_WAITING <= len(answers) - len(refused) <= app.MOST_WAITING + 2 and len(refused) >= 4
+            assert {answer.status_code for answer in refused} == {503}
+            assert json.loads(refused[0].text)["detail"].startswith(f"Queue is full. Max size is {app.MOST_WAITING}")
+            with contextlib.suppress(QueueFull):
+                visitor.ask([PROMPT, *GREEDY, 1, 0])
+                continue  # a place had come free
+            break
+    else:
+        pytest.fail("the queue was never full")
     assert written(visitor.ask([PROMPT, *GREEDY, 2, 0])[1]) == PROMPT + continued(PROMPT, 2)
 
 
@@ -283,9 +288,11 @@ def test_who_goes_away_keeps_nobody_waiting(visitor, app):
     begun = time.monotonic()
     visitor.ask([PROMPT, *GREEDY, app.MOST_TOKENS, 0])
     whole = time.monotonic() - begun
-    visitor.ask([PROMPT, *GREEDY, app.MOST_TOKENS, 0], leave=True)
-    _, _, waited = visitor.ask([PROMPT, *GREEDY, 1, 0])
-    assert waited < whole / 2
+    waits = []
+    while len(waits) < 3 and min(waits, default=whole) >= whole / 2:  # others share the machine
+        visitor.ask([PROMPT, *GREEDY, app.MOST_TOKENS, 0], leave=True)
+        waits.append(visitor.ask([PROMPT, *GREEDY, 1, 0])[2])
+    assert min(waits) < whole / 2
 
 
 def test_the_app_asks_nobody_for_anything_and_opens_no_tunnel_where_gradio_would(space, monkeypatch):
@@ -364,11 +371,11 @@ def text_of(page):
 def test_the_answer_to_a_typed_prompt_grows_on_the_page_and_ends_as_our_sampling_has_it(visit):
     page = visit()
     fill(page, Length=150)
+    page.evaluate("""window.lengths = []; new MutationObserver(() => lengths.push(document.querySelector('.written')?.textContent.length ?? 0))
+        .observe(document.querySelector('#answer'), { childList: true, subtree: true, characterData: true })""")
     page.locator("#write").click()
-    lengths = []
-    while "Written" not in page.locator("#note").inner_text():
-        lengths.append(len(text_of(page)))
-        page.wait_for_timeout(50)
+    status(page, "Written")
+    lengths = page.evaluate("lengths")
     assert len({n for n in lengths if n}) > 3 and lengths == sorted(lengths)
     assert text_of(page) == PROMPT + continued(PROMPT, 150)
     assert page.locator("mark").last.inner_text() and "150 tokens" in page.locator(".figures").inner_text()

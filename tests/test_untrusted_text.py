@@ -40,7 +40,7 @@ def visit(browser):
         page.on("popup", lambda popup: page.did.append("popup"))
         page.goto(path.resolve().as_uri())
         for link in page.locator("main a:not([href$='.html']):not([href^='#'])").all():
-            link.click(timeout=1000, no_wait_after=True)
+            link.click(no_wait_after=True)
         page.wait_for_timeout(100)
         return page
 
