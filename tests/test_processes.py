@@ -119,17 +119,18 @@ def test_processes_do_not_share_a_gpu(device, words):
         Precision.of(RunConfig.resolve({"preset": "tiny", "device": device}), Processes(rank=1, count=99, local_rank=1, local_count=99))
 
 
+SEVERAL = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2"}
+"""What torchrun tells the first of two processes."""
+
+
 def test_a_command_of_one_process_says_so_under_torchrun(monkeypatch, capsys):
-    for name, value in {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2"}.items():
+    for name, value in SEVERAL.items():
         monkeypatch.setenv(name, value)
     assert main(["run"]) == 2
     assert capsys.readouterr().err.startswith("error: run works in one process, and torchrun started 2")
 
 
 # How one of several processes ends: its output is whole, its exit status its own, and the interpreter's end is left out
-
-
-SEVERAL = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2"}
 
 
 def python(*words: str, **more: str) -> subprocess.CompletedProcess:
@@ -234,7 +235,7 @@ def child_of(process: subprocess.Popen, rank: int) -> psutil.Process:
 def kill(process: subprocess.Popen, rank: int) -> tuple[int, str]:
     """Kill a process of torchrun's; torchrun's exit status, and what all of them had to say."""
     child_of(process, rank).kill()
-    _, stderr = process.communicate(timeout=300)
+    _, stderr = process.communicate(timeout=60)
     return process.returncode, stderr
 
 
@@ -297,7 +298,7 @@ def test_a_stop_asked_of_one_stops_all_after_the_same_step_and_saves(settings, t
     process = start(given, 4)
     # A terminal's Ctrl-C reaches torchrun alone, which hands it on; a signal to rank 1 has to be handed on by the processes.
     (process if to_torchrun else child_of(process, 1)).send_signal(signal.SIGINT)
-    shown, complained = process.communicate(timeout=300)
+    shown, complained = process.communicate(timeout=60)
     summary, last = RunDirectory(given["out_dir"]).read_summary(), read_checkpoint(RunDirectory(given["out_dir"]).last)
     assert summary["status"] == "interrupted" and last["state"]["step"] == summary["step"] >= 3
     assert shown.count("interrupted at step") == 1 and not errors(complained)

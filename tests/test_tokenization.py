@@ -662,7 +662,7 @@ def test_without_shuffling_the_windows_come_in_the_order_of_the_text():
 def test_a_far_position_costs_no_more_than_a_near_one():
     started = time.monotonic()
     assert sorted(WindowOrder(2641, seed=0).take(2641 * 10**12, 2641)) == list(range(2641))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 1
 
 
 # --- display ---------------------------------------------------------------------------------------------------------
