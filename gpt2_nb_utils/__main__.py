@@ -10,7 +10,8 @@ import argparse
 import errno
 import io
 import sys
-from typing import Any, Callable, NoReturn, get_args
+from collections.abc import Callable
+from typing import Any, NoReturn, get_args
 
 from gpt2_nb_utils import __version__, torchrun
 from gpt2_nb_utils.bench.settings import FLAGS, add_bench_flags
@@ -52,7 +53,12 @@ def _sweep(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
     folder = Path(args.out_dir)
     outcomes = sweep(Path(args.spec), folder, args.keep_checkpoints)
-    print("", (folder / MARKDOWN).read_text(encoding="utf-8"), f"figure      {folder / FIGURE}", sep="\n")
+    print(
+        "",
+        (folder / MARKDOWN).read_text(encoding="utf-8"),
+        f"figure      {folder / FIGURE}",
+        sep="\n",
+    )
     if any(outcome.status == "interrupted" for outcome in outcomes):
         return _interrupted()
     return 1 if all(outcome.status == "failed" for outcome in outcomes) else 0
@@ -60,12 +66,21 @@ def _sweep(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
 def _sample(args: argparse.Namespace, given: dict[str, Any]) -> int:
     if args.from_hf is not None and args.run_dir is not None:
-        raise UserError(f"RUN_DIR {args.run_dir} and --from_hf {args.from_hf} name a model each: give one of them")
-    texts, demo = _sampled_from_hf(args, given) if args.from_hf is not None else _sampled_from_run(args, given)
+        raise UserError(
+            f"RUN_DIR {args.run_dir} and --from_hf {args.from_hf} name a model each: give one of them"
+        )
+    texts, demo = (
+        _sampled_from_hf(args, given)
+        if args.from_hf is not None
+        else _sampled_from_run(args, given)
+    )
     for text in texts:
         print(visible(text), end="\n\n")
     if demo:
-        print("(by a model that was trained on the demonstration corpus, not on the course's input.txt)", file=sys.stderr)
+        print(
+            "(by a model that was trained on the demonstration corpus, not on the course's input.txt)",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -119,7 +134,16 @@ def _bench(args: argparse.Namespace, given: dict[str, Any]) -> int:
     from gpt2_nb_utils.pipeline.bench_table import as_text
 
     given = {name: value for name, value in given.items() if name in FLAGS}
-    result = bench(args.only, given, args.against, args.rounds, args.profile, args.nproc_per_node, args.out_dir, args.overwrite)
+    result = bench(
+        args.only,
+        given,
+        args.against,
+        args.rounds,
+        args.profile,
+        args.nproc_per_node,
+        args.out_dir,
+        args.overwrite,
+    )
     print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else as_text(result))
     return 0
 
@@ -130,9 +154,13 @@ def _space(args: argparse.Namespace, given: dict[str, Any]) -> int:
     from gpt2_nb_utils.space.folder import build_space, how_to_publish
 
     if args.port is not None and not args.serve:
-        raise UserError(f"--port {args.port} says where to serve the app: add --serve, or leave it out")
+        raise UserError(
+            f"--port {args.port} says where to serve the app: add --serve, or leave it out"
+        )
     space = build_space(args.run_dir, args.to, args.dtype, args.overwrite)
-    print(f"{space.folder}: {space.n_bytes / 1e6:,.0f} MB, weights in {space.dtype}{'' if space.written else ' (was there already)'}")
+    print(
+        f"{space.folder}: {space.n_bytes / 1e6:,.0f} MB, weights in {space.dtype}{'' if space.written else ' (was there already)'}"
+    )
     if args.screenshots is not None:
         from gpt2_nb_utils.space.screenshots import take_screenshots
 
@@ -154,15 +182,30 @@ def _tell(summary: dict[str, Any]) -> int:
 
     directory = RunDirectory(summary["config"]["out_dir"])
     if summary["corpus"]["source"] == "demo":
-        print("This run used the demonstration corpus, not the course's input.txt (data/README.md tells where to put it).")
+        print(
+            "This run used the demonstration corpus, not the course's input.txt (data/README.md tells where to put it)."
+        )
     loss = summary["best_train_loss"]
-    measured = "not measured" if loss is None else f"{loss:.6f}, " + describe_windows(
-        summary["best_train_loss_windows"], summary["config"]["max_tokens"])
-    print(f"{summary['status'].replace('_', ' ')} at step {summary['step']:,}: training loss {measured}; "
-          f"target {summary['target_loss']} {'reached' if summary['target_reached'] else 'not reached'}")
-    for title, path in (("report", directory.report / "index.html"), ("notebooks", directory.notebooks),
-                        ("checkpoints", directory.last.parent), ("log", directory.log), ("metrics", directory.metrics),
-                        ("samples", directory.samples), ("figures", directory.figures), ("space", directory.space)):
+    measured = (
+        "not measured"
+        if loss is None
+        else f"{loss:.6f}, "
+        + describe_windows(summary["best_train_loss_windows"], summary["config"]["max_tokens"])
+    )
+    print(
+        f"{summary['status'].replace('_', ' ')} at step {summary['step']:,}: training loss {measured}; "
+        f"target {summary['target_loss']} {'reached' if summary['target_reached'] else 'not reached'}"
+    )
+    for title, path in (
+        ("report", directory.report / "index.html"),
+        ("notebooks", directory.notebooks),
+        ("checkpoints", directory.last.parent),
+        ("log", directory.log),
+        ("metrics", directory.metrics),
+        ("samples", directory.samples),
+        ("figures", directory.figures),
+        ("space", directory.space),
+    ):
         if path.exists():
             print(f"{title:12}{path}")
     return _exit_status(summary)
@@ -191,62 +234,146 @@ def _port(text: str) -> int:
 
 
 _PORT = 7860  # Gradio's own
-_SAMPLE_FLAGS = ("prompt", "num_prompts", "max_new_tokens", "top_k", "temperature", "seed", "device")
+_SAMPLE_FLAGS = (
+    "prompt",
+    "num_prompts",
+    "max_new_tokens",
+    "top_k",
+    "temperature",
+    "seed",
+    "device",
+)
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, dict[str, Any]], int], str]] = {
     "run": (_run, "all notebooks, headless, and the report: from the text to index.html"),
     "train": (_train, "the training of notebook 03 alone"),
-    "sweep": (_sweep, "train every run of a TOML file of settings, and set them side by side in a table and a figure"),
+    "sweep": (
+        _sweep,
+        "train every run of a TOML file of settings, and set them side by side in a table and a figure",
+    ),
     "sample": (_sample, "let the model of a run continue a prompt"),
-    "verify": (_verify, "prove a run again from its weights and its text: an audit that trusts nothing recorded"),
+    "verify": (
+        _verify,
+        "prove a run again from its weights and its text: an audit that trusts nothing recorded",
+    ),
     "report": (_report, "the executed notebooks of a run as self-contained HTML"),
     "readme": (_readme, "put the results of a run between the AUTO markers of a README"),
-    "space": (_space, "export the model of a run to the Hugging Face format, with an app around it: the folder of a Space"),
-    "bench": (_bench, "measure the speed of training, sampling, start-up and checkpoints on this machine"),
+    "space": (
+        _space,
+        "export the model of a run to the Hugging Face format, with an app around it: the folder of a Space",
+    ),
+    "bench": (
+        _bench,
+        "measure the speed of training, sampling, start-up and checkpoints on this machine",
+    ),
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line, with one sub-command per entry of COMMANDS."""
-    parser = _Parser(prog="python -m gpt2_nb_utils", allow_abbrev=False,
-                     description="GPT-2 (124M) trained from scratch on one text file, until it knows that file by heart.")
+    parser = _Parser(
+        prog="python -m gpt2_nb_utils",
+        allow_abbrev=False,
+        description="GPT-2 (124M) trained from scratch on one text file, until it knows that file by heart.",
+    )
     parser.add_argument("--version", action="version", version=f"gpt2_nb_utils {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(
+        dest="command", metavar="command", required=True, parser_class=_Parser
+    )
     for name, (_, summary) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            allow_abbrev=False,
+        )
         if name in ("run", "train"):
             add_flags(command)
         elif name == "sweep":
-            command.add_argument("spec", metavar="SPEC", help="TOML file: [common] settings, [runs.NAME] with what differs")
-            command.add_argument("--out_dir", default="out/sweep", metavar="DIR",
-                                 help="folder for the runs, the table and the figure (default: %(default)s)")
-            command.add_argument("--keep_checkpoints", action="store_true", help="leave checkpoints/best.pt of each run there")
+            command.add_argument(
+                "spec",
+                metavar="SPEC",
+                help="TOML file: [common] settings, [runs.NAME] with what differs",
+            )
+            command.add_argument(
+                "--out_dir",
+                default="out/sweep",
+                metavar="DIR",
+                help="folder for the runs, the table and the figure (default: %(default)s)",
+            )
+            command.add_argument(
+                "--keep_checkpoints",
+                action="store_true",
+                help="leave checkpoints/best.pt of each run there",
+            )
         elif name == "bench":
             add_bench_flags(command)
         else:
             out_dir = RunConfig.model_fields["out_dir"].default
-            command.add_argument("run_dir", nargs="?", default=None if name == "sample" else out_dir, metavar="RUN_DIR",
-                                 help=f"run directory (default: {out_dir})")
+            command.add_argument(
+                "run_dir",
+                nargs="?",
+                default=None if name == "sample" else out_dir,
+                metavar="RUN_DIR",
+                help=f"run directory (default: {out_dir})",
+            )
         if name == "sample":
-            command.add_argument("--from_hf", metavar="DIR", help="take the model of this folder in the Hugging Face format instead "
-                                                                  "(a Space's folder does as well)")
+            command.add_argument(
+                "--from_hf",
+                metavar="DIR",
+                help="take the model of this folder in the Hugging Face format instead "
+                "(a Space's folder does as well)",
+            )
             add_flags(command, _SAMPLE_FLAGS)
         if name == "verify":
-            command.add_argument("--sample", type=_windows, default=0, metavar="N",
-                                 help="a quick look: measure only N windows, which proves nothing (default: all)")
-            command.add_argument("--device", default="auto", metavar="STR", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-            command.add_argument("--amp", default="fp32", metavar="|".join(get_args(RunConfig.model_fields["amp"].annotation)),
-                                 help="number format of the audit, whatever that of the training was (default: %(default)s)")
+            command.add_argument(
+                "--sample",
+                type=_windows,
+                default=0,
+                metavar="N",
+                help="a quick look: measure only N windows, which proves nothing (default: all)",
+            )
+            command.add_argument(
+                "--device",
+                default="auto",
+                metavar="STR",
+                help="auto, cpu, cuda or cuda:N (default: %(default)s)",
+            )
+            command.add_argument(
+                "--amp",
+                default="fp32",
+                metavar="|".join(get_args(RunConfig.model_fields["amp"].annotation)),
+                help="number format of the audit, whatever that of the training was (default: %(default)s)",
+            )
         if name == "space":
-            command.add_argument("--to", metavar="DIR", help="folder to write (default: RUN_DIR/space)")
-            command.add_argument("--dtype", choices=("float16", "float32"), default="float16",
-                                 help="number format of the stored weights (default: %(default)s)")
-            command.add_argument("--overwrite", action="store_true", help="replace another export that is there")
-            command.add_argument("--serve", action="store_true", help="then start the app on 127.0.0.1, until Ctrl-C")
-            command.add_argument("--port", type=_port, metavar="INT", help=f"port of the app (default: {_PORT})")
-            command.add_argument("--screenshots", metavar="DIR", help="take pictures of the app in headless Chromium")
+            command.add_argument(
+                "--to", metavar="DIR", help="folder to write (default: RUN_DIR/space)"
+            )
+            command.add_argument(
+                "--dtype",
+                choices=("float16", "float32"),
+                default="float16",
+                help="number format of the stored weights (default: %(default)s)",
+            )
+            command.add_argument(
+                "--overwrite", action="store_true", help="replace another export that is there"
+            )
+            command.add_argument(
+                "--serve", action="store_true", help="then start the app on 127.0.0.1, until Ctrl-C"
+            )
+            command.add_argument(
+                "--port", type=_port, metavar="INT", help=f"port of the app (default: {_PORT})"
+            )
+            command.add_argument(
+                "--screenshots", metavar="DIR", help="take pictures of the app in headless Chromium"
+            )
         if name == "readme":
-            command.add_argument("--readme", default="README.md", metavar="FILE", help="file to fill (default: %(default)s)")
+            command.add_argument(
+                "--readme",
+                default="README.md",
+                metavar="FILE",
+                help="file to fill (default: %(default)s)",
+            )
     return parser
 
 
@@ -254,18 +381,26 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 2 for bad input, 130 or 143 after SIGINT or SIGTERM, 1 for anything else that failed."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a console of Windows, or a pipe, may not know ✓ or ♞
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a console of Windows, or a pipe, may not know ✓ or ♞
     try:
         args, unknown = build_parser().parse_known_args(argv)
         flags = [word for word in unknown if word.startswith("--")]
         if flags:
             check_names([flags[0].removeprefix("--").partition("=")[0]])
         if unknown:
-            raise UserError(f"unexpected argument {unknown[0]!r} (`python -m gpt2_nb_utils {args.command} --help` lists the flags)")
+            raise UserError(
+                f"unexpected argument {unknown[0]!r} (`python -m gpt2_nb_utils {args.command} --help` lists the flags)"
+            )
         if torchrun.world_size() > 1 and args.command != "train":
-            raise UserError(f"{args.command} works in one process, and torchrun started {torchrun.world_size()}: start it without "
-                            f"torchrun; train is the one that shares its work out")
-        given = {name: value for name, value in vars(args).items() if name in RunConfig.model_fields}
+            raise UserError(
+                f"{args.command} works in one process, and torchrun started {torchrun.world_size()}: start it without "
+                f"torchrun; train is the one that shares its work out"
+            )
+        given = {
+            name: value for name, value in vars(args).items() if name in RunConfig.model_fields
+        }
         return COMMANDS[args.command][0](args, given)
     except UserError as error:
         if torchrun.rank() == 0:

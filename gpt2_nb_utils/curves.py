@@ -45,7 +45,9 @@ def plain_log_axis(axes: Axes, low: float, high: float) -> None:
     axes.set_ylim(low, high)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(decades) <= 5 else (1,)
-    axes.yaxis.set_major_locator(FixedLocator([factor * 10.0**decade for decade in decades for factor in factors]))
+    axes.yaxis.set_major_locator(
+        FixedLocator([factor * 10.0**decade for decade in decades for factor in factors])
+    )
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
 
@@ -53,8 +55,12 @@ def plain_log_axis(axes: Axes, low: float, high: float) -> None:
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
     """Write (text, y value, colour) beside the right edge, pushed apart where they would lie on each other."""
     to_share = axes.transData + axes.transAxes.inverted()
-    wanted = sorted((float(to_share.transform((0, y))[1]), text, colour) for text, y, colour in ends)
-    height = 11.5 / 72 / (axes.figure.get_size_inches()[1] * 0.78)  # of one line, as a share of the axes
+    wanted = sorted(
+        (float(to_share.transform((0, y))[1]), text, colour) for text, y, colour in ends
+    )
+    height = (
+        11.5 / 72 / (axes.figure.get_size_inches()[1] * 0.78)
+    )  # of one line, as a share of the axes
     halves = [height * (1 + text.count("\n")) / 2 for _, text, _ in wanted]
     places = [share for share, _, _ in wanted]
     for i in range(1, len(places)):  # up from below
@@ -64,6 +70,20 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
         places[i] = min(places[i], ceiling)
     for (share, text, colour), place in zip(wanted, places):
         moved = abs(place - share) > 0.01
-        arrow = dict(arrowstyle="-", color="0.6", linewidth=0.7, shrinkA=0, shrinkB=0, relpos=(0, 0.5)) if moved else None
-        axes.annotate(text, (1.0, share), xycoords="axes fraction", xytext=(1.03, place), textcoords="axes fraction",
-                      va="center", fontsize=9, color=colour, arrowprops=arrow, annotation_clip=False)
+        arrow = (
+            dict(arrowstyle="-", color="0.6", linewidth=0.7, shrinkA=0, shrinkB=0, relpos=(0, 0.5))
+            if moved
+            else None
+        )
+        axes.annotate(
+            text,
+            (1.0, share),
+            xycoords="axes fraction",
+            xytext=(1.03, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=9,
+            color=colour,
+            arrowprops=arrow,
+            annotation_clip=False,
+        )

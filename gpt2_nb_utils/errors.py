@@ -39,14 +39,22 @@ class NotWritten(UserError):
         flag: the one that names another place.
     """
 
-    def __init__(self, path: str | os.PathLike[str], error: OSError, kept: str = "", flag: str = "--out_dir"):
-        mend = _MENDS.get(error.errno, "see that its folder is there, or choose another {flag}").format(flag=flag)
-        super().__init__(f"{path} cannot be written ([Errno {error.errno}] {error.strerror}): {mend}{kept and '; ' + kept}")
+    def __init__(
+        self, path: str | os.PathLike[str], error: OSError, kept: str = "", flag: str = "--out_dir"
+    ):
+        mend = _MENDS.get(
+            error.errno, "see that its folder is there, or choose another {flag}"
+        ).format(flag=flag)
+        super().__init__(
+            f"{path} cannot be written ([Errno {error.errno}] {error.strerror}): {mend}{kept and '; ' + kept}"
+        )
 
 
 _MENDS = {
     **dict.fromkeys(FULL, "free disk space or choose another {flag}"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "name a folder that you may write to ({flag})"),
+    **dict.fromkeys(
+        (errno.EROFS, errno.EACCES, errno.EPERM), "name a folder that you may write to ({flag})"
+    ),
 }
 
 

@@ -33,7 +33,9 @@ def keep_large_blocks() -> bool:
         return False
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # One heap instead of separate mappings, for all threads (the backward pass has its own), and never shortened.
-    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_ARENA_MAX, 1) and mallopt(_TRIM_THRESHOLD, _NEVER))
+    return bool(
+        mallopt(_MMAP_MAX, 0) and mallopt(_ARENA_MAX, 1) and mallopt(_TRIM_THRESHOLD, _NEVER)
+    )
 
 
 class FreedMemory:

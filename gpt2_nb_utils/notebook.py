@@ -34,10 +34,14 @@ def start() -> None:
     """
     keep_large_blocks()
     enter_project()
-    packages = "  ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "matplotlib", "tiktoken"))
+    packages = "  ".join(
+        f"{name} {version(name)}" for name in ("torch", "numpy", "matplotlib", "tiktoken")
+    )
     print(f"Python {platform.python_version()}  {packages}")
     if not Path("gpt2_nb_utils").is_dir():
-        print(f"working directory {one_line(str(Path.cwd()))}: data/input.txt and out/run are looked for here, not in the project's folder")
+        print(
+            f"working directory {one_line(str(Path.cwd()))}: data/input.txt and out/run are looked for here, not in the project's folder"
+        )
     if (shell := _shell()) is not None:
         shell.set_custom_exc((NameError,), _tell_missing_name)
 
@@ -49,12 +53,16 @@ def _shell() -> Any:
     return get_ipython()
 
 
-def _tell_missing_name(shell: Any, kind: type, error: NameError, traceback: Any, tb_offset: int | None = None) -> None:
+def _tell_missing_name(
+    shell: Any, kind: type, error: NameError, traceback: Any, tb_offset: int | None = None
+) -> None:
     """A cell without the cells above it (after a restart, or out of order) misses a name: say that, in place of a traceback."""
     innermost = traceback
     while innermost.tb_next is not None:
         innermost = innermost.tb_next
-    if innermost.tb_frame.f_globals is shell.user_ns:  # else a mistake in a package, which a traceback tells better
+    if (
+        innermost.tb_frame.f_globals is shell.user_ns
+    ):  # else a mistake in a package, which a traceback tells better
         line = f"NameError: {error}: run the cells above first (Run > Run All Above Selected Cell), or check the spelling"
         error._render_traceback_ = lambda: [line]
     shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
@@ -76,7 +84,9 @@ def settings(namespace: dict[str, Any]) -> RunConfig:
     _config.check_names([*parameters, *injected])
     for name in injected:
         if parameters and name not in parameters:
-            raise UserError(f"this notebook has no parameter {name!r}: it takes {', '.join(parameters)}")
+            raise UserError(
+                f"this notebook has no parameter {name!r}: it takes {', '.join(parameters)}"
+            )
     given = {}
     for name in RunConfig.model_fields:
         value = namespace.get(name)
@@ -103,7 +113,11 @@ def _assigned_names() -> tuple[list[str], list[str]]:
 def _targets(source: str) -> list[str]:
     names = []
     for statement in ast.parse(source).body:
-        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        targets = (
+            statement.targets
+            if isinstance(statement, ast.Assign)
+            else [getattr(statement, "target", None)]
+        )
         names += [target.id for target in targets if isinstance(target, ast.Name)]
     return names
 

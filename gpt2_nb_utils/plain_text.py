@@ -9,8 +9,10 @@ import re
 
 # Controls, marks that turn the direction of writing, invisible characters, exotic line ends, halves of surrogate pairs. The
 # two joiners (U+200C, U+200D) stay: some scripts and emoji need them, and they act on nothing.
-_ACTED_ON = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-                       "\ud800-\udfff\U000e0000-\U000e007f]")
+_ACTED_ON = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 def visible(text: str) -> str:
@@ -28,7 +30,9 @@ def _shown(character: str) -> str:
 
 def one_line(text: str) -> str:
     """The text as one line: all that cannot be printed, line ends too, becomes an escape such as `\\n`."""
-    return "".join(character if character.isprintable() else _escaped(character) for character in text)
+    return "".join(
+        character if character.isprintable() else _escaped(character) for character in text
+    )
 
 
 def _escaped(character: str) -> str:

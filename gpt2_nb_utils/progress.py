@@ -30,7 +30,9 @@ class Progress:
         shown: False draws nothing: of several processes, one shows the work of all.
     """
 
-    def __init__(self, total: int, label: str, done: int = 0, estimate: bool = True, shown: bool = True):
+    def __init__(
+        self, total: int, label: str, done: int = 0, estimate: bool = True, shown: bool = True
+    ):
         self.total, self.label, self._estimate = total, label, estimate
         self._start, self._started_at = done, time.monotonic()
         self._drawn_at = 0.0
@@ -60,7 +62,11 @@ class Progress:
         worked, left = done - self._start, seconds_left
         if left is None and self._estimate and worked > 0:
             left = (now - self._started_at) / worked * (self.total - done)
-        parts = [self.label, f"{done:,}/{self.total:,}", *(f"{name} {value}".strip() for name, value in figures.items())]
+        parts = [
+            self.label,
+            f"{done:,}/{self.total:,}",
+            *(f"{name} {value}".strip() for name, value in figures.items()),
+        ]
         parts.append(f"{duration(left)} left" if left is not None else "")
         self._line = "  ".join(part for part in parts if part)
         if now - self._drawn_at >= self._interval:
@@ -69,14 +75,18 @@ class Progress:
 
     def close(self, note: str = "") -> None:
         """Draw the last state, with the time that the work took and a closing note."""
-        parts = [part for part in self._line.split("  ") if not part.endswith(" left")] if self._line else [self.label]
+        parts = (
+            [part for part in self._line.split("  ") if not part.endswith(" left")]
+            if self._line
+            else [self.label]
+        )
         parts += [f"took {duration(time.monotonic() - self._started_at)}", note]
         self._line = "  ".join(part for part in parts if part)
         self._draw(final=True)
 
     def _draw_in_terminal(self, final: bool) -> None:
         # A line that wraps could not be drawn over.
-        line = self._line if final else self._line[:shutil.get_terminal_size().columns - 1]
+        line = self._line if final else self._line[: shutil.get_terminal_size().columns - 1]
         sys.stderr.write(f"\r\x1b[2K{line}" + ("\n" if final else ""))
         sys.stderr.flush()
 
@@ -91,7 +101,7 @@ class Progress:
         data = {
             "text/plain": self._line,
             "text/html": f'<div class="gpt2-progress"><progress max="100" value="{share:.1f}" aria-label="{text}">'
-                         f"{share:.0f} %</progress> <code>{text}</code></div>",
+            f"{share:.0f} %</progress> <code>{text}</code></div>",
         }
         if self._display is None:
             self._display = display(data, raw=True, display_id=True)

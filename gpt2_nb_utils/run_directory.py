@@ -13,18 +13,32 @@ import shlex
 import shutil
 import sys
 import tempfile
-from datetime import datetime, timezone
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator
+from typing import Any, BinaryIO
 
 import filelock
 
 from gpt2_nb_utils import torchrun
 from gpt2_nb_utils.errors import NotWritten, UserError
 
-_MADE_BY_A_RUN = ("config.json", "environment.json", "tokens.bin", "logs", "samples", "checkpoints", "figures", "notebooks",
-                  "report", "space", "verify.json", "token_losses.npz", "summary.json")
+_MADE_BY_A_RUN = (
+    "config.json",
+    "environment.json",
+    "tokens.bin",
+    "logs",
+    "samples",
+    "checkpoints",
+    "figures",
+    "notebooks",
+    "report",
+    "space",
+    "verify.json",
+    "token_losses.npz",
+    "summary.json",
+)
 """In the order in which they are thrown away: while the summary is there, the folder is known for a run's."""
 _LOCK, _LOCK_OF_RUN = ".lock", ".run.lock"
 _LENT = "GPT2_NB_UTILS_LENT"
@@ -152,9 +166,13 @@ class RunDirectory:
     def holds_run(self) -> bool:
         """Whether a run was ever started here."""
         try:
-            return any(path.exists() for path in (self.summary, self.last, self.previous, self.best))
+            return any(
+                path.exists() for path in (self.summary, self.last, self.previous, self.best)
+            )
         except OSError as error:  # a name that is too long, a folder that may not be looked into
-            raise UserError(f"run directory {self} cannot be read ({error.strerror}): name another folder") from None
+            raise UserError(
+                f"run directory {self} cannot be read ({error.strerror}): name another folder"
+            ) from None
 
     @property
     def counted_recall(self) -> bool:
@@ -174,35 +192,62 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out_dir {self} is a file: name a folder")
         if self.holds_run and not (resume or overwrite):
-            raise UserError(f"out_dir {self} already holds a run: go on with it (--resume auto), name another "
-                            f"folder (--out_dir), or throw it away (--overwrite)")
+            raise UserError(
+                f"out_dir {self} already holds a run: go on with it (--resume auto), name another "
+                f"folder (--out_dir), or throw it away (--overwrite)"
+            )
         if not self.holds_run and self.path.exists() and not self._is_free:
-            raise UserError(f"out_dir {self} holds files but no run: name a new or empty folder (--out_dir)")
+            raise UserError(
+                f"out_dir {self} holds files but no run: name a new or empty folder (--out_dir)"
+            )
         if overwrite and self.holds_run and not self._is_of_a_run:
-            raise UserError(f"out_dir {self} holds a {self.summary.name} that no run wrote: name a new or empty folder (--out_dir)")
+            raise UserError(
+                f"out_dir {self} holds a {self.summary.name} that no run wrote: name a new or empty folder (--out_dir)"
+            )
         if not overwrite:
             self._refuse_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             claim = Claim(self.path)
         except filelock.Timeout:
-            raise UserError(f"out_dir {self}: another process is training there: wait for it, stop it, or name another "
-                            f"folder (--out_dir)") from None
+            raise UserError(
+                f"out_dir {self}: another process is training there: wait for it, stop it, or name another "
+                f"folder (--out_dir)"
+            ) from None
         except OSError as error:
-            raise UserError(f"out_dir {self} cannot be used ({error.strerror}): name a folder you may write to") from None
+            raise UserError(
+                f"out_dir {self} cannot be used ({error.strerror}): name a folder you may write to"
+            ) from None
         if overwrite and self.holds_run:
             for name in _MADE_BY_A_RUN:
                 target = self.path / name
-                shutil.rmtree(target) if target.is_dir() and not target.is_symlink() else target.unlink(missing_ok=True)
-        for file in (self.best, self.last, self.config, self.summary, self.environment, self.tokens, self.metrics, self.recall, self.samples):
-            for cut_short in file.parent.glob(f".{file.name}.*"):  # by a kill in the midst of writing it
+                shutil.rmtree(
+                    target
+                ) if target.is_dir() and not target.is_symlink() else target.unlink(missing_ok=True)
+        for file in (
+            self.best,
+            self.last,
+            self.config,
+            self.summary,
+            self.environment,
+            self.tokens,
+            self.metrics,
+            self.recall,
+            self.samples,
+        ):
+            for cut_short in file.parent.glob(
+                f".{file.name}.*"
+            ):  # by a kill in the midst of writing it
                 cut_short.unlink(missing_ok=True)
         return claim
 
     @property
     def _is_of_a_run(self) -> bool:
         """Whether more than a file by the name of `summary.json` says that a run was here."""
-        if any(path.exists() for path in (self.path / _LOCK, self.config, self.last, self.previous, self.best)):
+        if any(
+            path.exists()
+            for path in (self.path / _LOCK, self.config, self.last, self.previous, self.best)
+        ):
             return True
         try:
             return "config" in self.read_summary()
@@ -211,17 +256,29 @@ class RunDirectory:
 
     def _refuse_links(self) -> None:
         """Raise a UserError where a file that is appended to, or written in place, is a link: a run from elsewhere could aim it at any file."""
-        for file in (self.log, self.metrics, self.recall, self.samples, *self.notebooks.glob("*.ipynb")):
+        for file in (
+            self.log,
+            self.metrics,
+            self.recall,
+            self.samples,
+            *self.notebooks.glob("*.ipynb"),
+        ):
             if file.is_symlink():
-                raise UserError(f"{file} is a link, and what a run writes there would go elsewhere: put the file itself in its place, "
-                                f"or throw the run away (--overwrite)")
+                raise UserError(
+                    f"{file} is a link, and what a run writes there would go elsewhere: put the file itself in its place, "
+                    f"or throw the run away (--overwrite)"
+                )
 
     @property
     def _is_free(self) -> bool:
         """Whether the folder is empty, or holds only what a run leaves that is killed before it has a summary."""
         names = {entry.name for entry in self.path.iterdir()} - _NOT_CONTENT
         if (self.path / _LOCK).exists():
-            names = {name for name in names if name not in _MADE_BY_A_RUN and not name.startswith(_CUT_SHORT)}
+            names = {
+                name
+                for name in names
+                if name not in _MADE_BY_A_RUN and not name.startswith(_CUT_SHORT)
+            }
         return not names
 
     def read_summary(self) -> dict[str, Any]:
@@ -244,12 +301,18 @@ class RunDirectory:
                 return content
             raise ValueError
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{self} is no run directory ({path.name} is missing): name the out_dir of a run, "
-                            f"or start one with `python -m gpt2_nb_utils run --out_dir {self}`") from None
+            raise UserError(
+                f"{self} is no run directory ({path.name} is missing): name the out_dir of a run, "
+                f"or start one with `python -m gpt2_nb_utils run --out_dir {self}`"
+            ) from None
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}): allow reading it, or name another run") from None
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): allow reading it, or name another run"
+            ) from None
         except (ValueError, RecursionError):
-            raise UserError(f"{path} is not a valid JSON object: restore it, or start the run anew with --overwrite") from None
+            raise UserError(
+                f"{path} is not a valid JSON object: restore it, or start the run anew with --overwrite"
+            ) from None
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         """Write `content` to one of the JSON files of the run, whole or not at all.
@@ -266,13 +329,23 @@ class RunDirectory:
 def environment() -> dict[str, Any]:
     """What the run ran on: machine, Python and the versions of the packages that matter."""
     packages = {}
-    for name in ("torch", "numpy", "tiktoken", "matplotlib", "pydantic", "papermill", "nbconvert", "jupyterlab", "transformers"):
+    for name in (
+        "torch",
+        "numpy",
+        "tiktoken",
+        "matplotlib",
+        "pydantic",
+        "papermill",
+        "nbconvert",
+        "jupyterlab",
+        "transformers",
+    ):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = None
     return {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         "processor": _processor(),
@@ -326,5 +399,12 @@ def _words_of_parent() -> list[str]:
 def _without_folders(words: list[str]) -> list[str]:
     """The program without its folder: that tells a reader nothing, and may hold the name of a user."""
     if len(words) > 1 and Path(words[1]).is_absolute():
-        return [Path(words[1]).name, *words[2:]]  # an installed script such as papermill, with the interpreter before it
-    return [Path(words[0]).name if Path(words[0]).is_absolute() else words[0], *words[1:]] if words else words
+        return [
+            Path(words[1]).name,
+            *words[2:],
+        ]  # an installed script such as papermill, with the interpreter before it
+    return (
+        [Path(words[0]).name if Path(words[0]).is_absolute() else words[0], *words[1:]]
+        if words
+        else words
+    )

@@ -11,7 +11,8 @@ import signal
 import sys
 import time
 import traceback
-from typing import Callable, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 _LONGEST_WAIT = 30.0
 """Seconds after which a process that waits to be ended goes by itself."""

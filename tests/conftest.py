@@ -11,14 +11,18 @@ import pytest
 from gpt2_nb_utils.run_directory import RunDirectory
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers side by side would only wait for each other's threads
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # workers side by side would only wait for each other's threads
 os.environ["GPT2_NB_UTILS_NO_DOWNLOAD"] = "1"  # also for the kernels and commands that tests start
 os.environ["GPT2_NB_UTILS_NO_APP"] = "1"  # each `run` would start it; the tests of the app do
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 PROJECT = Path(__file__).parents[1]
 COURSE_INPUT = PROJECT / "data" / "input.txt"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
@@ -59,11 +63,33 @@ def finished(tmp_path_factory, text_file):
     folder = tmp_path_factory.mktemp("run")
     name = "=1+1 input.txt" if os.name == "nt" else "=1+1 <img src=x onerror=alert(6)>\u202e.txt"
     text = folder / name
-    text.write_text(HOSTILE_TEXT + text_file.read_text(encoding="utf-8"), encoding="utf-8", newline="\n")
-    settings = {"preset": "tiny", "input_file": text, "out_dir": folder / "with space & 'quotes'", "device": "cpu", "max_tokens": 512, "steps": 4,
-                "eval_every": 2, "sample_every": 2, "max_new_tokens": 8, "prompt": HOSTILE_TEXT}
-    done = subprocess.run([sys.executable, "-m", "gpt2_nb_utils", "run", *(f"--{name}={value}" for name, value in settings.items())],
-                          cwd=PROJECT, capture_output=True, text=True)
+    text.write_text(
+        HOSTILE_TEXT + text_file.read_text(encoding="utf-8"), encoding="utf-8", newline="\n"
+    )
+    settings = {
+        "preset": "tiny",
+        "input_file": text,
+        "out_dir": folder / "with space & 'quotes'",
+        "device": "cpu",
+        "max_tokens": 512,
+        "steps": 4,
+        "eval_every": 2,
+        "sample_every": 2,
+        "max_new_tokens": 8,
+        "prompt": HOSTILE_TEXT,
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "gpt2_nb_utils",
+            "run",
+            *(f"--{name}={value}" for name, value in settings.items()),
+        ],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return RunDirectory(settings["out_dir"]), done
 
@@ -71,9 +97,25 @@ def finished(tmp_path_factory, text_file):
 @pytest.fixture
 def settings(text_file, tmp_path):
     """Settings of a run of seconds: a very small model on 512 tokens. Call it with what should differ."""
+
     def make(**more) -> dict:
-        return {"preset": "tiny", "input_file": str(text_file), "out_dir": str(tmp_path / "run"), "device": "cpu", "n_embd": 8,
-                "max_tokens": 512, "batch_size": 4, "steps": 6, "log_every": 1, "eval_every": 3, "save_every": 3,
-                "sample_every": 3, "max_new_tokens": 8, "lr_schedule": "constant", "warmup_steps": 0, **more}
+        return {
+            "preset": "tiny",
+            "input_file": str(text_file),
+            "out_dir": str(tmp_path / "run"),
+            "device": "cpu",
+            "n_embd": 8,
+            "max_tokens": 512,
+            "batch_size": 4,
+            "steps": 6,
+            "log_every": 1,
+            "eval_every": 3,
+            "save_every": 3,
+            "sample_every": 3,
+            "max_new_tokens": 8,
+            "lr_schedule": "constant",
+            "warmup_steps": 0,
+            **more,
+        }
 
     return make

@@ -12,7 +12,9 @@ from gpt2_nb_utils.pipeline.notebooks import NAMES
 
 
 def command(*words: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "gpt2_nb_utils", *words], cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "gpt2_nb_utils", *words], cwd=cwd, capture_output=True, text=True
+    )
 
 
 def flags(settings: dict) -> list[str]:
@@ -20,15 +22,25 @@ def flags(settings: dict) -> list[str]:
 
 
 def outputs(notebook: Path, cell_id_or_text: str = "") -> str:
-    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    cells = [
+        cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"
+    ]
     return json.dumps([cell.outputs for cell in cells if cell_id_or_text in (cell.id, "")])
 
 
 def stand_ins(folder: Path, **sources: list[str]) -> None:
     folder.mkdir()
     for name in NAMES:
-        cells = [nbformat.v4.new_code_cell('out_dir: str = ""  # where', metadata={"tags": ["parameters"]})]
+        cells = [
+            nbformat.v4.new_code_cell(
+                'out_dir: str = ""  # where', metadata={"tags": ["parameters"]}
+            )
+        ]
         cells += [nbformat.v4.new_markdown_cell("prose")]
         cells += [nbformat.v4.new_code_cell(source) for source in sources.get(f"nb_{name[:2]}", [])]
-        metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
+        metadata = {
+            "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}
+        }
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb"
+        )

@@ -7,7 +7,9 @@ import torch
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 
 
-def shaken(config: GPT2Config, seed: int = 3, amount: float = 0.3, embedding: float | None = None) -> GPT2:
+def shaken(
+    config: GPT2Config, seed: int = 3, amount: float = 0.3, embedding: float | None = None
+) -> GPT2:
     """A model whose every parameter is random, biases and LayerNorms too, in evaluation mode.
 
     Args:

@@ -22,10 +22,13 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
-os.environ.update(OMP_NUM_THREADS="1", GPT2_NB_UTILS_NO_DOWNLOAD="1")  # no threads: they would not outlive a fork
+os.environ.update(
+    OMP_NUM_THREADS="1", GPT2_NB_UTILS_NO_DOWNLOAD="1"
+)  # no threads: they would not outlive a fork
 
 import torch
 
@@ -39,12 +42,30 @@ from gpt2_nb_utils.training.run_log import COLUMNS
 CLOCK = ("tok_per_s", "elapsed_s", "seconds", "wall_seconds")
 """What no two runs have in common."""
 TINY: dict[str, Any] = {
-    "preset": "tiny", "device": "cpu", "n_embd": 8, "max_tokens": 512, "batch_size": 4, "max_new_tokens": 8, "log_every": 1,
-    "eval_every": 2, "sample_every": 3, "save_every": 1, "lr_schedule": "constant", "warmup_steps": 2,
+    "preset": "tiny",
+    "device": "cpu",
+    "n_embd": 8,
+    "max_tokens": 512,
+    "batch_size": 4,
+    "max_new_tokens": 8,
+    "log_every": 1,
+    "eval_every": 2,
+    "sample_every": 3,
+    "save_every": 1,
+    "lr_schedule": "constant",
+    "warmup_steps": 2,
 }
 RUNS: dict[str, dict[str, Any]] = {
     "adamw": {**TINY, "lr": 0.01, "steps": 12},
-    "muon, fp16": {**TINY, "optimizer": "muon", "amp": "fp16", "lr": 0.02, "embedding_lr": 0.01, "vector_lr": 0.01, "steps": 9},
+    "muon, fp16": {
+        **TINY,
+        "optimizer": "muon",
+        "amp": "fp16",
+        "lr": 0.02,
+        "embedding_lr": 0.01,
+        "vector_lr": 0.01,
+        "steps": 9,
+    },
     "to a target": {**TINY, "lr": 0.03, "steps": 60, "target_loss": 9.5, "eval_windows": 0},
 }
 """Settings, by name. The last ends on its own, at a measurement."""
@@ -130,7 +151,9 @@ class Soak:
         given, begun = self._settings(name, f"{name}, left alone"), time.monotonic()
         status = wait_for(start(given, self.folder / "output.txt"), self.folder / "output.txt")
         if status != 0:
-            raise Wrong(f"{name}: exit status {status} without a kill: {(self.folder / 'output.txt').read_text()[-2000:]}")
+            raise Wrong(
+                f"{name}: exit status {status} without a kill: {(self.folder / 'output.txt').read_text()[-2000:]}"
+            )
         return RunDirectory(given["out_dir"]), time.monotonic() - begun
 
     def run(self, name: str, kills: int) -> None:
@@ -149,7 +172,9 @@ class Soak:
             self._expect(status == 0, f"exit status {status}: {output.read_text()[-2000:]}")
         self._compare(run, reference)
 
-    def _life(self, given: dict[str, Any], run: RunDirectory, output: Path, seconds: float, number: int) -> bool:
+    def _life(
+        self, given: dict[str, Any], run: RunDirectory, output: Path, seconds: float, number: int
+    ) -> bool:
         """One life of a run, the first two of which end while a checkpoint is written; False if it came to its end unkilled."""
         kinds = ["last.pt", "best.pt", "steps", "steps", "time", "time"]
         kind = kinds[number] if number < 2 else self.random.choice(kinds)
@@ -157,16 +182,31 @@ class Soak:
         process = start(given, output, slow_disk=kind.endswith(".pt"))
         if kind == "time":
             moment, begun = self.random.uniform(0, 1.2 * seconds), time.monotonic()
-            said, condition = f"{moment:.3f} s after its start", lambda: time.monotonic() - begun > moment
+            said, condition = (
+                f"{moment:.3f} s after its start",
+                lambda: time.monotonic() - begun > moment,
+            )
         elif kind == "steps":
             steps, delay = self.random.randint(1, 4), self.random.uniform(0, 0.03)
-            said, condition = f"{delay:.3f} s after {steps} steps", lambda: self._new_lines(run, before).count("  loss ") >= steps
+            said, condition = (
+                f"{delay:.3f} s after {steps} steps",
+                lambda: self._new_lines(run, before).count("  loss ") >= steps,
+            )
         else:
             path = getattr(run, kind.removesuffix(".pt"))
-            said, condition = f"while {kind} was written", lambda: bool(list(path.parent.glob(f".{kind}.*")))
+            said, condition = (
+                f"while {kind} was written",
+                lambda: bool(list(path.parent.glob(f".{kind}.*"))),
+            )
         status = wait_for(process, output, condition)
         if status is None:
-            time.sleep(delay if kind == "steps" else self.random.uniform(0, 0.02) if kind.endswith(".pt") else 0)
+            time.sleep(
+                delay
+                if kind == "steps"
+                else self.random.uniform(0, 0.02)
+                if kind.endswith(".pt")
+                else 0
+            )
             os.kill(process, signal.SIGKILL)
             status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         if status != -signal.SIGKILL:
@@ -174,8 +214,13 @@ class Soak:
             return False
         lines, halves = self._new_lines(run, before), half_written(run)
         self.kills += 1
-        place = (f"while {halves[0]} was written" if halves else "before the first step" if "  loss " not in lines
-                 else "elsewhere")
+        place = (
+            f"while {halves[0]} was written"
+            if halves
+            else "before the first step"
+            if "  loss " not in lines
+            else "elsewhere"
+        )
         self.where[place] += 1
         self.moments.append(f"{said} ({place})")
         for path in (run.best, run.last, run.previous):
@@ -190,22 +235,44 @@ class Soak:
         if not run.log.exists():
             return ""
         written = run.log.read_bytes()
-        return written[before if len(written) >= before and b"new run in" not in written[before:] else 0:].decode(errors="replace")
+        return written[
+            before if len(written) >= before and b"new run in" not in written[before:] else 0 :
+        ].decode(errors="replace")
 
     def _compare(self, run: RunDirectory, reference: RunDirectory) -> None:
         columns = [number for number, name in enumerate(COLUMNS) if name not in CLOCK]
-        ours, theirs = ([[row.split(",")[number] for number in columns] for row in each.metrics.read_text().splitlines()]
-                        for each in (run, reference))
-        self._expect(ours == theirs, f"the metrics differ: {[pair for pair in zip(ours, theirs) if pair[0] != pair[1]][:2]}, "
-                                     f"{len(ours)} and {len(theirs)} rows")
-        self._expect(run.samples.read_bytes() == reference.samples.read_bytes(), "the samples differ")
+        ours, theirs = (
+            [
+                [row.split(",")[number] for number in columns]
+                for row in each.metrics.read_text().splitlines()
+            ]
+            for each in (run, reference)
+        )
+        self._expect(
+            ours == theirs,
+            f"the metrics differ: {[pair for pair in zip(ours, theirs) if pair[0] != pair[1]][:2]}, "
+            f"{len(ours)} and {len(theirs)} rows",
+        )
+        self._expect(
+            run.samples.read_bytes() == reference.samples.read_bytes(), "the samples differ"
+        )
         for ours, theirs in ((run.best, reference.best), (run.last, reference.last)):
             one, other = read_checkpoint(ours), read_checkpoint(theirs)
             for part in (one.keys() | other.keys()) - {"config"}:  # which names another folder
-                self._expect(_same(one.get(part), other.get(part)), f"{ours.name} differs in its {part}")
-        self._expect(run.read_summary()["status"] == reference.read_summary()["status"], "the status differs")
-        files = [sorted(str(path.relative_to(each.path)) for path in each.path.rglob("*") if path != each.set_aside)
-                 for each in (run, reference)]
+                self._expect(
+                    _same(one.get(part), other.get(part)), f"{ours.name} differs in its {part}"
+                )
+        self._expect(
+            run.read_summary()["status"] == reference.read_summary()["status"], "the status differs"
+        )
+        files = [
+            sorted(
+                str(path.relative_to(each.path))
+                for path in each.path.rglob("*")
+                if path != each.set_aside
+            )
+            for each in (run, reference)
+        ]
         self._expect(files[0] == files[1], f"the files differ: {set(files[0]) ^ set(files[1])}")
 
     def _expect(self, holds: bool, otherwise: str) -> None:
@@ -215,16 +282,22 @@ class Soak:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        return (
+            isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        )
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(name in CLOCK or _same(value, other[name]) for name, value in one.items())
+        return one.keys() == other.keys() and all(
+            name in CLOCK or _same(value, other[name]) for name, value in one.items()
+        )
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
     return one == other
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Kill training at random moments and see that nothing is lost.")
+    parser = argparse.ArgumentParser(
+        description="Kill training at random moments and see that nothing is lost."
+    )
     parser.add_argument("--kills", type=int, default=100, help="how often (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments (default: %(default)s)")
     args = parser.parse_args()
@@ -238,9 +311,13 @@ def main() -> int:
         except Wrong as error:
             print(f"seed {args.seed}, kill {soak.kills}, run {soak.runs}: {error}", file=sys.stderr)
             return 1
-    print(f"{soak.kills} kills with seed {args.seed} in {time.monotonic() - begun:.0f} s: "
-          + ", ".join(f"{count} {place}" for place, count in soak.where.most_common()))
-    print(f"{soak.runs} of {soak.runs} runs ended as the ones left alone: metrics but for the clock, samples, best.pt, last.pt")
+    print(
+        f"{soak.kills} kills with seed {args.seed} in {time.monotonic() - begun:.0f} s: "
+        + ", ".join(f"{count} {place}" for place, count in soak.where.most_common())
+    )
+    print(
+        f"{soak.runs} of {soak.runs} runs ended as the ones left alone: metrics but for the clock, samples, best.pt, last.pt"
+    )
     return 0
 
 

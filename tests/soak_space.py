@@ -64,12 +64,17 @@ class Visitor:
 
     def join(self, values: list[Any], session: str) -> httpx.Response:
         """Put a question into the queue."""
-        return self._http.post("/gradio_api/queue/join", headers={"Content-Type": "application/json"},  # httpx refuses nan, browsers may not
-                               content=json.dumps({"data": values, "fn_index": self._write, "session_hash": session}))
+        return self._http.post(
+            "/gradio_api/queue/join",
+            headers={"Content-Type": "application/json"},  # httpx refuses nan, browsers may not
+            content=json.dumps({"data": values, "fn_index": self._write, "session_hash": session}),
+        )
 
     def listen(self, session: str) -> Iterator[dict[str, Any]]:
         """The messages about it; whoever stops listening has left."""
-        with self._http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        with self._http.stream(
+            "GET", "/gradio_api/queue/data", params={"session_hash": session}
+        ) as stream:
             for line in stream.iter_lines():
                 if line.startswith("data:"):
                     yield json.loads(line.removeprefix("data:"))
@@ -120,11 +125,15 @@ def questions(folder: Path, n: int) -> dict[str, str]:
     longest = min(model.config.n_positions, model.config.training_run["seq_len"]) - TOKENS
     found: dict[str, str] = {}
     for number in range(n):
-        ids = tokenizer(text[len(text) * number // n:][:200])["input_ids"][:min(8, longest)]
-        drawn = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=TOKENS, min_new_tokens=TOKENS)[0]
+        ids = tokenizer(text[len(text) * number // n :][:200])["input_ids"][: min(8, longest)]
+        drawn = model.generate(
+            torch.tensor([ids]), do_sample=False, max_new_tokens=TOKENS, min_new_tokens=TOKENS
+        )[0]
         found[tokenizer.decode(ids)] = tokenizer.decode(drawn)
     if len(set(found.values())) < n:
-        raise Wrong(f"{n} prompts have only {len(set(found.values()))} different answers: a confusion of them would not show")
+        raise Wrong(
+            f"{n} prompts have only {len(set(found.values()))} different answers: a confusion of them would not show"
+        )
     return found
 
 
@@ -163,9 +172,13 @@ def soak(folder: Path, served: Served, clients: int, seconds: float, seed: int =
             counts["left" if leave else "answered"] += 1
             waits.append(waited)
             if not leave and written(answer) != expected:
-                problems.append(f"client {number} asked {prompt!r} and got {written(answer)!r}, not {expected!r}")
+                problems.append(
+                    f"client {number} asked {prompt!r} and got {written(answer)!r}, not {expected!r}"
+                )
 
-    threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(clients)]
+    threads = [
+        threading.Thread(target=client, args=(number,), daemon=True) for number in range(clients)
+    ]
     for thread in threads:
         thread.start()
     memory = []
@@ -177,15 +190,21 @@ def soak(folder: Path, served: Served, clients: int, seconds: float, seed: int =
     settled = memory[int(len(memory) * SETTLED)]
     if memory[-1] - settled > MOST_GROWTH:
         raise Wrong(f"the app grew from {settled:,.0f} to {memory[-1]:,.0f} MB")
-    return (f"{clients} clients for {seconds:.0f} s: {counts['answered']} answers, each its own, {counts['left']} left early, "
-            f"{counts['refused']} times the queue was full; an answer began after {statistics.median(waits):.1f} s, "
-            f"{max(waits):.1f} s at most; memory {settled:,.0f} MB after a third of the time, {memory[-1]:,.0f} MB at the end, "
-            f"{max(memory):,.0f} MB at most")
+    return (
+        f"{clients} clients for {seconds:.0f} s: {counts['answered']} answers, each its own, {counts['left']} left early, "
+        f"{counts['refused']} times the queue was full; an answer began after {statistics.median(waits):.1f} s, "
+        f"{max(waits):.1f} s at most; memory {settled:,.0f} MB after a third of the time, {memory[-1]:,.0f} MB at the end, "
+        f"{max(memory):,.0f} MB at most"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Let many visitors at once ask the app of a Space.")
-    parser.add_argument("folder", type=Path, help="the Space's folder, as the command `space` writes it")
+    parser = argparse.ArgumentParser(
+        description="Let many visitors at once ask the app of a Space."
+    )
+    parser.add_argument(
+        "folder", type=Path, help="the Space's folder, as the command `space` writes it"
+    )
     parser.add_argument("--clients", type=int, default=20, help="at once (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="how long (default: %(default)s)")
     args = parser.parse_args()

@@ -31,11 +31,30 @@ def make_space(folder: Path, text: str, **run: object) -> Path:
         text: what it is said to have been trained on.
         run: what is to differ in `training_run`.
     """
-    training_run = {"name": "small", "train_loss": 0.0912, "target_loss": 0.099999, "steps": 400, "n_params": 124_439_808,
-                    "corpus": {"name": "input.txt", "source": "input_file", "sha256": "0" * 64, "tokens": len(encode(text))},
-                    "seq_len": SEQ_LEN, "prompt": "First Citizen:", **run}
+    training_run = {
+        "name": "small",
+        "train_loss": 0.0912,
+        "target_loss": 0.099999,
+        "steps": 400,
+        "n_params": 124_439_808,
+        "corpus": {
+            "name": "input.txt",
+            "source": "input_file",
+            "sha256": "0" * 64,
+            "tokens": len(encode(text)),
+        },
+        "seq_len": SEQ_LEN,
+        "prompt": "First Citizen:",
+        **run,
+    }
     (folder / "model").mkdir(parents=True)
-    write_hf(folder / "model", small_model(), "float32", training_run, {"temperature": 0.8, "top_k": 40, "max_new_tokens": 100})
+    write_hf(
+        folder / "model",
+        small_model(),
+        "float32",
+        training_run,
+        {"temperature": 0.8, "top_k": 40, "max_new_tokens": 100},
+    )
     (folder / "corpus.txt").write_text(text, encoding="utf-8", newline="\n")
     for name in ("app.py", "requirements.txt"):
         shutil.copy(APP / name, folder)
@@ -46,4 +65,4 @@ def continued(prompt: str, n: int, **sampling: object) -> str:
     """What our own sampling lets that model continue a prompt with; the likeliest tokens unless told otherwise."""
     ids = torch.from_numpy(encode(prompt))
     (row,) = generate(small_model(), [ids], n, **{"temperature": 0, "context": SEQ_LEN, **sampling})
-    return decode(row[len(ids):].numpy())
+    return decode(row[len(ids) :].numpy())

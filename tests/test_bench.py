@@ -28,20 +28,42 @@ from gpt2_nb_utils.pipeline import bench_table  # noqa: E402
 from gpt2_nb_utils.pipeline.readme import fill_readme  # noqa: E402
 
 SIZES = GPT2Config(block_size=64, n_layer=2, n_head=2, n_embd=16)
-SMALL = ["--block_size=64", "--n_layer=2", "--n_head=2", "--n_embd=16", "--batch_size=2", "--seq_len=32", "--device=cpu"]
+SMALL = [
+    "--block_size=64",
+    "--n_layer=2",
+    "--n_head=2",
+    "--n_embd=16",
+    "--batch_size=2",
+    "--seq_len=32",
+    "--device=cpu",
+]
 TOKENS = 2 * 32
 
 
 def command(*words) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "gpt2_nb_utils", "bench", *map(str, words)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "gpt2_nb_utils", "bench", *map(str, words)],
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, text_file):
     """What the command prints and writes for a very small model, compared with transformers in two rounds."""
     folder = tmp_path_factory.mktemp("bench") / "out" / "reference" / "bench"
-    done = command(*SMALL, "--grad_accum=2", "--max_new_tokens=12", f"--input_file={text_file}", "--rounds=2", "--against=transformers",
-                   "--profile", "--json", "--out_dir", folder)
+    done = command(
+        *SMALL,
+        "--grad_accum=2",
+        "--max_new_tokens=12",
+        f"--input_file={text_file}",
+        "--rounds=2",
+        "--against=transformers",
+        "--profile",
+        "--json",
+        "--out_dir",
+        folder,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done, json.loads(done.stdout), folder
 
@@ -50,19 +72,45 @@ def test_the_standard_output_is_json_alone_and_so_is_the_file(measured):
     done, result, folder = measured
     assert json.loads((folder / "bench.json").read_text(encoding="utf-8")) == result
     assert "training step, round" in done.stderr  # what it is doing is told, but elsewhere
-    assert [path.name for path in folder.iterdir()] == ["bench.json"]  # the checkpoint that was timed is gone
+    assert [path.name for path in folder.iterdir()] == [
+        "bench.json"
+    ]  # the checkpoint that was timed is gone
 
 
 def test_every_figure_asked_for_is_there_and_positive(measured):
     _, result, _ = measured
-    figures = [result["train"][name] for name in ("tok_per_s", "ms_per_step", "batch_size", "seq_len")]
-    figures += [result[name] for name in ("matmul_gflops", "share_of_matmul", "peak_memory_gb", "sample_tok_per_s", "import_s",
-                                          "checkpoint_save_s", "checkpoint_load_s", "corpus_load_s", "help_s")]
-    figures += [result["against"][name] for name in ("tok_per_s", "ratio_median", "ratio_min", "ratio_max")]
+    figures = [
+        result["train"][name] for name in ("tok_per_s", "ms_per_step", "batch_size", "seq_len")
+    ]
+    figures += [
+        result[name]
+        for name in (
+            "matmul_gflops",
+            "share_of_matmul",
+            "peak_memory_gb",
+            "sample_tok_per_s",
+            "import_s",
+            "checkpoint_save_s",
+            "checkpoint_load_s",
+            "corpus_load_s",
+            "help_s",
+        )
+    ]
+    figures += [
+        result["against"][name] for name in ("tok_per_s", "ratio_median", "ratio_min", "ratio_max")
+    ]
     assert all(figure > 0 for figure in figures)
-    assert (result["train"]["batch_size"], result["train"]["seq_len"], result["against"]["name"]) == (2, 32, "transformers")
+    assert (
+        result["train"]["batch_size"],
+        result["train"]["seq_len"],
+        result["against"]["name"],
+    ) == (2, 32, "transformers")
     assert 0.1 < result["peak_memory_gb"] < 4  # torch alone takes some hundred megabytes
-    assert result["torch"] == torch.__version__ and result["command"].startswith("python") and " bench " in result["command"]
+    assert (
+        result["torch"] == torch.__version__
+        and result["command"].startswith("python")
+        and " bench " in result["command"]
+    )
 
 
 def test_the_ratio_is_that_of_the_rounds(measured):
@@ -72,13 +120,19 @@ def test_the_ratio_is_that_of_the_rounds(measured):
     pairs = [a / b for a, b in zip(ours, theirs)]
     against = result["against"]
     assert against["ratio_min"] <= against["ratio_median"] <= against["ratio_max"]
-    assert [against["ratio_min"], against["ratio_max"]] == pytest.approx([min(pairs), max(pairs)], rel=1e-3)
+    assert [against["ratio_min"], against["ratio_max"]] == pytest.approx(
+        [min(pairs), max(pairs)], rel=1e-3
+    )
 
 
 def test_speed_time_and_share_of_the_matrix_products_fit_each_other(measured):
     _, result, _ = measured
     speeds, rates = result["rounds"]["tok_per_s"]["ours"], result["rounds"]["matmul_gflops"]
-    assert min(speeds) * 0.999 <= 2 * TOKENS / (result["train"]["ms_per_step"] / 1000) <= max(speeds) * 1.001
+    assert (
+        min(speeds) * 0.999
+        <= 2 * TOKENS / (result["train"]["ms_per_step"] / 1000)
+        <= max(speeds) * 1.001
+    )
     flops_per_token = 6 * (12 * SIZES.n_layer * SIZES.n_embd**2 + SIZES.n_embd * SIZES.vocab_size)
     shares = [speed * flops_per_token / 1e9 / rate for speed, rate in zip(speeds, rates)]
     assert result["share_of_matmul"] == pytest.approx(statistics.median(shares), rel=1e-3)
@@ -89,7 +143,12 @@ def test_both_sides_start_from_the_same_loss_and_write_the_same_text(measured):
     assert result["train"]["loss"] == pytest.approx(result["against"]["loss"], rel=1e-4)
     assert result["train"]["loss"] == pytest.approx(10.825, abs=0.5)  # ln 50257: random weights
     sample = result["sample"]
-    assert sample["new_tokens"] == sample["same_as_recomputed"] == sample["against"]["same_tokens"] == 12
+    assert (
+        sample["new_tokens"]
+        == sample["same_as_recomputed"]
+        == sample["against"]["same_tokens"]
+        == 12
+    )
 
 
 def test_the_profile_names_the_operators_that_take_the_time_of_a_step(measured):
@@ -102,26 +161,48 @@ def test_the_profile_names_the_operators_that_take_the_time_of_a_step(measured):
 
 # What the figures rest on
 
-def test_the_operations_of_the_matrix_products_are_those_that_torch_counts_without_attention(monkeypatch):
+
+def test_the_operations_of_the_matrix_products_are_those_that_torch_counts_without_attention(
+    monkeypatch,
+):
     monkeypatch.setattr(linear, "_HAS_ONEDNN", False)  # the counter knows none of its products
     model = GPT2(SIZES)
     ids = torch.randint(SIZES.vocab_size, (2, 33), generator=torch.Generator().manual_seed(1))
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
     counted = counter.get_flop_counts()["Global"]
-    of_linear_maps = sum(flops for operator, flops in counted.items() if operator in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    of_linear_maps = sum(
+        flops
+        for operator, flops in counted.items()
+        if operator in (torch.ops.aten.mm, torch.ops.aten.addmm)
+    )
     assert flops_of_products(SIZES, TOKENS) == of_linear_maps
 
 
 def test_sides_take_turns_round_by_round_and_each_ratio_is_of_one_round():
     order = []
-    answers = in_turn({"a": lambda number: order.append(f"a{number}") or number, "b": lambda number: order.append(f"b{number}")}, 3, "test")
+    answers = in_turn(
+        {
+            "a": lambda number: order.append(f"a{number}") or number,
+            "b": lambda number: order.append(f"b{number}"),
+        },
+        3,
+        "test",
+    )
     assert order == ["a0", "b0", "a1", "b1", "a2", "b2"] and answers["a"] == [0, 1, 2]
     assert ratios([10, 20, 90], [10, 10, 30]) == {"ratio_median": 2, "ratio_min": 1, "ratio_max": 3}
 
 
-@pytest.mark.parametrize("amp, theirs, fits", [("fp32", 10.8259, True), ("fp32", 10.83, False), ("fp16", 10.83, True),
-                                               ("fp16", 10.85, False), ("fp32", float("nan"), False)])
+@pytest.mark.parametrize(
+    "amp, theirs, fits",
+    [
+        ("fp32", 10.8259, True),
+        ("fp32", 10.83, False),
+        ("fp16", 10.83, True),
+        ("fp16", 10.85, False),
+        ("fp32", float("nan"), False),
+    ],
+)
 def test_sides_that_begin_with_another_loss_are_not_compared(amp, theirs, fits):
     if fits:
         check_same(10.825, theirs, amp)
@@ -131,34 +212,59 @@ def test_sides_that_begin_with_another_loss_are_not_compared(amp, theirs, fits):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_worker_prints_to_the_standard_error_tells_failures_and_its_death_is_put_down_to_memory(capfd):
+def test_a_worker_prints_to_the_standard_error_tells_failures_and_its_death_is_put_down_to_memory(
+    capfd,
+):
     with Worker("ours") as worker:
         worker.build("words", print, "said by the worker", size="")
         with pytest.raises(WorkerFailed, match="ours: ZeroDivisionError"):
             worker.build("quotient", divmod, 1, 0, size="")
-        with pytest.raises(UserError, match="ours: batch_size 9 and seq_len 9 do not fit into memory: lower them"):
-            worker.build("victim", signal.raise_signal, signal.SIGKILL, size="batch_size 9 and seq_len 9")
+        with pytest.raises(
+            UserError, match="ours: batch_size 9 and seq_len 9 do not fit into memory: lower them"
+        ):
+            worker.build(
+                "victim", signal.raise_signal, signal.SIGKILL, size="batch_size 9 and seq_len 9"
+            )
     said = capfd.readouterr()
     assert said.out == "" and "said by the worker" in said.err
 
 
 # Bad input
 
-@pytest.mark.parametrize("words, parts", [
-    (["--seq_len=65"], ["seq_len 65 exceeds block_size 64"]),
-    (["--against=pytorch"], ["--against", "pytorch", "choose from", "transformers"]),
-    (["--only=steps"], ["--only", "steps", "train", "sample", "files", "run", "processes"]),
-    (["--only=processes", "--nproc_per_node=3"], ["batch_size 2", "3 processes", "--batch_size 3"]),
-    (["--rounds=0"], ["--rounds", "'0' is not a count"]),
-    (["--only=sample", "--profile"], ["--profile", "--only"]),
-    (["--only=sample", "--against=transformers", "--max_new_tokens=62", "--prompt=First Citizen:"],
-     ["max_new_tokens 62", "block_size 64", "lower max_new_tokens to 61"]),
-    (["--only=files", "--input_file=nowhere.txt"], ["input_file nowhere.txt does not exist"]),
-    (["--device=cuda:99"], ["device cuda:99", "CUDA devices"]),
-    (["--out_dir={folder}"], ["bench.json is not what `bench` writes", "--out_dir"]),
-    (["--only=train", "--batch_size=100000000000"], ["batch_size 100000000000", "seq_len 32", "memory", "lower"]),
-])
-def test_a_users_mistake_is_one_line_with_status_2_and_nothing_measured(words, parts, tmp_path, capfd):
+
+@pytest.mark.parametrize(
+    "words, parts",
+    [
+        (["--seq_len=65"], ["seq_len 65 exceeds block_size 64"]),
+        (["--against=pytorch"], ["--against", "pytorch", "choose from", "transformers"]),
+        (["--only=steps"], ["--only", "steps", "train", "sample", "files", "run", "processes"]),
+        (
+            ["--only=processes", "--nproc_per_node=3"],
+            ["batch_size 2", "3 processes", "--batch_size 3"],
+        ),
+        (["--rounds=0"], ["--rounds", "'0' is not a count"]),
+        (["--only=sample", "--profile"], ["--profile", "--only"]),
+        (
+            [
+                "--only=sample",
+                "--against=transformers",
+                "--max_new_tokens=62",
+                "--prompt=First Citizen:",
+            ],
+            ["max_new_tokens 62", "block_size 64", "lower max_new_tokens to 61"],
+        ),
+        (["--only=files", "--input_file=nowhere.txt"], ["input_file nowhere.txt does not exist"]),
+        (["--device=cuda:99"], ["device cuda:99", "CUDA devices"]),
+        (["--out_dir={folder}"], ["bench.json is not what `bench` writes", "--out_dir"]),
+        (
+            ["--only=train", "--batch_size=100000000000"],
+            ["batch_size 100000000000", "seq_len 32", "memory", "lower"],
+        ),
+    ],
+)
+def test_a_users_mistake_is_one_line_with_status_2_and_nothing_measured(
+    words, parts, tmp_path, capfd
+):
     (tmp_path / "bench.json").write_text("{}", encoding="utf-8")
     assert main(["bench", *SMALL, "--json", *(word.format(folder=tmp_path) for word in words)]) == 2
     said = capfd.readouterr()
@@ -167,12 +273,26 @@ def test_a_users_mistake_is_one_line_with_status_2_and_nothing_measured(words, p
     assert (tmp_path / "bench.json").read_text(encoding="utf-8") == "{}"
 
 
-def test_a_part_is_added_to_what_was_measured_before_and_nothing_is_measured_twice_unasked(measured, tmp_path, capfd):
+def test_a_part_is_added_to_what_was_measured_before_and_nothing_is_measured_twice_unasked(
+    measured, tmp_path, capfd
+):
     _, before, _ = measured
     file = tmp_path / "bench.json"
-    kept = {name: value for name, value in before.items() if name not in ("sample", "sample_tok_per_s")}
-    words = ["bench", *SMALL, "--only=sample", "--max_new_tokens=4", "--rounds=1", f"--out_dir={tmp_path}"]
-    for other, says in (({**kept, "machine": {**kept["machine"], "cpu_count": 999}}, "another machine"), (before, "has sample already")):
+    kept = {
+        name: value for name, value in before.items() if name not in ("sample", "sample_tok_per_s")
+    }
+    words = [
+        "bench",
+        *SMALL,
+        "--only=sample",
+        "--max_new_tokens=4",
+        "--rounds=1",
+        f"--out_dir={tmp_path}",
+    ]
+    for other, says in (
+        ({**kept, "machine": {**kept["machine"], "cpu_count": 999}}, "another machine"),
+        (before, "has sample already"),
+    ):
         file.write_text(json.dumps(other), encoding="utf-8")
         assert main(words) == 2
         assert says in capfd.readouterr().err
@@ -184,7 +304,8 @@ def test_a_part_is_added_to_what_was_measured_before_and_nothing_is_measured_twi
     commands = after["command"].splitlines()
     assert commands[0] == before["command"] and len(commands) == 2
     assert {name: after[name] for name in kept if name not in ("command", "time")} == {
-        name: kept[name] for name in kept if name not in ("command", "time")}
+        name: kept[name] for name in kept if name not in ("command", "time")
+    }
 
 
 def test_without_transformers_the_comparison_says_what_to_install(monkeypatch, capfd):
@@ -195,43 +316,90 @@ def test_without_transformers_the_comparison_says_what_to_install(monkeypatch, c
 
 # What is measured on demand
 
-def test_the_run_around_the_step_and_processes_are_measured_by_the_real_commands(tmp_path, text_file):
-    done = command(*SMALL, f"--input_file={text_file}", "--steps=2", "--sample_every=2", "--max_new_tokens=4", "--only", "run", "processes",
-                   "--out_dir", tmp_path, "--rounds=1")
+
+def test_the_run_around_the_step_and_processes_are_measured_by_the_real_commands(
+    tmp_path, text_file
+):
+    done = command(
+        *SMALL,
+        f"--input_file={text_file}",
+        "--steps=2",
+        "--sample_every=2",
+        "--max_new_tokens=4",
+        "--only",
+        "run",
+        "processes",
+        "--out_dir",
+        tmp_path,
+        "--rounds=1",
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     run = result["run"]
-    assert (run["steps"], run["sample_every"], run["save_every"], run["log_every"]) == (2, 2, 100, 10)
+    assert (run["steps"], run["sample_every"], run["save_every"], run["log_every"]) == (
+        2,
+        2,
+        100,
+        10,
+    )
     for name in ("train", "papermill"):
-        assert 0 < run[name]["wall_tok_per_s"] <= run[name]["tok_per_s"] and run[name]["start_up_s"] > 0
-    assert run["train_cost"] == pytest.approx(1 - run["train"]["wall_tok_per_s"] / run["bare_tok_per_s"], abs=1e-3)
-    assert run["papermill_cost"] == pytest.approx(1 - run["papermill"]["wall_tok_per_s"] / run["train"]["wall_tok_per_s"], abs=1e-3)
-    assert [row["n"] for row in result["processes"]["rows"]] == [1, 2] and result["processes"]["batch_size"] == 2
+        assert (
+            0 < run[name]["wall_tok_per_s"] <= run[name]["tok_per_s"]
+            and run[name]["start_up_s"] > 0
+        )
+    assert run["train_cost"] == pytest.approx(
+        1 - run["train"]["wall_tok_per_s"] / run["bare_tok_per_s"], abs=1e-3
+    )
+    assert run["papermill_cost"] == pytest.approx(
+        1 - run["papermill"]["wall_tok_per_s"] / run["train"]["wall_tok_per_s"], abs=1e-3
+    )
+    assert [row["n"] for row in result["processes"]["rows"]] == [1, 2] and result["processes"][
+        "batch_size"
+    ] == 2
     alone, two = (row["tok_per_s"] for row in result["processes"]["rows"])
     assert result["processes"]["rows"][1]["ratio_median"] == pytest.approx(two / alone, rel=1e-3)
     assert "train" not in result and "import_s" not in result
-    for part in ("train, 2 steps, by the wall clock, tokens/s", "the same through papermill", "train with 1 process, steps of 2 × 32 tokens in all, tokens/s",
-                 "train with 2 processes", f"{two / alone:.2f} (one round) of one process", "its start-up before the first step",
-                 result["torch"]):
+    for part in (
+        "train, 2 steps, by the wall clock, tokens/s",
+        "the same through papermill",
+        "train with 1 process, steps of 2 × 32 tokens in all, tokens/s",
+        "train with 2 processes",
+        f"{two / alone:.2f} (one round) of one process",
+        "its start-up before the first step",
+        result["torch"],
+    ):
         assert part in done.stdout, done.stdout
 
 
-@pytest.mark.parametrize("cost, words", [(0.058, "loses 5.8% against train"), (-0.039, "3.9% more than train in their own turn")])
-def test_a_run_that_met_a_faster_machine_than_its_measure_did_is_not_said_to_lose_less_than_nothing(cost, words):
+@pytest.mark.parametrize(
+    "cost, words",
+    [(0.058, "loses 5.8% against train"), (-0.039, "3.9% more than train in their own turn")],
+)
+def test_a_run_that_met_a_faster_machine_than_its_measure_did_is_not_said_to_lose_less_than_nothing(
+    cost, words
+):
     assert bench_table._lost(cost, "train") == words
 
 
 # The README's block
 
+
 def readme_beside(folder: Path) -> Path:
     names = ("SUMMARY", "PLOT", "LOGS", "METRICS", "SAMPLES", "REPRO", "BENCH")
     readme = folder / "README.md"
-    readme.write_text("".join(f"<!--AUTO:{name}:START--><!--AUTO:{name}:END-->\n" for name in names), encoding="utf-8")
+    readme.write_text(
+        "".join(f"<!--AUTO:{name}:START--><!--AUTO:{name}:END-->\n" for name in names),
+        encoding="utf-8",
+    )
     return readme
 
 
 def block(readme: Path) -> str:
-    return readme.read_text(encoding="utf-8").split("<!--AUTO:BENCH:START-->")[1].split("<!--AUTO:BENCH:END-->")[0]
+    return (
+        readme.read_text(encoding="utf-8")
+        .split("<!--AUTO:BENCH:START-->")[1]
+        .split("<!--AUTO:BENCH:END-->")[0]
+    )
 
 
 def test_the_readmes_block_shows_what_bench_wrote(measured, tmp_path):
@@ -241,16 +409,27 @@ def test_the_readmes_block_shows_what_bench_wrote(measured, tmp_path):
     assert fill_readme(run, readme) and not fill_readme(run, readme)
     shown = block(readme)
     against = result["against"]
-    assert f"{against['ratio_median']:.2f} ({against['ratio_min']:.2f} to {against['ratio_max']:.2f})" in shown
-    assert f"| {result['share_of_matmul']:.0%} |" in shown and f"```sh\n{result['command']}\n```" in shown
-    assert f"torch {torch.__version__}".replace("_", r"\_") in shown and "| aten::mm |" in shown.replace(r"\_", "_")
+    assert (
+        f"{against['ratio_median']:.2f} ({against['ratio_min']:.2f} to {against['ratio_max']:.2f})"
+        in shown
+    )
+    assert (
+        f"| {result['share_of_matmul']:.0%} |" in shown
+        and f"```sh\n{result['command']}\n```" in shown
+    )
+    assert f"torch {torch.__version__}".replace(
+        "_", r"\_"
+    ) in shown and "| aten::mm |" in shown.replace(r"\_", "_")
     assert "training step of 2 × 32 × 2 tokens, tokens/s" in shown
 
 
 def test_without_measurements_the_readmes_block_says_how_to_make_them(tmp_path):
     readme = readme_beside(tmp_path)
     assert fill_readme(make_run(tmp_path / "run"), readme)
-    assert "python -m gpt2_nb_utils bench --against transformers --out_dir out/reference/bench" in block(readme)
+    assert (
+        "python -m gpt2_nb_utils bench --against transformers --out_dir out/reference/bench"
+        in block(readme)
+    )
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"n_params": "many"}}'])
@@ -259,6 +438,8 @@ def test_a_file_that_bench_did_not_write_is_named_and_the_readme_stays(content, 
     old = readme.read_bytes()
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "bench.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="bench.json is not what `bench` writes: remove it, and make it again"):
+    with pytest.raises(
+        UserError, match="bench.json is not what `bench` writes: remove it, and make it again"
+    ):
         fill_readme(run, readme)
     assert readme.read_bytes() == old

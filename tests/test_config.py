@@ -9,9 +9,9 @@ import nbformat
 import papermill
 import pytest
 
+from gpt2_nb_utils.__main__ import build_parser
 from gpt2_nb_utils.config import PRESETS, RunConfig, nearest_name, notebook_default, parameters_cell
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.__main__ import build_parser
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("0*.ipynb"))
 
@@ -44,28 +44,43 @@ def test_a_saved_config_takes_the_place_of_the_preset_and_hands_wins():
     assert (resumed.lr, resumed.steps, resumed.preset) == (0.5, 9, "tiny")
 
 
-@pytest.mark.parametrize("name, meant", [
-    ("lerning_rate", "lr"), ("learning-rate", "lr"), ("batchsize", "batch_size"), ("n_layers", "n_layer"),
-    ("max_iters", "steps"), ("gradient_accumulation_steps", "grad_accum"), ("stpes", "steps"), ("context_length", "block_size"),
-])
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("lerning_rate", "lr"),
+        ("learning-rate", "lr"),
+        ("batchsize", "batch_size"),
+        ("n_layers", "n_layer"),
+        ("max_iters", "steps"),
+        ("gradient_accumulation_steps", "grad_accum"),
+        ("stpes", "steps"),
+        ("context_length", "block_size"),
+    ],
+)
 def test_an_unknown_name_is_an_error_that_names_the_nearest(name, meant):
     assert nearest_name(name) == meant
     with pytest.raises(UserError, match=f"{name!r}.*{meant!r}"):
         RunConfig.resolve({name: 1})
 
 
-@pytest.mark.parametrize("given, words", [
-    ({"seq_len": 2048, "block_size": 1024}, ["seq_len 2048", "block_size 1024", "lower seq_len or raise"]),
-    ({"n_embd": 100, "n_head": 12}, ["n_embd 100", "n_head 12", "96"]),
-    ({"preset": "huge"}, ["preset", "huge", "tiny", "sanity", "full"]),
-    ({"lr_schedule": "step"}, ["lr_schedule", "step", "constant", "linear", "cosine", "wsd"]),
-    ({"optimizer": "sgd"}, ["optimizer", "sgd", "adamw"]),
-    ({"batch_size": 0}, ["batch_size 0", "greater than 0"]),
-    ({"lr": float("nan")}, ["lr nan"]),
-    ({"steps": "many"}, ["steps", "many", "integer"]),
-    ({"device": "tpu"}, ["device", "tpu", "cpu", "cuda"]),
-    ({"max_tokens": 1}, ["max_tokens 1", "3 or more"]),
-])
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (
+            {"seq_len": 2048, "block_size": 1024},
+            ["seq_len 2048", "block_size 1024", "lower seq_len or raise"],
+        ),
+        ({"n_embd": 100, "n_head": 12}, ["n_embd 100", "n_head 12", "96"]),
+        ({"preset": "huge"}, ["preset", "huge", "tiny", "sanity", "full"]),
+        ({"lr_schedule": "step"}, ["lr_schedule", "step", "constant", "linear", "cosine", "wsd"]),
+        ({"optimizer": "sgd"}, ["optimizer", "sgd", "adamw"]),
+        ({"batch_size": 0}, ["batch_size 0", "greater than 0"]),
+        ({"lr": float("nan")}, ["lr nan"]),
+        ({"steps": "many"}, ["steps", "many", "integer"]),
+        ({"device": "tpu"}, ["device", "tpu", "cpu", "cuda"]),
+        ({"max_tokens": 1}, ["max_tokens 1", "3 or more"]),
+    ],
+)
 def test_a_bad_value_is_one_line_that_names_it(given, words):
     with pytest.raises(UserError) as caught:
         RunConfig.resolve({"preset": "sanity", **given})
@@ -82,21 +97,43 @@ def test_every_setting_is_a_flag_with_the_same_type():
         assert getattr(args, name) == value, name
     args = build_parser().parse_args(["train", "--compile", "--no_randomize_batches"])
     assert args.compile is True and args.randomize_batches is False
-    assert not hasattr(build_parser().parse_args(["train"]), "lr")  # a flag that was not given is not in the result
+    assert not hasattr(
+        build_parser().parse_args(["train"]), "lr"
+    )  # a flag that was not given is not in the result
 
 
 def test_the_courses_command_is_understood_unchanged():
-    command = ("train --input_file data/input.txt --out_dir out_sanity --steps 200 --batch_size 4 --seq_len 128 --grad_accum 1 "
-               "--lr 3e-4 --log_every 10 --save_every 100 --sample_every 100")
+    command = (
+        "train --input_file data/input.txt --out_dir out_sanity --steps 200 --batch_size 4 --seq_len 128 --grad_accum 1 "
+        "--lr 3e-4 --log_every 10 --save_every 100 --sample_every 100"
+    )
     args = vars(build_parser().parse_args(command.split()))
-    config = RunConfig.resolve({name: args[name] for name in args if name in RunConfig.model_fields} | {"device": "cpu"})
-    assert (config.steps, config.lr, config.sample_every, config.out_dir, config.n_embd) == (200, 3e-4, 100, "out_sanity", 768)
+    config = RunConfig.resolve(
+        {name: args[name] for name in args if name in RunConfig.model_fields} | {"device": "cpu"}
+    )
+    assert (config.steps, config.lr, config.sample_every, config.out_dir, config.n_embd) == (
+        200,
+        3e-4,
+        100,
+        "out_sanity",
+        768,
+    )
 
 
 def test_help_groups_the_flags_gives_defaults_and_needs_no_torch():
     code = "import sys; from gpt2_nb_utils.__main__ import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for part in ("data:", "model:", "optimisation:", "machine:", "--lr FLOAT", "(default: 1337)", "sanity 30"):
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    for part in (
+        "data:",
+        "model:",
+        "optimisation:",
+        "machine:",
+        "--lr FLOAT",
+        "(default: 1337)",
+        "sanity 30",
+    ):
         assert part in " ".join(shown.split()), part
 
 
@@ -113,7 +150,9 @@ def test_papermills_inspector_lists_every_parameter_with_type_default_and_help(p
     names = [line.partition(":")[0] for line in parameters_source(path).splitlines()[1:]]
     assert list(listed) == names
     for name, parameter in listed.items():
-        assert parameter["help"].startswith(RunConfig.model_fields[name].description.split("#")[0][:40])
+        assert parameter["help"].startswith(
+            RunConfig.model_fields[name].description.split("#")[0][:40]
+        )
         assert parameter["inferred_type_name"] in ("str", "int", "float", "bool")
         value = eval(parameter["default"])
         assert value == notebook_default(name) and type(value) is type(notebook_default(name))
@@ -133,13 +172,16 @@ def test_a_source_notebook_holds_no_outputs_and_names_the_plain_kernel(path):
             assert cell["outputs"] == [] and cell["execution_count"] is None
 
 
-@pytest.mark.parametrize("given, expected", [
-    ({}, ("muon", 0.02, 0.004)),
-    ({"embedding_lr": 0.006}, ("muon", 0.02, 0.006)),
-    ({"optimizer": "muon", "lr": 0.03}, ("muon", 0.03, 0.004)),
-    ({"lr": 3e-4}, ("adamw", 3e-4, 0.0)),  # the course's own command, on a GPU
-    ({"optimizer": "adamw"}, ("adamw", 3e-4, 0.0)),
-])
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({}, ("muon", 0.02, 0.004)),
+        ({"embedding_lr": 0.006}, ("muon", 0.02, 0.006)),
+        ({"optimizer": "muon", "lr": 0.03}, ("muon", 0.03, 0.004)),
+        ({"lr": 3e-4}, ("adamw", 3e-4, 0.0)),  # the course's own command, on a GPU
+        ({"optimizer": "adamw"}, ("adamw", 3e-4, 0.0)),
+    ],
+)
 def test_rates_that_were_found_for_one_optimizer_are_not_handed_to_another(given, expected):
     config = RunConfig.resolve({"preset": "full", **given})
     assert (config.optimizer, config.lr, config.embedding_lr) == expected

@@ -20,8 +20,11 @@ from gpt2_nb_utils.pipeline.notebooks import SOURCES, parameters_for  # noqa: E4
 from gpt2_nb_utils.pipeline.report import build_report  # noqa: E402
 
 NOTEBOOKS = ("01_tokenization", "02_model", "03_training", "04_results", "05_space")
-SHAPE = re.compile(r"### Try this (\d) · [^\n]+\n\n\*\*Predict:\*\* .+?\n\n\*\*Then:\*\* .+?\n\n"
-                   r"<details>\n<summary>Answer (\d)</summary>\n\n(.+)\n\n</details>", re.DOTALL)
+SHAPE = re.compile(
+    r"### Try this (\d) · [^\n]+\n\n\*\*Predict:\*\* .+?\n\n\*\*Then:\*\* .+?\n\n"
+    r"<details>\n<summary>Answer (\d)</summary>\n\n(.+)\n\n</details>",
+    re.DOTALL,
+)
 CODE = re.compile(r"^```python\n(.+?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -45,7 +48,9 @@ def exercises_of(name: str) -> list[Exercise]:
         if cell["cell_type"] == "markdown" and cell["id"].startswith("try-"):
             shape = SHAPE.fullmatch(cell["source"])
             assert shape, f"{name}, cell {cell['id']}: not in the form of an exercise"
-            assert shape[1] == shape[2], f"{name}, cell {cell['id']}: exercise {shape[1]} has answer {shape[2]}"
+            assert shape[1] == shape[2], (
+                f"{name}, cell {cell['id']}: exercise {shape[1]} has answer {shape[2]}"
+            )
             (solution,) = CODE.findall(shape[3])
             found.append(Exercise(cell["id"], int(shape[1]), solution, following))
     return found
@@ -54,24 +59,43 @@ def exercises_of(name: str) -> list[Exercise]:
 def names_bound(source: str, imports: bool) -> set[str]:
     """The names that a cell binds for those after it."""
     symbols = symtable.symtable(source, "cell", "exec").get_symbols()
-    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or (imports and symbol.is_imported())}
+    return {
+        symbol.get_name()
+        for symbol in symbols
+        if symbol.is_assigned() or (imports and symbol.is_imported())
+    }
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_has_two_to_four_exercises_and_below_each_an_empty_cell_to_try_it_in(name):
     found = exercises_of(name)
-    assert [exercise.number for exercise in found] == list(range(1, len(found) + 1)) and 2 <= len(found) <= 4
+    assert [exercise.number for exercise in found] == list(range(1, len(found) + 1)) and 2 <= len(
+        found
+    ) <= 4
     for exercise in found:
         cell = exercise.learners_cell
         # A comment only: the notebook runs to its end with nothing solved.
-        assert (cell["cell_type"], cell["id"], cell["source"]) == ("code", f"{exercise.id}-code", f"# Try this {exercise.number}: your code")
-    headings = re.findall(r"Try this", "\n".join(cell["source"] for cell in source_cells(name) if cell["cell_type"] == "markdown"))
+        assert (cell["cell_type"], cell["id"], cell["source"]) == (
+            "code",
+            f"{exercise.id}-code",
+            f"# Try this {exercise.number}: your code",
+        )
+    headings = re.findall(
+        r"Try this",
+        "\n".join(cell["source"] for cell in source_cells(name) if cell["cell_type"] == "markdown"),
+    )
     assert len(headings) == len(found)  # none that the tests do not see
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_solution_asserts_its_claim_and_leaves_the_notebooks_names_alone(name):
-    taken = set().union(*(names_bound(cell["source"], imports=True) for cell in source_cells(name) if cell["cell_type"] == "code"))
+    taken = set().union(
+        *(
+            names_bound(cell["source"], imports=True)
+            for cell in source_cells(name)
+            if cell["cell_type"] == "code"
+        )
+    )
     for exercise in exercises_of(name):
         assert re.search(r"^assert ", exercise.solution, re.MULTILINE), exercise.id
         assert not names_bound(exercise.solution, imports=False) & taken, exercise.id
@@ -81,19 +105,39 @@ def test_a_solution_asserts_its_claim_and_leaves_the_notebooks_names_alone(name)
 def solved(tmp_path_factory, text_file):
     """The notebooks executed in order with each solution pasted where a learner would, and all again below the last cell."""
     folder = tmp_path_factory.mktemp("solved")
-    config = RunConfig.resolve({"preset": "tiny", "input_file": str(text_file), "out_dir": str(folder / "run"), "device": "cpu",
-                                "max_tokens": 512, "steps": 4, "eval_every": 2, "sample_every": 2, "max_new_tokens": 8})
+    config = RunConfig.resolve(
+        {
+            "preset": "tiny",
+            "input_file": str(text_file),
+            "out_dir": str(folder / "run"),
+            "device": "cpu",
+            "max_tokens": 512,
+            "steps": 4,
+            "eval_every": 2,
+            "sample_every": 2,
+            "max_new_tokens": 8,
+        }
+    )
     executed = {}
     for name in NOTEBOOKS:
         notebook = nbformat.read(SOURCES / f"{name}.ipynb", as_version=4)
         solutions = {f"{exercise.id}-code": exercise.solution for exercise in exercises_of(name)}
         for cell in notebook.cells:
             cell.source = solutions.get(cell.id, cell.source)
-        notebook.cells += [nbformat.v4.new_code_cell(solution, id=f"{cell_id}-again") for cell_id, solution in solutions.items()]
+        notebook.cells += [
+            nbformat.v4.new_code_cell(solution, id=f"{cell_id}-again")
+            for cell_id, solution in solutions.items()
+        ]
         nbformat.write(notebook, folder / f"{name}.ipynb")
         try:
-            papermill.execute_notebook(str(folder / f"{name}.ipynb"), str(folder / f"{name}.out.ipynb"), progress_bar=False, kernel_name="python3",
-                                       parameters=parameters_for(SOURCES / f"{name}.ipynb", config), cwd=str(SOURCES.parent))
+            papermill.execute_notebook(
+                str(folder / f"{name}.ipynb"),
+                str(folder / f"{name}.out.ipynb"),
+                progress_bar=False,
+                kernel_name="python3",
+                parameters=parameters_for(SOURCES / f"{name}.ipynb", config),
+                cwd=str(SOURCES.parent),
+            )
         except papermill.PapermillExecutionError as error:
             executed[name] = str(error)
         else:

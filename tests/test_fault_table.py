@@ -17,4 +17,6 @@ def test_every_fault_names_the_tests_that_show_it_and_each_of_them_exists():
         assert named, fault
         for file, test in named:
             tree = ast.parse((FOLDER / file).read_text(encoding="utf-8"))
-            assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{test}"
+            assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (
+                f"{file}::{test}"
+            )

@@ -22,8 +22,10 @@ from gpt2_nb_utils.tokenization.floor import prefix_entropy
 from gpt2_nb_utils.training.run_log import Row
 
 needs_course_file = pytest.mark.skipif(
-    not COURSE_INPUT.exists() or hashlib.sha256(COURSE_INPUT.read_bytes()).hexdigest() != COURSE_SHA256,
-    reason="data/input.txt is not there or is not the course's file")
+    not COURSE_INPUT.exists()
+    or hashlib.sha256(COURSE_INPUT.read_bytes()).hexdigest() != COURSE_SHA256,
+    reason="data/input.txt is not there or is not the course's file",
+)
 
 
 def _floor(tokens, seq_len):
@@ -35,12 +37,17 @@ def _by_dictionary(tokens, seq_len):
     following = defaultdict(Counter)
     for place in range(len(tokens) - 1):
         start = place - place % seq_len
-        following[tuple(tokens[start:place + 1])][tokens[place + 1]] += 1
-    total = sum(-n * math.log(n / sum(counts.values())) for counts in following.values() for n in counts.values())
+        following[tuple(tokens[start : place + 1])][tokens[place + 1]] += 1
+    total = sum(
+        -n * math.log(n / sum(counts.values()))
+        for counts in following.values()
+        for n in counts.values()
+    )
     return total / (len(tokens) - 1)
 
 
 # --- the floor -------------------------------------------------------------------------------------------------------
+
 
 def test_windows_that_differ_from_their_first_token_on_leave_nothing_open():
     assert _floor([1, 7, 2, 7, 3, 7, 4], seq_len=2) == 0
@@ -58,7 +65,9 @@ def test_windows_are_told_apart_by_all_of_their_tokens_and_only_until_they_part(
     # 1 2 3 | 1 2 4 | 1 5 3 | 1, with targets 2 3 1, 2 4 1 and 5 3 1. After 1: 2 2 5. After 1 2: 3 4. Then all differ.
     open_after_1 = 2 * math.log(3 / 2) + math.log(3)
     open_after_1_2 = 2 * math.log(2)
-    assert _floor([1, 2, 3, 1, 2, 4, 1, 5, 3, 1], seq_len=3) == pytest.approx((open_after_1 + open_after_1_2) / 9)
+    assert _floor([1, 2, 3, 1, 2, 4, 1, 5, 3, 1], seq_len=3) == pytest.approx(
+        (open_after_1 + open_after_1_2) / 9
+    )
 
 
 def test_a_last_window_that_has_ended_no_longer_counts_among_those_like_it():
@@ -89,16 +98,20 @@ def test_no_table_of_probabilities_by_prefix_beats_the_floor():
     tokens = torch.randint(3, (200,), generator=torch.Generator().manual_seed(0)).tolist()
     following = defaultdict(Counter)
     for place in range(len(tokens) - 1):
-        following[tuple(tokens[place - place % 4:place + 1])][tokens[place + 1]] += 1
+        following[tuple(tokens[place - place % 4 : place + 1])][tokens[place + 1]] += 1
     losses = []
     for lean in (0.5, 0.9, 1.0, 1.1, 2.0):
         total = 0.0
         for counts in following.values():
             weights = {token: n**lean for token, n in counts.items()}
-            total -= sum(n * math.log(weights[token] / sum(weights.values())) for token, n in counts.items())
+            total -= sum(
+                n * math.log(weights[token] / sum(weights.values())) for token, n in counts.items()
+            )
         losses.append(total / (len(tokens) - 1))
     floor = _floor(tokens, seq_len=4)
-    assert losses[2] == pytest.approx(floor) and all(loss > floor + 1e-5 for loss in losses[:2] + losses[3:])
+    assert losses[2] == pytest.approx(floor) and all(
+        loss > floor + 1e-5 for loss in losses[:2] + losses[3:]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +120,12 @@ def course_tokens():
 
 
 @needs_course_file
-@pytest.mark.parametrize("seq_len, floor", [(128, 0.0173), (256, 0.0070), (512, 0.0028), (1024, 0.0011)])
-def test_the_floor_of_the_course_file_is_far_below_the_target_and_falls_with_the_length(course_tokens, seq_len, floor):
+@pytest.mark.parametrize(
+    "seq_len, floor", [(128, 0.0173), (256, 0.0070), (512, 0.0028), (1024, 0.0011)]
+)
+def test_the_floor_of_the_course_file_is_far_below_the_target_and_falls_with_the_length(
+    course_tokens, seq_len, floor
+):
     assert round(prefix_entropy(Windows(course_tokens, seq_len)), 4) == floor
 
 
@@ -127,10 +144,13 @@ def test_the_floor_of_the_course_file_is_that_of_a_dictionary_of_prefixes(course
 
 # --- the floor in notebook 04 ----------------------------------------------------------------------------------------
 
+
 def _rows(last):
     """Losses from that of random weights down to `last`."""
-    return [Row(step, step / 10, step, loss=loss, train_loss=loss)
-            for step, loss in enumerate(10.8 * (last / 10.8)**(share / 20) for share in range(21))]
+    return [
+        Row(step, step / 10, step, loss=loss, train_loss=loss)
+        for step, loss in enumerate(10.8 * (last / 10.8) ** (share / 20) for share in range(21))
+    ]
 
 
 def _labels(figure):
@@ -139,7 +159,9 @@ def _labels(figure):
 
 def _levels(figure):
     """Heights of the horizontal lines across the whole axis."""
-    return [line.get_ydata()[0] for line in figure.axes[0].lines if list(line.get_xdata()) == [0, 1]]
+    return [
+        line.get_ydata()[0] for line in figure.axes[0].lines if list(line.get_xdata()) == [0, 1]
+    ]
 
 
 @pytest.mark.parametrize("last, floor", [(0.09, 0.0173), (0.09, 0.00105), (0.5, 0.2), (7.0, 3.4)])
@@ -150,21 +172,29 @@ def test_the_loss_figure_has_the_floor_as_a_line_within_its_axis_and_names_it(la
     assert bottom < floor < top and bottom < 0.099999
 
 
-@pytest.mark.parametrize("last, floor, why", [
-    (7.0, 0.0173, "on a linear axis it would lie on the line of the target"),
-    (0.09, 0.0, "a logarithmic axis has no 0"),
-    (0.09, 1e-7, "the curves would shrink to a strip"),
-    (0.09, None, "the text is missing"),
-])
+@pytest.mark.parametrize(
+    "last, floor, why",
+    [
+        (7.0, 0.0173, "on a linear axis it would lie on the line of the target"),
+        (0.09, 0.0, "a logarithmic axis has no 0"),
+        (0.09, 1e-7, "the curves would shrink to a strip"),
+        (0.09, None, "the text is missing"),
+    ],
+)
 def test_a_floor_that_the_axis_cannot_show_leaves_the_figure_as_it_was(last, floor, why):
-    figure, without = figures.loss_figure(_rows(last), floor=floor), figures.loss_figure(_rows(last))
+    figure, without = (
+        figures.loss_figure(_rows(last), floor=floor),
+        figures.loss_figure(_rows(last)),
+    )
     assert _levels(figure) == _levels(without) and "floor" not in _labels(figure), why
     assert figure.axes[0].get_ylim() == without.axes[0].get_ylim()
 
 
 @pytest.mark.parametrize("last", [7.0, 0.09])
 def test_the_words_for_the_loss_figure_name_the_floor_also_where_it_is_not_drawn(last):
-    assert "floor that no training can beat 0.017284" in figures.loss_in_words(_rows(last), floor=0.0172837)
+    assert "floor that no training can beat 0.017284" in figures.loss_in_words(
+        _rows(last), floor=0.0172837
+    )
     assert "floor" not in figures.loss_in_words(_rows(last))
 
 
@@ -175,9 +205,14 @@ def run_on(tmp_path):
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
 
     def make(name="text.txt", **settings):
-        recorded = {"path": str(tmp_path / name), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        recorded = {
+            "path": str(tmp_path / name),
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        }
         config = RunConfig.resolve({"input_file": recorded["path"], "device": "cpu", **settings})
-        return RunResults(RunDirectory(tmp_path / "run"), {"corpus": recorded}, config, {}, [], [], ())
+        return RunResults(
+            RunDirectory(tmp_path / "run"), {"corpus": recorded}, config, {}, [], [], ()
+        )
 
     return make
 
@@ -186,13 +221,19 @@ def _cells(html):
     return [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<td.*?</td>", html.data)]
 
 
-def test_the_table_of_floors_is_computed_from_the_tokens_of_the_run_and_marks_its_own_length(run_on):
+def test_the_table_of_floors_is_computed_from_the_tokens_of_the_run_and_marks_its_own_length(
+    run_on,
+):
     run = run_on(preset="sanity", seq_len=256)
     shown = overview.floors(run)
     lengths, floors, shares = (_cells(shown)[column::3] for column in range(3))
     assert lengths == ["128", "256 (this run)", "512", "1,024"]
-    expected = [prefix_entropy(Windows(run.windows.tokens, length)) for length in (128, 256, 512, 1024)]
-    assert [float(floor) for floor in floors] == pytest.approx(expected, abs=1e-6) and expected[0] > expected[1] > 0
+    expected = [
+        prefix_entropy(Windows(run.windows.tokens, length)) for length in (128, 256, 512, 1024)
+    ]
+    assert [float(floor) for floor in floors] == pytest.approx(expected, abs=1e-6) and expected[
+        0
+    ] > expected[1] > 0
     assert shares == [f"{floor / 0.099999:.1%}" for floor in expected]
     assert re.findall(r"<b>(.*?)</b>", shown.data) == [lengths[1], floors[1], shares[1]]
     assert measure.floor(run) == expected[1]
@@ -212,4 +253,7 @@ def test_windows_too_short_for_the_target_are_said_to_be(run_on):
 def test_a_missing_text_has_no_floor_and_does_not_stop_the_notebook(run_on):
     run = run_on("gone.txt", preset="tiny")
     assert measure.floor(run) is None
-    assert "The floor is not shown" in overview.floors(run).data and "gone.txt does not exist" in overview.floors(run).data
+    assert (
+        "The floor is not shown" in overview.floors(run).data
+        and "gone.txt does not exist" in overview.floors(run).data
+    )

@@ -38,20 +38,50 @@ class JupyterLab:
     def __init__(self, folder: Path, page, pictures: Path):
         self.folder, self.page, self._pictures = folder, page, pictures
         home = folder.with_name("jupyter")
-        settings = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+        settings = (
+            home
+            / "settings"
+            / "@jupyterlab"
+            / "apputils-extension"
+            / "notification.jupyterlab-settings"
+        )
         settings.parent.mkdir(parents=True)
-        settings.write_text('{"fetchNews": "false", "checkForUpdates": false}', encoding="utf-8")  # it would ask the network
+        settings.write_text(
+            '{"fetchNews": "false", "checkForUpdates": false}', encoding="utf-8"
+        )  # it would ask the network
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self._url, self._token = f"http://127.0.0.1:{port}", "a token of the test"
-        places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython",
-                  "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+        places = {
+            "JUPYTER_CONFIG_DIR": "config",
+            "JUPYTER_DATA_DIR": "data",
+            "JUPYTER_RUNTIME_DIR": "runtime",
+            "IPYTHONDIR": "ipython",
+            "JUPYTERLAB_SETTINGS_DIR": "settings",
+            "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        }
         self._log = (home / "server.log").open("w")
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", str(folder), "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-             "--ServerApp.port_retries=0"], stdout=self._log, stderr=subprocess.STDOUT,
-            env={**os.environ, **{name: str(home / place) for name, place in places.items()}, "JUPYTER_TOKEN": self._token})
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                str(folder),
+                "--no-browser",
+                "--allow-root",
+                "--ip=127.0.0.1",
+                f"--port={port}",
+                "--ServerApp.port_retries=0",
+            ],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env={
+                **os.environ,
+                **{name: str(home / place) for name, place in places.items()},
+                "JUPYTER_TOKEN": self._token,
+            },
+        )
         self.until(lambda: self._answers(port), "a server that answers")
 
     def close(self) -> None:
@@ -61,7 +91,9 @@ class JupyterLab:
 
     def open(self, name: str) -> None:
         """Open a notebook in an empty workspace and wait for its kernel."""
-        self.page.goto(f"{self._url}/lab/tree/{name}.ipynb?reset&token={self._token.replace(' ', '%20')}")
+        self.page.goto(
+            f"{self._url}/lab/tree/{name}.ipynb?reset&token={self._token.replace(' ', '%20')}"
+        )
         self.page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=1000 * _PATIENCE)
         self.until_idle()
 
@@ -87,7 +119,10 @@ class JupyterLab:
 
     def save(self) -> nbformat.NotebookNode:
         """Save the notebook and read back what lies on the disk."""
-        path = self.folder / self.page.locator(".jp-mod-current .lm-TabBar-tabLabel").first.inner_text()
+        path = (
+            self.folder
+            / self.page.locator(".jp-mod-current .lm-TabBar-tabLabel").first.inner_text()
+        )
         before = path.stat().st_mtime_ns
         self.menu("File", "Save Notebook")
         self.until(lambda: path.stat().st_mtime_ns > before, "a saved notebook")
@@ -96,7 +131,11 @@ class JupyterLab:
 
     def progress(self) -> str:
         """The progress line of the training, or nothing where there is none yet."""
-        lines = [line for line in self.page.locator(".gpt2-progress code").all_inner_texts() if line.startswith("training  ")]
+        lines = [
+            line
+            for line in self.page.locator(".gpt2-progress code").all_inner_texts()
+            if line.startswith("training  ")
+        ]
         return lines[0] if lines else ""
 
     def figure(self) -> str:
@@ -111,8 +150,12 @@ class JupyterLab:
         Args:
             at_progress: scroll to the progress line of the training.
         """
-        for _ in range(3 * at_progress):  # by script, for the line is drawn anew all the time; cells get their height when they come into sight
-            self.page.evaluate("document.querySelector('.gpt2-progress').closest('.jp-Cell-outputWrapper').scrollIntoView()")
+        for _ in range(
+            3 * at_progress
+        ):  # by script, for the line is drawn anew all the time; cells get their height when they come into sight
+            self.page.evaluate(
+                "document.querySelector('.gpt2-progress').closest('.jp-Cell-outputWrapper').scrollIntoView()"
+            )
             time.sleep(0.2)
         self._pictures.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=self._pictures / f"{name}.png")
@@ -138,7 +181,11 @@ def set_parameters(notebook: Path, **values) -> None:
     content = nbformat.read(notebook, as_version=4)
     (cell,) = (cell for cell in content.cells if cell.id == "parameters")
     for name, value in values.items():
-        changed = re.sub(rf"(?m)^({name}: \w+) = .*?(  #|$)", lambda line: f"{line[1]} = {value!r}{line[2]}", cell.source)
+        changed = re.sub(
+            rf"(?m)^({name}: \w+) = .*?(  #|$)",
+            lambda line: f"{line[1]} = {value!r}{line[2]}",
+            cell.source,
+        )
         assert changed != cell.source or f"\n{name}: " not in cell.source, name
         cell.source = changed
     nbformat.write(content, notebook)
@@ -152,9 +199,17 @@ def seen(tmp_path_factory, browser, text_file):
     folder.mkdir()
     for name in NAMES:
         shutil.copy(SOURCES / f"{name}.ipynb", folder)
-        set_parameters(folder / f"{name}.ipynb", preset="tiny", input_file=str(text_file), out_dir=str(run), device="cpu")
+        set_parameters(
+            folder / f"{name}.ipynb",
+            preset="tiny",
+            input_file=str(text_file),
+            out_dir=str(run),
+            device="cpu",
+        )
     page = browser.new_page(viewport={"width": 1300, "height": 1000})
-    lab = JupyterLab(folder, page, Path(SCREENSHOTS) if SCREENSHOTS else folder.with_name("pictures"))
+    lab = JupyterLab(
+        folder, page, Path(SCREENSHOTS) if SCREENSHOTS else folder.with_name("pictures")
+    )
     seen = {"run": run, "notebooks": {}}
     try:
         for name in NAMES:
@@ -181,19 +236,28 @@ def train_with_interruptions(lab: JupyterLab, run: RunDirectory, seen: dict) -> 
     lab.until(lab.figure, "a live figure")
     lab.look("03_at_first", at_progress=True)
     first = lab.progress(), lab.figure()
-    lab.until(lambda: lab.progress() != first[0] and lab.figure() != first[1], "a line and a figure that move")
+    lab.until(
+        lambda: lab.progress() != first[0] and lab.figure() != first[1],
+        "a line and a figure that move",
+    )
     seen["watched"] = [first, (lab.progress(), lab.figure())]
     lab.look("03_later", at_progress=True)
 
     lab.page.locator("[data-command='notebook:interrupt-kernel']").first.click()
     lab.until_all_ran()
-    seen["stopped"] = {"summary": run.read_summary(), "saved": read_checkpoint(run.last)["state"]["step"], "line": lab.progress(),
-                       "notebook": lab.save()}
+    seen["stopped"] = {
+        "summary": run.read_summary(),
+        "saved": read_checkpoint(run.last)["state"]["step"],
+        "line": lab.progress(),
+        "notebook": lab.save(),
+    }
     lab.look("03_stopped", at_progress=True)
 
     lab.page.locator(".jp-CodeCell .cm-content", has_text="live.finish()").click()
     lab.page.keyboard.press("Control+Enter")
-    lab.until(lambda: run.read_summary()["step"] > seen["stopped"]["saved"] + 10, "a run that goes on")
+    lab.until(
+        lambda: run.read_summary()["step"] > seen["stopped"]["saved"] + 10, "a run that goes on"
+    )
     lab.menu("Kernel", "Restart Kernel and Run All Cells…")
     lab.look("03_restart")
     lab.page.locator(".jp-Dialog button.jp-mod-accept").click()
@@ -202,8 +266,12 @@ def train_with_interruptions(lab: JupyterLab, run: RunDirectory, seen: dict) -> 
 
 
 def errors(notebook: nbformat.NotebookNode) -> list[str]:
-    return [str(output.get("text") or output.get("ename")) for cell in notebook.cells for output in cell.get("outputs", [])
-            if output.output_type == "error" or output.get("name") == "stderr"]
+    return [
+        str(output.get("text") or output.get("ename"))
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "error" or output.get("name") == "stderr"
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -223,7 +291,9 @@ def test_the_stop_button_finishes_the_step_and_saves_without_a_traceback(seen):
     stopped = seen["stopped"]
     assert stopped["summary"]["status"] == "interrupted"
     assert 0 < stopped["saved"] == stopped["summary"]["step"] < 400
-    assert stopped["line"].endswith("interrupted") and f"  {stopped['saved']}/400  " in stopped["line"]
+    assert (
+        stopped["line"].endswith("interrupted") and f"  {stopped['saved']}/400  " in stopped["line"]
+    )
     assert errors(stopped["notebook"]) == []
 
 
@@ -238,5 +308,9 @@ def test_a_saved_notebook_shows_the_finished_progress_and_the_last_figure(seen):
     step = seen["run"].read_summary()["step"]
     (cell,) = (cell for cell in seen["notebooks"]["03_training"].cells if cell.id == "run")
     shown = json.dumps(cell.outputs, ensure_ascii=False)
-    assert f"training  {step}/400" in shown and "target reached" in shown and f"at step {step} of 400" in shown
+    assert (
+        f"training  {step}/400" in shown
+        and "target reached" in shown
+        and f"at step {step} of 400" in shown
+    )
     assert all(stale not in shown for stale in (" left", "interrupted", "widget"))

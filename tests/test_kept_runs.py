@@ -7,9 +7,18 @@ from pathlib import Path
 
 from gpt2_nb_utils.training.kept_runs import FOLDER, kept_runs
 
-SUMMARY = {"preset": "full", "device": "cpu", "amp": "bf16", "epoch": 5.6667, "tokens_seen": 191_482, "seconds": 1896.2,
-           "best_train_loss": 0.0665446, "best_train_loss_windows": "all", "corpus": {"tokens": 33_792},
-           "config": {"max_tokens": 33_792}}
+SUMMARY = {
+    "preset": "full",
+    "device": "cpu",
+    "amp": "bf16",
+    "epoch": 5.6667,
+    "tokens_seen": 191_482,
+    "seconds": 1896.2,
+    "best_train_loss": 0.0665446,
+    "best_train_loss_windows": "all",
+    "corpus": {"tokens": 33_792},
+    "config": {"max_tokens": 33_792},
+}
 
 
 def keep(folder: Path, name: str, content: str) -> None:
@@ -20,7 +29,14 @@ def keep(folder: Path, name: str, content: str) -> None:
 def test_a_kept_run_is_shown_with_what_its_summary_recorded(tmp_path):
     keep(tmp_path, "excerpt", json.dumps(SUMMARY))
     shown = kept_runs(tmp_path).data
-    for text in ("excerpt", "5.67", "191,482", "31:36", "cpu, bf16", "0.0665 (whole excerpt of 33,792 tokens)"):
+    for text in (
+        "excerpt",
+        "5.67",
+        "191,482",
+        "31:36",
+        "cpu, bf16",
+        "0.0665 (whole excerpt of 33,792 tokens)",
+    ):
         assert f">{text}</td>" in shown
 
 
@@ -40,4 +56,7 @@ def test_without_any_kept_run_it_says_so(tmp_path):
 
 def test_the_runs_of_the_repository_are_found():
     shown = kept_runs().data
-    assert all(f">{path.parent.name}</td>" in shown for path in FOLDER.glob("*/summary.json")) and ">sanity</td>" in shown
+    assert (
+        all(f">{path.parent.name}</td>" in shown for path in FOLDER.glob("*/summary.json"))
+        and ">sanity</td>" in shown
+    )

@@ -16,7 +16,8 @@ from run_command import stand_ins
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.pipeline import notebooks, run as run_module
+from gpt2_nb_utils.pipeline import notebooks
+from gpt2_nb_utils.pipeline import run as run_module
 from gpt2_nb_utils.pipeline.notebooks import NotebookFailed, run_notebooks
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
@@ -35,28 +36,50 @@ def run(settings: dict, **more) -> RunDirectory:
 
 def rows_of(directory: RunDirectory) -> list[list[str]]:
     """The metrics without what the clock says."""
-    return [line.split(",")[:8] for line in directory.metrics.read_text(encoding="utf-8").splitlines()]
+    return [
+        line.split(",")[:8] for line in directory.metrics.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def assert_same_end(directory: RunDirectory, reference: RunDirectory) -> None:
     assert rows_of(directory) == rows_of(reference)
     assert directory.samples.read_bytes() == reference.samples.read_bytes()
     for name in ("best", "last"):
-        ours, theirs = (read_checkpoint(getattr(each, name))["model"] for each in (directory, reference))
+        ours, theirs = (
+            read_checkpoint(getattr(each, name))["model"] for each in (directory, reference)
+        )
         assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items()), name
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the soak forks its processes")
 def test_runs_killed_at_random_moments_and_while_writing_each_checkpoint_end_bit_for_bit_as_if_left_alone():
-    done = subprocess.run([sys.executable, "-m", "tests.soak_kills", "--kills", "6", "--seed", "4"], cwd=PROJECT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.soak_kills", "--kills", "6", "--seed", "4"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("6 kills with seed 4") and "runs ended as the ones left alone" in done.stdout
+    assert (
+        done.stdout.startswith("6 kills with seed 4")
+        and "runs ended as the ones left alone" in done.stdout
+    )
     for name in ("best.pt", "last.pt"):
         assert f"while {name} was written" in done.stdout
 
 
-def test_a_run_killed_between_the_best_model_and_the_last_checkpoint_reaches_its_target_again(settings, tmp_path):
-    given = settings(lr=0.03, steps=60, target_loss=9.5, eval_every=2, eval_windows=0, save_every=100, sample_every=4)
+def test_a_run_killed_between_the_best_model_and_the_last_checkpoint_reaches_its_target_again(
+    settings, tmp_path
+):
+    given = settings(
+        lr=0.03,
+        steps=60,
+        target_loss=9.5,
+        eval_every=2,
+        eval_windows=0,
+        save_every=100,
+        sample_every=4,
+    )
     whole = run({**given, "out_dir": str(tmp_path / "whole")})
     assert whole.read_summary()["status"] == "target_reached"
     run({**given, "steps": 4})
@@ -67,38 +90,58 @@ def test_a_run_killed_between_the_best_model_and_the_last_checkpoint_reaches_its
     assert directory.read_summary()["status"] == "target_reached"
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_does_not_take_the_old_best_model_for_its_own(settings, tmp_path, capsys):
+def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_does_not_take_the_old_best_model_for_its_own(
+    settings, tmp_path, capsys
+):
     run(settings(out_dir=str(tmp_path / "other"), lr=0.03))
     given = settings(steps=3)
     directory = run(given)
     directory.last.unlink()
-    shutil.copy(tmp_path / "other" / "checkpoints" / "best.pt", directory.best)  # a lower loss than this one will reach
+    shutil.copy(
+        tmp_path / "other" / "checkpoints" / "best.pt", directory.best
+    )  # a lower loss than this one will reach
     directory.write_json(directory.summary, {**directory.read_summary(), "status": "running"})
     old = directory.best.read_bytes()
     run({"out_dir": given["out_dir"], "resume": "auto"})
-    assert "last.pt is missing: the run begins anew, and its best model is kept as set_aside.pt" in capsys.readouterr().err
+    assert (
+        "last.pt is missing: the run begins anew, and its best model is kept as set_aside.pt"
+        in capsys.readouterr().err
+    )
     assert directory.set_aside.read_bytes() == old
     run({"out_dir": given["out_dir"], "resume": "auto", "steps": 4})
-    assert_same_end(directory, run({**given, "out_dir": str(tmp_path / "whole"), "steps": 4, "sample_every": 3}))
+    assert_same_end(
+        directory, run({**given, "out_dir": str(tmp_path / "whole"), "steps": 4, "sample_every": 3})
+    )
 
 
 # Signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_saves_the_step_and_leaves_out_nothing_that_the_resumed_run_would_have_written(settings, tmp_path, number):
+def test_a_stop_saves_the_step_and_leaves_out_nothing_that_the_resumed_run_would_have_written(
+    settings, tmp_path, number
+):
     whole = run(settings(out_dir=str(tmp_path / "whole")))
     given = settings()
-    directory = run(given, on_row=lambda row: row.step == 3 and os.kill(os.getpid(), number))  # a step with samples to draw
-    assert directory.read_summary()["status"] == "interrupted" and read_checkpoint(directory.last)["state"]["step"] == 3
+    directory = run(
+        given, on_row=lambda row: row.step == 3 and os.kill(os.getpid(), number)
+    )  # a step with samples to draw
+    assert (
+        directory.read_summary()["status"] == "interrupted"
+        and read_checkpoint(directory.last)["state"]["step"] == 3
+    )
     run({"out_dir": given["out_dir"], "resume": "auto"})
-    assert [sample.step for sample in read_samples(directory.samples)] == [3] * 3 + [6] * 4  # and the greedy one at the end
+    assert [sample.step for sample in read_samples(directory.samples)] == [3] * 3 + [
+        6
+    ] * 4  # and the greedy one at the end
     assert_same_end(directory, whole)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("times", [1, 2])
-def test_the_exit_status_tells_the_signal_and_a_second_one_leaves_at_once(settings, capfd, number, status, times):
+def test_the_exit_status_tells_the_signal_and_a_second_one_leaves_at_once(
+    settings, capfd, number, status, times
+):
     code = f"""if True:
         import os, signal, sys
         from gpt2_nb_utils.__main__ import main
@@ -115,13 +158,26 @@ def test_the_exit_status_tells_the_signal_and_a_second_one_leaves_at_once(settin
         loop.training_step = stopped
         sys.exit(main(sys.argv[1:]))"""
     given = settings(steps=1000, eval_every=1000, save_every=1000, sample_every=0)
-    done = subprocess.run([sys.executable, "-c", code, "train", *(f"--{name}={value}" for name, value in given.items())],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            "train",
+            *(f"--{name}={value}" for name, value in given.items()),
+        ],
+        capture_output=True,
+        text=True,
+    )
     directory = RunDirectory(given["out_dir"])
     assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
     assert directory.read_summary()["status"] == "interrupted"
     if times == 1:
-        assert directory.read_summary()["step"] == read_checkpoint(directory.last)["state"]["step"] == 3
+        assert (
+            directory.read_summary()["step"]
+            == read_checkpoint(directory.last)["state"]["step"]
+            == 3
+        )
     else:
         assert not directory.last.exists()  # nothing was waited for
 
@@ -129,9 +185,16 @@ def test_the_exit_status_tells_the_signal_and_a_second_one_leaves_at_once(settin
 # The notebooks
 
 
-def test_after_its_kernel_is_killed_a_run_goes_on_at_the_notebook_that_broke_off(tmp_path, settings, monkeypatch):
+def test_after_its_kernel_is_killed_a_run_goes_on_at_the_notebook_that_broke_off(
+    tmp_path, settings, monkeypatch
+):
     given = settings(steps=4000, eval_every=1000, save_every=1, sample_every=0, target_loss=1e-9)
-    stand_ins(tmp_path / "notebooks", nb_01=["print('once')"], nb_02=["print('once')"], nb_04=["print('the end')"])
+    stand_ins(
+        tmp_path / "notebooks",
+        nb_01=["print('once')"],
+        nb_02=["print('once')"],
+        nb_04=["print('the end')"],
+    )
     shutil.copy(notebooks.SOURCES / "03_training.ipynb", tmp_path / "notebooks")
     monkeypatch.setattr(notebooks, "SOURCES", tmp_path / "notebooks")
     config, directory = RunConfig.resolve(given), RunDirectory(given["out_dir"])
@@ -141,7 +204,11 @@ def test_after_its_kernel_is_killed_a_run_goes_on_at_the_notebook_that_broke_off
         while not directory.last.exists() or len(read_metrics(directory.metrics)) < 5:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        (kernel,) = [child for child in psutil.Process().children(recursive=True) if "ipykernel_launcher" in " ".join(child.cmdline())]
+        (kernel,) = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if "ipykernel_launcher" in " ".join(child.cmdline())
+        ]
         kernel.kill()
 
     killer = threading.Thread(target=kill_the_kernel)
@@ -149,18 +216,29 @@ def test_after_its_kernel_is_killed_a_run_goes_on_at_the_notebook_that_broke_off
     claim = start_run(config).lock
     claim.lend()
     try:
-        with pytest.raises(NotebookFailed, match="03_training.ipynb.*[Kk]ernel died.*--resume auto goes on from the last checkpoint"):
+        with pytest.raises(
+            NotebookFailed,
+            match="03_training.ipynb.*[Kk]ernel died.*--resume auto goes on from the last checkpoint",
+        ):
             run_notebooks(config, directory)
     finally:
         claim.release()
         killer.join()
-    first = [(directory.notebooks / f"{name}.ipynb").read_bytes() for name in ("01_tokenization", "02_model")]
+    first = [
+        (directory.notebooks / f"{name}.ipynb").read_bytes()
+        for name in ("01_tokenization", "02_model")
+    ]
     assert not (directory.notebooks / "04_results.ipynb").exists()
     step = read_checkpoint(directory.last)["state"]["step"]
     monkeypatch.setattr(run_module, "build_report", lambda directory: None)
-    summary = run_module.run(RunConfig.resolve({"out_dir": given["out_dir"], "resume": "auto", "steps": step + 2}))
+    summary = run_module.run(
+        RunConfig.resolve({"out_dir": given["out_dir"], "resume": "auto", "steps": step + 2})
+    )
     assert (summary["status"], summary["step"]) == ("steps_done", step + 2)
-    assert [(directory.notebooks / f"{name}.ipynb").read_bytes() for name in ("01_tokenization", "02_model")] == first
+    assert [
+        (directory.notebooks / f"{name}.ipynb").read_bytes()
+        for name in ("01_tokenization", "02_model")
+    ] == first
     assert "the end" in (directory.notebooks / "04_results.ipynb").read_text(encoding="utf-8")
     assert [row.step for row in read_metrics(directory.metrics)] == list(range(step + 3))
 
@@ -168,22 +246,35 @@ def test_after_its_kernel_is_killed_a_run_goes_on_at_the_notebook_that_broke_off
 # Two at once
 
 
-def test_nobody_else_gets_into_the_directory_of_a_run_between_its_trainings_but_its_own_processes_do(settings):
+def test_nobody_else_gets_into_the_directory_of_a_run_between_its_trainings_but_its_own_processes_do(
+    settings,
+):
     given = settings(steps=1)
     directory = RunDirectory(given["out_dir"])
     code = "import sys; from gpt2_nb_utils.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
     def another(**more) -> subprocess.CompletedProcess:
-        environment = {name: value for name, value in os.environ.items() if name != "GPT2_NB_UTILS_LENT" or more.get("own")}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name != "GPT2_NB_UTILS_LENT" or more.get("own")
+        }
         words = [f"--{name}={value}" for name, value in {**given, "resume": "auto"}.items()]
-        return subprocess.run([sys.executable, "-c", code, "train", *words], capture_output=True, text=True, env=environment)
+        return subprocess.run(
+            [sys.executable, "-c", code, "train", *words],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
 
     claim = directory.claim()
     claim.lend()  # as the command `run` does, before its first kernel starts
     try:
         refused = another()
         assert refused.returncode == 2 and "another process is training there" in refused.stderr
-        with pytest.raises(UserError, match="already holds a run|another process is training there"):
+        with pytest.raises(
+            UserError, match="already holds a run|another process is training there"
+        ):
             os.environ.pop("GPT2_NB_UTILS_LENT")
             directory.claim(overwrite=True)
         os.environ["GPT2_NB_UTILS_LENT"] = str(directory.path.resolve())

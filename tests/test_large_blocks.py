@@ -33,14 +33,20 @@ print(faults_of(use), faults_of(in_a_thread))
 """
 
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux") or not platform.libc_ver()[0],
-                                reason="only glibc can be told to keep memory")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not platform.libc_ver()[0],
+    reason="only glibc can be told to keep memory",
+)
 
 
 def test_large_blocks_are_not_fetched_from_the_system_again_and_again_in_any_thread():
     def faults(*words) -> list[int]:
-        plain = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}  # set by a test before this one
-        done = subprocess.run([sys.executable, "-c", FAULTS, *words], env=plain, capture_output=True, text=True)
+        plain = {
+            name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"
+        }  # set by a test before this one
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS, *words], env=plain, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return [int(word) for word in done.stdout.split()]
 
@@ -75,10 +81,18 @@ config = RunConfig.resolve({"preset": "tiny", "input_file": sys.argv[1], "out_di
                             "eval_every": 100, "eval_windows": 2, "save_every": 100, "sample_every": 0})
 train(config, on_row=lambda row: print("faults", resource.getrusage(resource.RUSAGE_SELF).ru_minflt))
 """
-    done = subprocess.run([sys.executable, "-c", script, str(text_file), str(tmp_path / "run")], capture_output=True, text=True)
-    counts = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("faults")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(text_file), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+    )
+    counts = [
+        int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("faults")
+    ]
     assert len(counts) == 9, done.stderr[-2000:]
-    in_a_step = [after - before for before, after in zip(counts[3:-1], counts[4:])]  # the last one saves
+    in_a_step = [
+        after - before for before, after in zip(counts[3:-1], counts[4:])
+    ]  # the last one saves
     pages = 50257 * 192 * 4 // 4096  # of one gradient of the token embedding
     assert sorted(in_a_step)[len(in_a_step) // 2] < pages / 4
 

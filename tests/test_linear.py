@@ -11,7 +11,9 @@ from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.model.sampling import generate
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX
 
-SIZES = GPT2Config(block_size=48, n_layer=2, n_head=4, n_embd=384, vocab_size=5003)  # its largest weights are worth the call
+SIZES = GPT2Config(
+    block_size=48, n_layer=2, n_head=4, n_embd=384, vocab_size=5003
+)  # its largest weights are worth the call
 needs_onednn = pytest.mark.skipif(not linear._HAS_ONEDNN, reason="torch was built without oneDNN")
 
 
@@ -30,11 +32,15 @@ def calls(monkeypatch):
 
 
 def ids(seed: int) -> torch.Tensor:
-    return torch.randint(SIZES.vocab_size, (12, 48), generator=torch.Generator().manual_seed(seed))  # 576 rows: two chunks of the head
+    return torch.randint(
+        SIZES.vocab_size, (12, 48), generator=torch.Generator().manual_seed(seed)
+    )  # 576 rows: two chunks of the head
 
 
 @needs_onednn
-def test_loss_and_the_gradient_of_every_parameter_are_those_of_float64_as_near_as_with_plain_products(monkeypatch, calls):
+def test_loss_and_the_gradient_of_every_parameter_are_those_of_float64_as_near_as_with_plain_products(
+    monkeypatch, calls
+):
     model, x, y = GPT2(SIZES, seed=3), ids(1), ids(2)
     y[3, 5:30] = IGNORE_INDEX
 
@@ -42,13 +48,18 @@ def test_loss_and_the_gradient_of_every_parameter_are_those_of_float64_as_near_a
         model.zero_grad()
         loss = model.loss(x, y)
         loss.backward()
-        return [loss.detach().double(), *(parameter.grad.double() for parameter in model.parameters())]
+        return [
+            loss.detach().double(),
+            *(parameter.grad.double() for parameter in model.parameters()),
+        ]
 
     exact = gradients(copy.deepcopy(model).double())
     assert not calls  # float64 goes the plain way
     ours = gradients(model)
     C = SIZES.n_embd
-    assert {(3 * C, C), (4 * C, C), (C, 4 * C), (C, 3 * C), (SIZES.vocab_size, C)} <= set(calls)  # forward and backward
+    assert {(3 * C, C), (4 * C, C), (C, 4 * C), (C, 3 * C), (SIZES.vocab_size, C)} <= set(
+        calls
+    )  # forward and backward
     assert (C, C) not in calls  # too small
     monkeypatch.setattr(linear, "_HAS_ONEDNN", False)
     plain, names = gradients(model), ["loss", *dict(model.named_parameters())]
@@ -62,17 +73,29 @@ def test_loss_and_the_gradient_of_every_parameter_are_those_of_float64_as_near_a
 @pytest.mark.parametrize("bias", ["whole", "every other", "one for all", ""])
 def test_a_linear_layer_takes_any_number_of_leading_dimensions(calls, shape, bias):
     generator = torch.Generator().manual_seed(1)
-    x, weight = torch.randn(shape, generator=generator, requires_grad=True), torch.randn(384, 1152, generator=generator, requires_grad=True)
+    x, weight = (
+        torch.randn(shape, generator=generator, requires_grad=True),
+        torch.randn(384, 1152, generator=generator, requires_grad=True),
+    )
     values = torch.randn(2304, generator=generator)
-    bias = {"whole": values[:1152], "every other": values[::2], "one for all": values[:1].expand(1152), "": None}[bias]
+    bias = {
+        "whole": values[:1152],
+        "every other": values[::2],
+        "one for all": values[:1].expand(1152),
+        "": None,
+    }[bias]
     bias = bias if bias is None else bias.requires_grad_()
     leaves = [each for each in (x, weight, bias) if each is not None]
     out = linear.linear(x, weight, bias)
     plain = F.linear(x, weight.t(), bias)
     torch.testing.assert_close(out, plain, rtol=1e-4, atol=1e-4)
     d_out = torch.randn(out.shape, generator=generator)
-    for mine, theirs in zip(torch.autograd.grad(out, leaves, d_out), torch.autograd.grad(plain, leaves, d_out)):
-        assert mine.is_contiguous()  # AdamW and what sends gradients to other processes would copy it otherwise
+    for mine, theirs in zip(
+        torch.autograd.grad(out, leaves, d_out), torch.autograd.grad(plain, leaves, d_out)
+    ):
+        assert (
+            mine.is_contiguous()
+        )  # AdamW and what sends gradients to other processes would copy it otherwise
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-3)
     with torch.no_grad():
         torch.testing.assert_close(linear.linear(x, weight, bias), plain, rtol=1e-4, atol=1e-4)
@@ -88,14 +111,18 @@ def test_a_text_is_continued_with_the_same_tokens_either_way(monkeypatch, calls)
     ours = generate(model, prompts, 60, temperature=0)  # beyond block_size: the context slides
     assert (SIZES.vocab_size, SIZES.n_embd) in calls
     monkeypatch.setattr(linear, "_HAS_ONEDNN", False)
-    assert [row.tolist() for row in ours] == [row.tolist() for row in generate(model, prompts, 60, temperature=0)]
+    assert [row.tolist() for row in ours] == [
+        row.tolist() for row in generate(model, prompts, 60, temperature=0)
+    ]
 
 
-def test_half_precision_small_layers_a_single_row_and_a_build_without_it_go_the_plain_way(monkeypatch, calls):
+def test_half_precision_small_layers_a_single_row_and_a_build_without_it_go_the_plain_way(
+    monkeypatch, calls
+):
     x, weight = torch.randn(2, 512), torch.randn(512, 512)
-    monkeypatch.setattr(linear, "_SMALLEST", 2 ** 18 + 1)
+    monkeypatch.setattr(linear, "_SMALLEST", 2**18 + 1)
     linear.linear(x, weight)
-    monkeypatch.setattr(linear, "_SMALLEST", 2 ** 18)
+    monkeypatch.setattr(linear, "_SMALLEST", 2**18)
     linear.linear(x.bfloat16(), weight.bfloat16())
     linear.linear(x[:1], weight)
     linear.linear(torch.randn(65, 512), weight)
@@ -104,7 +131,9 @@ def test_half_precision_small_layers_a_single_row_and_a_build_without_it_go_the_
     assert not calls
     linear.linear(x[:1], weight.t())  # stored (out, in), as the head is
     assert len(calls) == 1
-    monkeypatch.setattr(linear, "onednn_product", lambda *_: torch.ops.mkldnn.an_operator_of_another_release())
+    monkeypatch.setattr(
+        linear, "onednn_product", lambda *_: torch.ops.mkldnn.an_operator_of_another_release()
+    )
     assert not linear._works()
 
 
@@ -125,6 +154,9 @@ def test_the_vocabulary_is_padded_inside_the_product_only(monkeypatch):
             logits = head_loss.padded_product(hidden, weight)
         torch.testing.assert_close(logits, plain, rtol=1e-5, atol=1e-5)
         d_out = torch.randn(logits.shape, generator=generator)
-        for mine, theirs in zip(torch.autograd.grad(logits, (hidden, weight), d_out), torch.autograd.grad(plain, (hidden, weight), d_out)):
+        for mine, theirs in zip(
+            torch.autograd.grad(logits, (hidden, weight), d_out),
+            torch.autograd.grad(plain, (hidden, weight), d_out),
+        ):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-3)
     assert seen == [(50304, 16), (128, 16)]

@@ -18,7 +18,14 @@ from gpt2_nb_utils.training.corpus_loss import read_windows
 from gpt2_nb_utils.training.loop import train
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.run_log import RecallRow, read_recall
-from gpt2_nb_utils.training.verbatim import Recalled, counted, opening_of, openings_among, recalled_of, tokens_right
+from gpt2_nb_utils.training.verbatim import (
+    Recalled,
+    counted,
+    opening_of,
+    openings_among,
+    recalled_of,
+    tokens_right,
+)
 
 CPU = Precision(torch.device("cpu"), "fp32")
 HOSTILE = '<script>alert("x")</script> & <b>bold</b>'
@@ -29,11 +36,34 @@ def run(tmp_path_factory):
     """A run that knows some of its text: lines that differ in a number, and try to be HTML."""
     folder = tmp_path_factory.mktemp("memory")
     text = folder / "text.txt"
-    text.write_text("".join(f"{number} {HOSTILE}\nthe cat sat on mat {number}\n\n" for number in range(40)), encoding="utf-8")
-    train(RunConfig.resolve(dict(
-        preset="tiny", input_file=str(text), out_dir=str(folder / "run"), max_tokens=500, n_layer=2, n_head=3, n_embd=24, block_size=32,
-        seq_len=32, batch_size=4, steps=60, log_every=10, eval_every=20, sample_every=0, save_every=60, lr=1e-2, warmup_steps=2,
-        device="cpu")))
+    text.write_text(
+        "".join(f"{number} {HOSTILE}\nthe cat sat on mat {number}\n\n" for number in range(40)),
+        encoding="utf-8",
+    )
+    train(
+        RunConfig.resolve(
+            dict(
+                preset="tiny",
+                input_file=str(text),
+                out_dir=str(folder / "run"),
+                max_tokens=500,
+                n_layer=2,
+                n_head=3,
+                n_embd=24,
+                block_size=32,
+                seq_len=32,
+                batch_size=4,
+                steps=60,
+                log_every=10,
+                eval_every=20,
+                sample_every=0,
+                save_every=60,
+                lr=1e-2,
+                warmup_steps=2,
+                device="cpu",
+            )
+        )
+    )
     return load_run(folder / "run")
 
 
@@ -44,10 +74,13 @@ def measured(run):
 
 # -- recall, counted without generating ------------------------------------------------------------------------------
 
+
 def test_what_one_forward_pass_counts_is_what_greedy_generation_gets_right(run, measured):
     generated = recall.recall(measured.trained.model, run.windows, n=100)
     by_window = {one.start // run.windows.seq_len: one.n_right for one in generated}
-    assert {index: n for index, n in zip(measured.indices, measured.n_right) if n is not None} == by_window
+    assert {
+        index: n for index, n in zip(measured.indices, measured.n_right) if n is not None
+    } == by_window
     assert len(set(by_window.values())) > 3  # neither all of it nor nothing
     assert measured.result.recalled.verbatim == sum(one.verbatim for one in generated)
 
@@ -58,9 +91,15 @@ def test_a_window_too_short_for_its_opening_is_not_counted():
     assert opening_of(windows) == (16, 17)
     readings = read_windows(model, windows, [0, 1, 2], CPU, openings={0, 1, 2})
     assert [reading.n_right is None for reading in readings] == [False, False, True]
-    assert [reading.n_right is None for reading in read_windows(model, windows, [0, 1, 2], CPU, openings={1})] == [True, False, True]
+    assert [
+        reading.n_right is None
+        for reading in read_windows(model, windows, [0, 1, 2], CPU, openings={1})
+    ] == [True, False, True]
     assert counted([17, 3, None], (16, 17)) == (2, 1, 20)
-    assert recalled_of((2, 1, 20), (16, 17)) == Recalled(2, 16, 17, 1, 10.0) and recalled_of((0, 0, 0), (16, 17)) is None
+    assert (
+        recalled_of((2, 1, 20), (16, 17)) == Recalled(2, 16, 17, 1, 10.0)
+        and recalled_of((0, 0, 0), (16, 17)) is None
+    )
 
 
 def test_of_many_windows_some_openings_are_counted_spread_over_all():
@@ -70,7 +109,10 @@ def test_of_many_windows_some_openings_are_counted_spread_over_all():
 
 
 def test_the_likeliest_token_is_told_in_fp32_where_bf16_would_find_two_alike():
-    hidden, head = torch.tensor([[[1.0, 1.0]]]), torch.tensor([[16.0, 0.0], [16.0, 0.01]])  # in bf16 both logits are 16
+    hidden, head = (
+        torch.tensor([[[1.0, 1.0]]]),
+        torch.tensor([[16.0, 0.0], [16.0, 0.01]]),
+    )  # in bf16 both logits are 16
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert tokens_right(hidden, head, torch.tensor([[1]]), (1, 1)) == [1]
         assert tokens_right(hidden, head, torch.tensor([[0]]), (1, 1)) == [0]
@@ -78,33 +120,54 @@ def test_the_likeliest_token_is_told_in_fp32_where_bf16_would_find_two_alike():
 
 
 def test_recall_on_record_is_read_back_and_a_damaged_line_left_out(run, tmp_path):
-    assert [row.step for row in run.recall] == [0, 20, 40, 60] and run.recall[-1].recalled.openings == 15
+    assert [row.step for row in run.recall] == [0, 20, 40, 60] and run.recall[
+        -1
+    ].recalled.openings == 15
     path = tmp_path / "recall.csv"
-    path.write_bytes(run.directory.recall.read_bytes() + b"61,15,16\n62,15,16,17,99,1.0\n63,0,16,17,0,0\n64,15,x,17,9,1.0\n")
+    path.write_bytes(
+        run.directory.recall.read_bytes()
+        + b"61,15,16\n62,15,16,17,99,1.0\n63,0,16,17,0,0\n64,15,x,17,9,1.0\n"
+    )
     assert read_recall(path) == list(run.recall)
 
 
 def test_growth_has_one_point_a_step_the_one_that_measured_most(run, measured):
     some, whole = Recalled(3, 16, 17, 0, 1.0), Recalled(15, 16, 17, 2, 4.5)
-    rows = recall_growth.history(dataclasses.replace(run, recall=(RecallRow(0, some), RecallRow(9, some), RecallRow(9, whole))), measured)
+    rows = recall_growth.history(
+        dataclasses.replace(
+            run, recall=(RecallRow(0, some), RecallRow(9, some), RecallRow(9, whole))
+        ),
+        measured,
+    )
     assert rows == [RecallRow(0, some), RecallRow(9, whole)]
     lines = [line.get_ydata() for line in recall_growth.figure(rows).axes[0].lines]
-    assert [list(line) for line in lines] == [pytest.approx([100 / 17, 450 / 17]), pytest.approx([0, 200 / 15])]
+    assert [list(line) for line in lines] == [
+        pytest.approx([100 / 17, 450 / 17]),
+        pytest.approx([0, 200 / 15]),
+    ]
     assert "0 of 3 (0%) at step 0, 2 of 15 (13%) at step 9" in recall_growth.in_words(rows)
 
 
-def test_a_run_that_recorded_no_recall_shows_its_random_and_its_best_weights(run, measured, tmp_path):
+def test_a_run_that_recorded_no_recall_shows_its_random_and_its_best_weights(
+    run, measured, tmp_path
+):
     shutil.copytree(run.directory.path, tmp_path / "run")
     (tmp_path / "run" / "logs" / "recall.csv").unlink()
     old = load_run(tmp_path / "run")
     first, last = recall_growth.history(old, measured)
-    assert not any("recall" in line for line in old.missing) and (first.step, last.step) == (0, measured.trained.step)
-    assert first.recalled.right < 1 < last.recalled.right and last.recalled == measured.result.recalled
+    assert not any("recall" in line for line in old.missing) and (first.step, last.step) == (
+        0,
+        measured.trained.step,
+    )
+    assert (
+        first.recalled.right < 1 < last.recalled.right and last.recalled == measured.result.recalled
+    )
     table = recall_growth.growth_table([first, last], old).data
     assert f"{old.rows[0].train_loss:.4f}" in table and f"{last.recalled.right:.1f} of 17" in table
 
 
 # -- where words come from -------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_longest_stretch_and_the_nearest_passage_are_those_of_an_exhaustive_search(seed):
@@ -112,17 +175,35 @@ def test_the_longest_stretch_and_the_nearest_passage_are_those_of_an_exhaustive_
     tokens, said = (torch.randint(4, (n,), generator=generator) for n in (200, 12))
     one = provenance.held_against(torch.tensor([1]), said, tokens)
     text, ids = tokens.tolist(), said.tolist()
-    longest = max(n for n in range(1, 13) for i in range(12 - n + 1) for j in range(200 - n + 1) if ids[i:i + n] == text[j:j + n])
+    longest = max(
+        n
+        for n in range(1, 13)
+        for i in range(12 - n + 1)
+        for j in range(200 - n + 1)
+        if ids[i : i + n] == text[j : j + n]
+    )
     begin, end = one.stretch
-    assert one.longest == longest == end - begin and ids[begin:end] == text[one.place:one.place + longest]
-    overlap = [sum(min(ids.count(token), text[j:j + 12].count(token)) for token in set(ids)) for j in range(200 - 12 + 1)]
+    assert (
+        one.longest == longest == end - begin
+        and ids[begin:end] == text[one.place : one.place + longest]
+    )
+    overlap = [
+        sum(min(ids.count(token), text[j : j + 12].count(token)) for token in set(ids))
+        for j in range(200 - 12 + 1)
+    ]
     assert one.shared == max(overlap) and overlap.index(max(overlap)) == one.nearest
 
 
 def test_a_recited_passage_is_one_stretch_and_strange_words_are_none():
-    tokens = torch.from_numpy(encode("To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer"))
+    tokens = torch.from_numpy(
+        encode(
+            "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer"
+        )
+    )
     recited = provenance.held_against(tokens[:2], tokens[3:15], tokens)
-    strange = provenance.held_against(tokens[:2], torch.from_numpy(encode(" zebra keyboard volcano")), tokens)
+    strange = provenance.held_against(
+        tokens[:2], torch.from_numpy(encode(" zebra keyboard volcano")), tokens
+    )
     assert (recited.longest, recited.place, recited.shared) == (12, 3, 12)
     assert (strange.longest, strange.shared) == (0, 0)
 
@@ -131,11 +212,20 @@ def test_a_passage_does_not_count_as_a_repetition_of_itself():
     tokens = torch.arange(60)
     tokens[50:54] = tokens[20:24]
     (*_, last) = provenance.matching_runs(tokens[20:30], tokens, own_place=20)
-    assert max(int(runs.max()) for runs in provenance.matching_runs(tokens[20:30], tokens, own_place=20)) == 4 and last.max() == 0
+    assert (
+        max(
+            int(runs.max())
+            for runs in provenance.matching_runs(tokens[20:30], tokens, own_place=20)
+        )
+        == 4
+        and last.max() == 0
+    )
 
 
 def test_prompts_are_told_from_the_text_and_nothing_said_becomes_html(run, measured):
-    said = provenance.continued(measured.trained.model, run.windows, [HOSTILE, "the cat sat", "a telephone"])
+    said = provenance.continued(
+        measured.trained.model, run.windows, [HOSTILE, "the cat sat", "a telephone"]
+    )
     assert [one.known_prompt for one in said] == [True, True, False]
     assert all(len(one.said) == provenance.n_tokens(run.windows) == 16 for one in said)
     fragment = provenance.shown(said, run.windows).data
@@ -147,6 +237,7 @@ def test_prompts_are_told_from_the_text_and_nothing_said_becomes_html(run, measu
 
 # -- heads -----------------------------------------------------------------------------------------------------------
 
+
 def pattern(T: int, key: int) -> torch.Tensor:
     """The map (T, T) of a head that looks `key` tokens back, or at the first where there is none."""
     weights = torch.zeros(T, T)
@@ -157,12 +248,23 @@ def pattern(T: int, key: int) -> torch.Tensor:
 def test_habits_are_those_that_the_maps_were_built_with():
     T = 8
     even = torch.ones(T, T).tril() / torch.arange(1, T + 1)[:, None]
-    maps = [torch.stack([pattern(T, 0), even])[None], torch.stack([pattern(T, 1), pattern(T, T)])[None]]  # (1, 2, 8, 8) each
+    maps = [
+        torch.stack([pattern(T, 0), even])[None],
+        torch.stack([pattern(T, 1), pattern(T, T)])[None],
+    ]  # (1, 2, 8, 8) each
     assert [attention.strongest(maps, habit) for habit in attention.HABITS[:3]] == [
-        attention.Head(1, 1), attention.Head(0, 0), attention.Head(1, 0)]
+        attention.Head(1, 1),
+        attention.Head(0, 0),
+        attention.Head(1, 0),
+    ]
     shares = attention.habits(maps)
     np.testing.assert_allclose(sum(shares.values()), 1.0, atol=1e-6)
-    assert shares["itself"][0, 0] == shares["the token before"][1, 0] == shares["the first token"][1, 1] == 1.0
+    assert (
+        shares["itself"][0, 0]
+        == shares["the token before"][1, 0]
+        == shares["the first token"][1, 1]
+        == 1.0
+    )
     assert shares["itself"][0, 1] == pytest.approx(np.mean([1 / t for t in range(3, T + 1)]))
     assert "layer 2, head 1</td>" in attention.habits_table(maps).data
 
@@ -184,4 +286,7 @@ def test_every_head_has_its_picture_and_the_enlarged_one_its_tokens(run, measure
     figure.canvas.draw()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()][:3] == ["$a", "↵", "·b"]
     weights = maps[1][0, 2].numpy()
-    assert re.search(rf"“i” at “.+” \({weights[9].max():.0%}\)", attention.in_words(maps, attention.Head(1, 2), pieces))
+    assert re.search(
+        rf"“i” at “.+” \({weights[9].max():.0%}\)",
+        attention.in_words(maps, attention.Head(1, 2), pieces),
+    )

@@ -28,8 +28,15 @@ def reference(model: GPT2) -> transformers.GPT2LMHeadModel:
     """transformers' GPT-2 with the weights and the precision of `model`, without dropout."""
     sizes = model.config
     config = transformers.GPT2Config(
-        vocab_size=sizes.vocab_size, n_positions=sizes.block_size, n_embd=sizes.n_embd, n_layer=sizes.n_layer,
-        n_head=sizes.n_head, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager",
+        vocab_size=sizes.vocab_size,
+        n_positions=sizes.block_size,
+        n_embd=sizes.n_embd,
+        n_layer=sizes.n_layer,
+        n_head=sizes.n_head,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        attn_implementation="eager",
     )
     other = transformers.GPT2LMHeadModel(config).to(model.transformer.wte.weight.dtype)
     other.load_state_dict(model.state_dict(), strict=False)
@@ -38,7 +45,9 @@ def reference(model: GPT2) -> transformers.GPT2LMHeadModel:
 
 
 def ids(batch: int, length: int, config: GPT2Config = SMALL, seed: int = 5) -> torch.Tensor:
-    return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +67,11 @@ def test_weights_go_into_transformers_with_only_the_tied_head_missing(pair):
 def test_parameter_names_and_shapes_are_those_of_transformers(pair):
     model, other = pair
     ours = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert ours == {name: tuple(p.shape) for name, p in other.named_parameters()} == parameter_shapes(SMALL)
+    assert (
+        ours
+        == {name: tuple(p.shape) for name, p in other.named_parameters()}
+        == parameter_shapes(SMALL)
+    )
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-10)])
@@ -75,7 +88,10 @@ def test_logits_are_those_of_transformers(dtype, tolerance):
 def test_loss_and_the_gradient_of_every_parameter_are_those_of_transformers(dtype, tolerance):
     model = shaken(SMALL, amount=0.15).to(dtype)
     other = reference(model)
-    x, y = ids(3, SMALL.block_size), ids(3, SMALL.block_size, seed=6)  # 72 targets: more than one chunk of the head
+    x, y = (
+        ids(3, SMALL.block_size),
+        ids(3, SMALL.block_size, seed=6),
+    )  # 72 targets: more than one chunk of the head
     ours = model.loss(x, y)
     theirs = F.cross_entropy(other(x).logits.flatten(0, 1), y.flatten())
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
@@ -84,8 +100,13 @@ def test_loss_and_the_gradient_of_every_parameter_are_those_of_transformers(dtyp
     expected = dict(other.named_parameters())
     for name, parameter in model.named_parameters():
         assert expected[name].grad.abs().max() > 1e-4, name
-        torch.testing.assert_close(parameter.grad, expected[name].grad, atol=tolerance, rtol=tolerance,
-                                   msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            parameter.grad,
+            expected[name].grad,
+            atol=tolerance,
+            rtol=tolerance,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 def test_the_loss_of_a_token_sequence_is_the_one_transformers_computes_from_labels(pair):
@@ -93,17 +114,23 @@ def test_the_loss_of_a_token_sequence_is_the_one_transformers_computes_from_labe
     tokens = ids(2, 17)
     with torch.no_grad():
         theirs = other(tokens, labels=tokens).loss  # shifts the labels itself
-    torch.testing.assert_close(model.loss(tokens[:, :-1], tokens[:, 1:]).detach(), theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.loss(tokens[:, :-1], tokens[:, 1:]).detach(), theirs, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("confidence", [0.1, 10.0])
-def test_the_heads_gradients_in_bf16_are_right_to_bf16_even_where_the_target_is_nearly_certain(confidence):
+def test_the_heads_gradients_in_bf16_are_right_to_bf16_even_where_the_target_is_nearly_certain(
+    confidence,
+):
     """Softmax minus truth is a small difference of numbers near 1: formed in bf16, nothing of it would be left."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(500, 32, generator=generator)
     targets = torch.randint(0, 500, (150,), generator=generator)
     targets[::7] = IGNORE_INDEX
-    hidden = torch.randn(150, 32, generator=generator) + confidence * 0.1 * weight[targets.clamp(min=0)]
+    hidden = (
+        torch.randn(150, 32, generator=generator) + confidence * 0.1 * weight[targets.clamp(min=0)]
+    )
 
     def gradients(compute, dtype):
         h, w = hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
@@ -111,7 +138,10 @@ def test_the_heads_gradients_in_bf16_are_right_to_bf16_even_where_the_target_is_
         loss.backward()
         return loss.item(), h.grad.double(), w.grad.double()
 
-    exact = gradients(lambda h, w: F.cross_entropy(h @ w.T, targets, ignore_index=IGNORE_INDEX, reduction="sum"), torch.float64)
+    exact = gradients(
+        lambda h, w: F.cross_entropy(h @ w.T, targets, ignore_index=IGNORE_INDEX, reduction="sum"),
+        torch.float64,
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = gradients(lambda h, w: head_loss(h, w, targets, IGNORE_INDEX, "sum"), torch.float32)
     assert ours[0] == pytest.approx(exact[0], rel=0.02)
@@ -125,28 +155,45 @@ def test_losses_without_gradients_are_those_of_the_plain_formula(reduction):
     x, y = ids(7, 22), ids(7, 22, seed=6)  # 154 rows: more than are taken at once
     y[2, 3:9] = IGNORE_INDEX
     with torch.no_grad():
-        plain = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), ignore_index=IGNORE_INDEX, reduction=reduction)
-        torch.testing.assert_close(model.loss(x, y, reduction).flatten(), plain.flatten(), atol=1e-5, rtol=1e-5)
+        plain = F.cross_entropy(
+            model(x).flatten(0, 1), y.flatten(), ignore_index=IGNORE_INDEX, reduction=reduction
+        )
+        torch.testing.assert_close(
+            model.loss(x, y, reduction).flatten(), plain.flatten(), atol=1e-5, rtol=1e-5
+        )
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.testing.assert_close(model.loss(x, y, reduction).flatten(), plain.flatten(), atol=0.02, rtol=0.02)
+            torch.testing.assert_close(
+                model.loss(x, y, reduction).flatten(), plain.flatten(), atol=0.02, rtol=0.02
+            )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("n_ignored", [0, 1, 40, 71])
-def test_loss_and_gradients_leave_out_ignored_targets_in_whichever_chunk_they_stand(reduction, n_ignored):
+def test_loss_and_gradients_leave_out_ignored_targets_in_whichever_chunk_they_stand(
+    reduction, n_ignored
+):
     model = shaken(SMALL, amount=0.15).double()
     x, y = ids(3, 24), ids(3, 24, seed=6)
-    y.view(-1)[torch.randperm(72, generator=torch.Generator().manual_seed(2))[:n_ignored]] = IGNORE_INDEX
+    y.view(-1)[torch.randperm(72, generator=torch.Generator().manual_seed(2))[:n_ignored]] = (
+        IGNORE_INDEX
+    )
     scale = 1024.0  # as a GradScaler does
     (scale * model.loss(x, y, reduction=reduction)).backward()
     ours = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), ignore_index=IGNORE_INDEX, reduction=reduction)
+    loss = F.cross_entropy(
+        model(x).flatten(0, 1), y.flatten(), ignore_index=IGNORE_INDEX, reduction=reduction
+    )
     (scale * loss).backward()
     torch.testing.assert_close(model.loss(x, y, reduction=reduction), loss, atol=1e-10, rtol=1e-10)
     for (name, parameter), gradient in zip(model.named_parameters(), ours):
-        torch.testing.assert_close(gradient, parameter.grad, atol=1e-8, rtol=1e-10,
-                                   msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            gradient,
+            parameter.grad,
+            atol=1e-8,
+            rtol=1e-10,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 def test_attention_maps_are_those_of_transformers(pair):
@@ -158,7 +205,9 @@ def test_attention_maps_are_those_of_transformers(pair):
     assert len(ours) == len(theirs) == SMALL.n_layer
     for layer, (a, b) in enumerate(zip(ours, theirs)):
         assert a.shape == (2, SMALL.n_head, 11, 11)
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5, msg=lambda text, layer=layer: f"layer {layer}: {text}")
+        torch.testing.assert_close(
+            a, b, atol=1e-5, rtol=1e-5, msg=lambda text, layer=layer: f"layer {layer}: {text}"
+        )
         torch.testing.assert_close(a.sum(dim=-1), torch.ones(2, SMALL.n_head, 11))
 
 
@@ -168,7 +217,9 @@ def test_published_gpt2_has_124439808_parameters():
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
     assert ours.n_params == sum(p.numel() for p in theirs.parameters()) == PUBLISHED_PARAMETERS
     assert parameter_count(GPT2Config()) == PUBLISHED_PARAMETERS
-    assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in theirs.named_parameters()}
+    assert {n: p.shape for n, p in ours.named_parameters()} == {
+        n: p.shape for n, p in theirs.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("config", [SMALL, GPT2Config(8, 1, 1, 6, 11), GPT2Config(64, 2, 2, 8)])
@@ -193,7 +244,9 @@ def test_loss_is_the_float64_cross_entropy_without_the_ignored_targets(reduction
         z = logits[b, t]
         expected[b, t] = math.log(sum(math.exp(value) for value in z)) - z[y[b, t]]
     n_counted = 27 - 5 - 1
-    expected = {"none": expected, "sum": expected.sum(), "mean": expected.sum() / n_counted}[reduction]
+    expected = {"none": expected, "sum": expected.sum(), "mean": expected.sum() / n_counted}[
+        reduction
+    ]
     np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -210,14 +263,21 @@ def test_a_changed_token_leaves_all_earlier_logits_alone_and_moves_its_own(chang
 
 def test_the_mask_of_later_queries_lets_each_see_itself_and_all_before():
     assert causal_mask(2, 5).tolist() == [[True, True, True, True, False], [True] * 5]
-    assert causal_mask(3, 3).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+    assert causal_mask(3, 3).tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, True],
+    ]
 
 
 def test_attention_is_the_published_formula_for_one_head():
     config = GPT2Config(block_size=3, n_layer=1, n_head=1, n_embd=2, vocab_size=4)
     attention = Attention(config)
     x = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    W = [np.array(w) for w in ([[2.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [4.0, 0.0]])]
+    W = [
+        np.array(w)
+        for w in ([[2.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [4.0, 0.0]])
+    ]
     with torch.no_grad():
         attention.c_attn.weight.copy_(torch.tensor(np.concatenate(W, axis=1)))
         attention.c_proj.weight.copy_(torch.eye(2))
@@ -226,11 +286,12 @@ def test_attention_is_the_published_formula_for_one_head():
         ours = attention(torch.tensor(x[None], dtype=torch.float32))[0].numpy()
     q, k, v = (x @ w for w in W)
     for t in range(3):
-        weights = np.exp(q[t] @ k[:t + 1].T / math.sqrt(2))
-        np.testing.assert_allclose(ours[t], weights @ v[:t + 1] / weights.sum(), rtol=1e-6)
+        weights = np.exp(q[t] @ k[: t + 1].T / math.sqrt(2))
+        np.testing.assert_allclose(ours[t], weights @ v[: t + 1] / weights.sum(), rtol=1e-6)
 
 
 # -- initial weights -------------------------------------------------------------------------------------------------
+
 
 def test_every_initial_parameter_has_the_standard_deviation_of_gpt2():
     config = GPT2Config(block_size=128, n_layer=6, n_head=4, n_embd=128, vocab_size=2000)
@@ -243,12 +304,17 @@ def test_every_initial_parameter_has_the_standard_deviation_of_gpt2():
         elif ".ln_" in name:
             expected, mean = 0.0, 1.0
         elif kind in ("attn.c_proj.weight", "mlp.c_proj.weight"):
-            expected, mean = 0.02 / math.sqrt(12), 0.0  # 6 blocks add to the residual stream twice each
+            expected, mean = (
+                0.02 / math.sqrt(12),
+                0.0,
+            )  # 6 blocks add to the residual stream twice each
         else:
             expected, mean = 0.02, 0.0
         n = parameter.numel()
         # five standard errors of a sample's standard deviation and of its mean
-        assert parameter.std(correction=0).item() == pytest.approx(expected, abs=5 * expected / math.sqrt(2 * n)), name
+        assert parameter.std(correction=0).item() == pytest.approx(
+            expected, abs=5 * expected / math.sqrt(2 * n)
+        ), name
         assert parameter.mean().item() == pytest.approx(mean, abs=5 * expected / math.sqrt(n)), name
         assert expected_std(name, config.n_layer) == pytest.approx(expected), name
         if expected:  # normal, not uniform: 4.6 % lie beyond two standard deviations
@@ -283,10 +349,11 @@ def test_the_initial_loss_is_near_that_of_a_blind_guess():
     with torch.no_grad():
         loss = GPT2(config).loss(x, y).item()
     sigma = 0.02 * math.sqrt(64)  # standard deviation of a logit
-    assert loss == pytest.approx(math.log(50257) + sigma ** 2 / 2, abs=5 * sigma / math.sqrt(8 * 64))
+    assert loss == pytest.approx(math.log(50257) + sigma**2 / 2, abs=5 * sigma / math.sqrt(8 * 64))
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------
+
 
 def test_more_tokens_than_block_size_are_refused_also_across_a_cache():
     model = shaken(SMALL, amount=0.15)
@@ -344,10 +411,13 @@ def test_rows_taken_from_another_cache_are_that_caches():
         cache.keep([3, 5, 2])
         last = model(x[:, :1], cache)[:, 0]
         for row, before in enumerate((x[0, 5:8], x[1, :5], x[2, 5:7])):
-            torch.testing.assert_close(last[row], model(torch.cat([before, x[row, :1]])[None])[0, -1], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                last[row], model(torch.cat([before, x[row, :1]])[None])[0, -1], atol=1e-5, rtol=1e-5
+            )
 
 
 # -- what notebook 02 shows ------------------------------------------------------------------------------------------
+
 
 def test_traced_shapes_cover_the_way_from_ids_to_logits_and_change_nothing():
     model, x = shaken(SMALL, amount=0.15), ids(2, 7)
@@ -378,7 +448,9 @@ def test_residual_stds_are_those_of_the_stream_and_of_a_model_with_unscaled_proj
             if name.endswith("c_proj.weight"):
                 parameter.mul_(math.sqrt(2 * SMALL.n_layer))
     assert measurements.residual_stds(model, x) == pytest.approx(expected, rel=1e-5)
-    assert measurements.residual_stds(model, x, scaled=False) == pytest.approx(measurements.residual_stds(unscaled, x), rel=1e-5)
+    assert measurements.residual_stds(model, x, scaled=False) == pytest.approx(
+        measurements.residual_stds(unscaled, x), rel=1e-5
+    )
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

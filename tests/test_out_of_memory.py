@@ -17,13 +17,33 @@ from gpt2_nb_utils.training.out_of_memory import is_out_of_memory, refuse_what_c
 from gpt2_nb_utils.training.start import model_sizes
 
 
-@pytest.mark.parametrize("module, name, calls, words", [
-    (loop, "training_step", 5, "a step with batch_size 4, seq_len 64 and grad_accum 1 does not fit in memory: .*--batch_size 2 --grad_accum 2 .*"
-                               "lower --seq_len.*last good checkpoint is kept"),
-    (loop, "training_loss", 3, "measuring the training loss .*seq_len 64.* does not fit in memory: .*smaller model"),
-    (recorder, "draw_samples", 2, "sampling 8 tokens for 3 prompts at once does not fit in memory: lower --num_prompts"),
-])
-def test_what_does_not_fit_ends_the_run_with_a_line_and_keeps_the_last_good_checkpoint(settings, monkeypatch, module, name, calls, words):
+@pytest.mark.parametrize(
+    "module, name, calls, words",
+    [
+        (
+            loop,
+            "training_step",
+            5,
+            "a step with batch_size 4, seq_len 64 and grad_accum 1 does not fit in memory: .*--batch_size 2 --grad_accum 2 .*"
+            "lower --seq_len.*last good checkpoint is kept",
+        ),
+        (
+            loop,
+            "training_loss",
+            3,
+            "measuring the training loss .*seq_len 64.* does not fit in memory: .*smaller model",
+        ),
+        (
+            recorder,
+            "draw_samples",
+            2,
+            "sampling 8 tokens for 3 prompts at once does not fit in memory: lower --num_prompts",
+        ),
+    ],
+)
+def test_what_does_not_fit_ends_the_run_with_a_line_and_keeps_the_last_good_checkpoint(
+    settings, monkeypatch, module, name, calls, words
+):
     real, done = getattr(module, name), []
 
     def refused(*args, **more):
@@ -46,7 +66,9 @@ def test_what_does_not_fit_ends_the_run_with_a_line_and_keeps_the_last_good_chec
     assert train(RunConfig.resolve({"out_dir": given["out_dir"], "resume": "auto"}))["step"] == 6
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="limits the address space as Linux does"
+)
 def test_a_real_step_in_too_little_memory_is_one_line_with_status_2(settings):
     code = """if True:
         import resource, sys
@@ -61,37 +83,80 @@ def test_a_real_step_in_too_little_memory_is_one_line_with_status_2(settings):
 
         loop.training_step = in_little_memory
         sys.exit(main(sys.argv[1:]))"""
-    given = settings(n_embd=256, n_layer=1, eval_windows=1, sample_every=0)  # gradients of 51 MB for the token embedding alone
-    done = subprocess.run([sys.executable, "-c", code, "train", *(f"--{name}={value}" for name, value in given.items())],
-                          capture_output=True, text=True)
+    given = settings(
+        n_embd=256, n_layer=1, eval_windows=1, sample_every=0
+    )  # gradients of 51 MB for the token embedding alone
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            "train",
+            *(f"--{name}={value}" for name, value in given.items()),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert "error: a step with batch_size 4, seq_len 64 and grad_accum 1 does not fit in memory" in done.stderr
+    assert (
+        "error: a step with batch_size 4, seq_len 64 and grad_accum 1 does not fit in memory"
+        in done.stderr
+    )
     assert RunDirectory(given["out_dir"]).read_summary()["status"] == "failed"
 
 
-@pytest.mark.parametrize("batch_size, grad_accum, processes, advice", [
-    (8, 3, 1, "--batch_size 4 --grad_accum 6 (the same step in less memory) or a lower --seq_len"),
-    (9, 2, 1, "--batch_size 1 --grad_accum 18 (the same step"), (1, 5, 1, "start anew with a lower --seq_len"),
-    (6, 1, 2, "--batch_size 2 --grad_accum 3 (the same step"), (8, 1, 2, "--batch_size 4 --grad_accum 2 (the same step"),
-    (2, 3, 2, "start anew with a lower --seq_len"),
-])
-def test_the_advice_is_a_step_over_as_many_windows_in_smaller_batches_that_can_be_shared_out(batch_size, grad_accum, processes, advice):
-    config = RunConfig.resolve({"preset": "tiny", "batch_size": batch_size, "grad_accum": grad_accum})
+@pytest.mark.parametrize(
+    "batch_size, grad_accum, processes, advice",
+    [
+        (
+            8,
+            3,
+            1,
+            "--batch_size 4 --grad_accum 6 (the same step in less memory) or a lower --seq_len",
+        ),
+        (9, 2, 1, "--batch_size 1 --grad_accum 18 (the same step"),
+        (1, 5, 1, "start anew with a lower --seq_len"),
+        (6, 1, 2, "--batch_size 2 --grad_accum 3 (the same step"),
+        (8, 1, 2, "--batch_size 4 --grad_accum 2 (the same step"),
+        (2, 3, 2, "start anew with a lower --seq_len"),
+    ],
+)
+def test_the_advice_is_a_step_over_as_many_windows_in_smaller_batches_that_can_be_shared_out(
+    batch_size, grad_accum, processes, advice
+):
+    config = RunConfig.resolve(
+        {"preset": "tiny", "batch_size": batch_size, "grad_accum": grad_accum}
+    )
     with pytest.raises(UserError) as caught, step_fits(config, processes):
         raise MemoryError
     assert advice in str(caught.value)
 
 
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match="shapes"), step_fits(RunConfig.resolve({"preset": "tiny"})):
+    with (
+        pytest.raises(RuntimeError, match="shapes"),
+        step_fits(RunConfig.resolve({"preset": "tiny"})),
+    ):
         raise RuntimeError("shapes do not match")
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert is_out_of_memory(
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    )
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
 def test_what_a_step_keeps_for_its_backward_pass_is_at_least_what_is_counted():
-    config = RunConfig.resolve({"preset": "tiny", "n_layer": 4, "n_embd": 64, "n_head": 2, "seq_len": 64, "block_size": 64, "batch_size": 16,
-                                "amp": "bf16"})
+    config = RunConfig.resolve(
+        {
+            "preset": "tiny",
+            "n_layer": 4,
+            "n_embd": 64,
+            "n_head": 2,
+            "seq_len": 64,
+            "block_size": 64,
+            "batch_size": 16,
+            "amp": "bf16",
+        }
+    )
     model, kept = GPT2(model_sizes(config), seed=1), {}
 
     def keep(tensor):
@@ -100,22 +165,51 @@ def test_what_a_step_keeps_for_its_backward_pass_is_at_least_what_is_counted():
         return tensor
 
     x = torch.zeros(config.batch_size, config.seq_len, dtype=torch.long)
-    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         h = model.hidden(x)
     counted = out_of_memory._ACTIVATIONS * x.numel() * config.n_embd * config.n_layer
     assert counted < sum(kept.values()) < 3 * counted and h.requires_grad
 
 
-@pytest.mark.parametrize("limit, processes, local_processes, fits", [
-    ("max", 1, 1, True), ("2000000000", 1, 1, True), ("500000000", 1, 1, False), ("500000000", 4, 1, True), ("500000000", 4, 4, False),
-])
-def test_a_container_s_limit_counts_and_processes_of_one_machine_share_it(tmp_path, monkeypatch, limit, processes, local_processes, fits):
+@pytest.mark.parametrize(
+    "limit, processes, local_processes, fits",
+    [
+        ("max", 1, 1, True),
+        ("2000000000", 1, 1, True),
+        ("500000000", 1, 1, False),
+        ("500000000", 4, 1, True),
+        ("500000000", 4, 4, False),
+    ],
+)
+def test_a_container_s_limit_counts_and_processes_of_one_machine_share_it(
+    tmp_path, monkeypatch, limit, processes, local_processes, fits
+):
     (tmp_path / "memory.max").write_text(limit + "\n")
-    monkeypatch.setattr(out_of_memory, "_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "missing")))
-    config = RunConfig.resolve({"preset": "tiny", "n_layer": 4, "n_embd": 64, "n_head": 2, "seq_len": 64, "block_size": 64, "batch_size": 2048})
+    monkeypatch.setattr(
+        out_of_memory, "_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "missing"))
+    )
+    config = RunConfig.resolve(
+        {
+            "preset": "tiny",
+            "n_layer": 4,
+            "n_embd": 64,
+            "n_head": 2,
+            "seq_len": 64,
+            "block_size": 64,
+            "batch_size": 2048,
+        }
+    )
     if fits:
         refuse_what_cannot_fit(config, 1_000_000, torch.device("cpu"), processes, local_processes)
     else:
-        with pytest.raises(UserError, match="a step with batch_size 2048, seq_len 64 and grad_accum .* takes more than .* GB of memory"):
-            refuse_what_cannot_fit(config, 1_000_000, torch.device("cpu"), processes, local_processes)
+        with pytest.raises(
+            UserError,
+            match="a step with batch_size 2048, seq_len 64 and grad_accum .* takes more than .* GB of memory",
+        ):
+            refuse_what_cannot_fit(
+                config, 1_000_000, torch.device("cpu"), processes, local_processes
+            )
         refuse_what_cannot_fit(config, 1_000_000, torch.device("cpu"), training=False)

@@ -24,8 +24,16 @@ from gpt2_nb_utils.training.samples_file import read_samples
 
 def torchrun(given: dict, *program: str) -> list[str]:
     """The command that trains with two processes, by the package's own command or by another program."""
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",  # which finds a free port
-            *(program or ("-m", "gpt2_nb_utils")), "train", *(f"--{name}={value}" for name, value in given.items())]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",  # which finds a free port
+        *(program or ("-m", "gpt2_nb_utils")),
+        "train",
+        *(f"--{name}={value}" for name, value in given.items()),
+    ]
 
 
 def train_with_two(given: dict, *program: str) -> subprocess.CompletedProcess:
@@ -37,16 +45,28 @@ def errors(stderr: str) -> list[str]:
 
 
 def files_of(directory: RunDirectory) -> set[str]:
-    return {str(path.relative_to(directory.path)) for path in directory.path.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory.path))
+        for path in directory.path.rglob("*")
+        if path.is_file()
+    }
 
 
 def assert_same_losses(directory: RunDirectory, reference: RunDirectory) -> None:
     rows, expected = read_metrics(directory.metrics), read_metrics(reference.metrics)
     assert [(row.step, row.tokens) for row in rows] == [(row.step, row.tokens) for row in expected]
-    for name, tolerance in {"loss": 1e-4, "train_loss": 1e-4, "lr": 0, "grad_norm": 1e-3, "loss_scale": 0}.items():
+    for name, tolerance in {
+        "loss": 1e-4,
+        "train_loss": 1e-4,
+        "lr": 0,
+        "grad_norm": 1e-3,
+        "loss_scale": 0,
+    }.items():
         figures, wanted = ([getattr(row, name) for row in run] for run in (rows, expected))
         assert [figure is None for figure in figures] == [figure is None for figure in wanted], name
-        assert [figure or 0 for figure in figures] == pytest.approx([figure or 0 for figure in wanted], rel=tolerance), name
+        assert [figure or 0 for figure in figures] == pytest.approx(
+            [figure or 0 for figure in wanted], rel=tolerance
+        ), name
 
 
 # The same training
@@ -60,14 +80,21 @@ def test_two_processes_have_the_losses_of_one_and_one_goes_on_with_their_run(set
 
     done = train_with_two({**given, "steps": 3})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("steps done at step 3") == 1 and done.stderr.count(" took ") == 1  # one of them speaks
+    assert (
+        done.stdout.count("steps done at step 3") == 1 and done.stderr.count(" took ") == 1
+    )  # one of them speaks
     assert files_of(two) == files_of(one)
-    assert [(sample.step, sample.prompt_index) for sample in read_samples(two.samples)] == [(3, n) for n in (1, 2, 3, 4)]
+    assert [(sample.step, sample.prompt_index) for sample in read_samples(two.samples)] == [
+        (3, n) for n in (1, 2, 3, 4)
+    ]
     log = two.log.read_text(encoding="utf-8")
     assert log.count("step 1/3  loss ") == log.count("new run in ") == 1 and "2 processes" in log
     summary = two.read_summary()
     assert summary["processes"] == two.read_json(two.environment)["processes"] == 2
-    assert " -m torch.distributed.run --nproc_per_node=2" in summary["command"] and " train " in summary["command"]
+    assert (
+        " -m torch.distributed.run --nproc_per_node=2" in summary["command"]
+        and " train " in summary["command"]
+    )
 
     resumed = train(RunConfig.resolve({"out_dir": given["out_dir"], "resume": "auto", "steps": 6}))
     assert resumed["processes"] == 1 and resumed["status"] == "steps_done"
@@ -75,8 +102,19 @@ def test_two_processes_have_the_losses_of_one_and_one_goes_on_with_their_run(set
 
 
 def test_two_processes_go_on_with_the_run_of_one_with_muon_and_a_grad_scaler(settings, tmp_path):
-    given = settings(max_tokens=200, optimizer="muon", lr=0.02, embedding_lr=0.01, vector_lr=0.01, amp="fp16",
-                     steps=4, eval_every=2, eval_windows=0, save_every=2, sample_every=0)
+    given = settings(
+        max_tokens=200,
+        optimizer="muon",
+        lr=0.02,
+        embedding_lr=0.01,
+        vector_lr=0.01,
+        amp="fp16",
+        steps=4,
+        eval_every=2,
+        eval_windows=0,
+        save_every=2,
+        sample_every=0,
+    )
     train(RunConfig.resolve({**given, "out_dir": str(tmp_path / "one")}))
     train(RunConfig.resolve({**given, "steps": 2}))
     done = train_with_two({"out_dir": given["out_dir"], "resume": "auto", "steps": 4})
@@ -84,8 +122,12 @@ def test_two_processes_go_on_with_the_run_of_one_with_muon_and_a_grad_scaler(set
     assert_same_losses(RunDirectory(given["out_dir"]), RunDirectory(tmp_path / "one"))
 
 
-def test_processes_ask_for_huge_pages_before_they_exchange_anything(settings, tmp_path, monkeypatch):
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)  # a test in this process may have set it
+def test_processes_ask_for_huge_pages_before_they_exchange_anything(
+    settings, tmp_path, monkeypatch
+):
+    monkeypatch.delenv(
+        "THP_MEM_ALLOC_ENABLE", raising=False
+    )  # a test in this process may have set it
     code = """
 connect = processes.Processes._connect
 def connected(self):
@@ -105,18 +147,27 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_in_one_line_and_nothing_is
     given = settings(batch_size=3)
     done = train_with_two(given)
     (line,) = errors(done.stderr)
-    assert "batch_size 3 cannot be shared out evenly over 2 processes" in line and "--batch_size 4" in line
+    assert (
+        "batch_size 3 cannot be shared out evenly over 2 processes" in line
+        and "--batch_size 4" in line
+    )
     assert done.returncode != 0 and "exitcode  : 2" in done.stderr, done.stderr
     assert not os.path.exists(given["out_dir"])
 
 
-@pytest.mark.parametrize("device, words", [
-    ("cuda:1", "device cuda:1 is one GPU, for 99 processes: take --device cuda"),
-    ("cuda", "device cuda: 99 processes on a machine with .*--nproc_per_node.*--device cpu"),
-])
+@pytest.mark.parametrize(
+    "device, words",
+    [
+        ("cuda:1", "device cuda:1 is one GPU, for 99 processes: take --device cuda"),
+        ("cuda", "device cuda: 99 processes on a machine with .*--nproc_per_node.*--device cpu"),
+    ],
+)
 def test_processes_do_not_share_a_gpu(device, words):
     with pytest.raises(UserError, match=words):
-        Precision.of(RunConfig.resolve({"preset": "tiny", "device": device}), Processes(rank=1, count=99, local_rank=1, local_count=99))
+        Precision.of(
+            RunConfig.resolve({"preset": "tiny", "device": device}),
+            Processes(rank=1, count=99, local_rank=1, local_count=99),
+        )
 
 
 SEVERAL = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2"}
@@ -127,7 +178,9 @@ def test_a_command_of_one_process_says_so_under_torchrun(monkeypatch, capsys):
     for name, value in SEVERAL.items():
         monkeypatch.setenv(name, value)
     assert main(["run"]) == 2
-    assert capsys.readouterr().err.startswith("error: run works in one process, and torchrun started 2")
+    assert capsys.readouterr().err.startswith(
+        "error: run works in one process, and torchrun started 2"
+    )
 
 
 # How one of several processes ends: its output is whole, its exit status its own, and the interpreter's end is left out
@@ -135,11 +188,16 @@ def test_a_command_of_one_process_says_so_under_torchrun(monkeypatch, capsys):
 
 def python(*words: str, **more: str) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env={**environment, **more})
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, env={**environment, **more}
+    )
 
 
 def test_help_is_written_whole():
-    alone, several = python("-m", "gpt2_nb_utils", "train", "--help"), python("-m", "gpt2_nb_utils", "train", "--help", **SEVERAL)
+    alone, several = (
+        python("-m", "gpt2_nb_utils", "train", "--help"),
+        python("-m", "gpt2_nb_utils", "train", "--help", **SEVERAL),
+    )
     assert several.returncode == alone.returncode == 0
     assert several.stdout == alone.stdout != ""
 
@@ -153,16 +211,27 @@ torchrun.end_with(lambda: {})
 """
 
 
-@pytest.mark.parametrize("result, status, complaint", [("0", 0, ""), ("130", 130, ""), ("sys.exit(2)", 2, ""), ("1 / 0", 1, "ZeroDivisionError")])
-def test_one_of_several_ends_with_its_status_and_not_with_its_interpreter(result, status, complaint):
-    several, alone = python("-c", END_WITH.format(result), **SEVERAL), python("-c", END_WITH.format(result))
+@pytest.mark.parametrize(
+    "result, status, complaint",
+    [("0", 0, ""), ("130", 130, ""), ("sys.exit(2)", 2, ""), ("1 / 0", 1, "ZeroDivisionError")],
+)
+def test_one_of_several_ends_with_its_status_and_not_with_its_interpreter(
+    result, status, complaint
+):
+    several, alone = (
+        python("-c", END_WITH.format(result), **SEVERAL),
+        python("-c", END_WITH.format(result)),
+    )
     assert several.returncode == alone.returncode == status
     assert complaint in several.stderr and complaint in alone.stderr
     assert several.stdout == "written\n"
     assert "the end of the interpreter" in alone.stdout
 
 
-@pytest.mark.parametrize("result", ["(sys.stderr.close(), 1 / 0)", "(os.dup2(os.open('/dev/full', os.O_WRONLY), 1), 0)[1]"])
+@pytest.mark.parametrize(
+    "result",
+    ["(sys.stderr.close(), 1 / 0)", "(os.dup2(os.open('/dev/full', os.O_WRONLY), 1), 0)[1]"],
+)
 def test_one_of_several_ends_so_even_where_nothing_can_be_written(result):
     several = python("-c", END_WITH.format(result), **SEVERAL)
     assert several.returncode == 1 and "the end of the interpreter" not in several.stdout
@@ -191,7 +260,9 @@ def injected(tmp_path, code: str) -> str:
     return str(path)
 
 
-def test_a_refusal_keeps_its_exit_status_while_a_thread_asks_for_the_interpreter(settings, tmp_path):
+def test_a_refusal_keeps_its_exit_status_while_a_thread_asks_for_the_interpreter(
+    settings, tmp_path
+):
     # Gloo's do so at times, to drop the tensors of the last exchange; this one does nothing else.
     code = """
 import contextlib, datetime
@@ -211,7 +282,9 @@ def start():
     family = []
 
     def begin(given: dict, n_rows: int, *program: str) -> subprocess.Popen:
-        process = subprocess.Popen(torchrun(given, *program), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            torchrun(given, *program), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         family.append(psutil.Process(process.pid))
         deadline = time.monotonic() + 240
         while len(read_metrics(RunDirectory(given["out_dir"]).metrics)) < n_rows:
@@ -228,7 +301,11 @@ def start():
 
 
 def child_of(process: subprocess.Popen, rank: int) -> psutil.Process:
-    (child,) = [child for child in psutil.Process(process.pid).children() if child.environ()["RANK"] == str(rank)]
+    (child,) = [
+        child
+        for child in psutil.Process(process.pid).children()
+        if child.environ()["RANK"] == str(rank)
+    ]
     return child
 
 
@@ -250,7 +327,9 @@ def assert_failed(returncode: int, stderr: str, given: dict, reason: str) -> Non
 
 
 def endless(settings, **more) -> dict:
-    return settings(**{"steps": 100_000, "eval_every": 100_000, "save_every": 1, "sample_every": 0, **more})
+    return settings(
+        **{"steps": 100_000, "eval_every": 100_000, "save_every": 1, "sample_every": 0, **more}
+    )
 
 
 def test_when_rank_0_is_killed_another_says_so_and_the_last_checkpoint_is_whole(settings, start):
@@ -258,13 +337,19 @@ def test_when_rank_0_is_killed_another_says_so_and_the_last_checkpoint_is_whole(
     assert_failed(*kill(start(given, 4), rank=0), given, "rank 0 of 2 died")
 
 
-def test_when_a_rank_is_killed_while_rank_0_is_busy_the_run_ends_all_the_same(settings, tmp_path, start):
+def test_when_a_rank_is_killed_while_rank_0_is_busy_the_run_ends_all_the_same(
+    settings, tmp_path, start
+):
     given = endless(settings, sample_every=2, max_new_tokens=1_000_000)
-    process = start(given, 3, injected(tmp_path, ""))  # the row of step 2: rank 0 samples now, rank 1 waits
+    process = start(
+        given, 3, injected(tmp_path, "")
+    )  # the row of step 2: rank 0 samples now, rank 1 waits
     assert_failed(*kill(process, rank=1), given, "rank 1 of 2 died")
 
 
-@pytest.mark.parametrize("rank, said", [(0, "no room for this batch"), (1, "rank 1 of 2: no room for this batch")])
+@pytest.mark.parametrize(
+    "rank, said", [(0, "no room for this batch"), (1, "rank 1 of 2: no room for this batch")]
+)
 def test_what_goes_wrong_in_one_process_is_said_by_rank_0_alone(settings, tmp_path, rank, said):
     code = """
 step = loop.training_step
@@ -275,7 +360,10 @@ def failing(*args):
 loop.training_step = failing
 """
     given = endless(settings)
-    done = train_with_two(given, injected(tmp_path, code.format(rank=rank, last=str(RunDirectory(given["out_dir"]).last))))
+    done = train_with_two(
+        given,
+        injected(tmp_path, code.format(rank=rank, last=str(RunDirectory(given["out_dir"]).last))),
+    )
     assert_failed(done.returncode, done.stderr, given, said)
 
 
@@ -299,6 +387,9 @@ def test_a_stop_asked_of_one_stops_all_after_the_same_step_and_saves(settings, t
     # A terminal's Ctrl-C reaches torchrun alone, which hands it on; a signal to rank 1 has to be handed on by the processes.
     (process if to_torchrun else child_of(process, 1)).send_signal(signal.SIGINT)
     shown, complained = process.communicate(timeout=60)
-    summary, last = RunDirectory(given["out_dir"]).read_summary(), read_checkpoint(RunDirectory(given["out_dir"]).last)
+    summary, last = (
+        RunDirectory(given["out_dir"]).read_summary(),
+        read_checkpoint(RunDirectory(given["out_dir"]).last),
+    )
     assert summary["status"] == "interrupted" and last["state"]["step"] == summary["step"] >= 3
     assert shown.count("interrupted at step") == 1 and not errors(complained)

@@ -22,7 +22,10 @@ BLOCK = re.compile(rb"(<!--AUTO:([A-Z]+):START-->)(.*?)(<!--AUTO:\2:END-->)", re
 
 
 def empty_readme(line_end="\n", names=NAMES):
-    blocks = [f"## {name}{line_end}<!--AUTO:{name}:START-->old<!--AUTO:{name}:END-->  {line_end}" for name in names]
+    blocks = [
+        f"## {name}{line_end}<!--AUTO:{name}:START-->old<!--AUTO:{name}:END-->  {line_end}"
+        for name in names
+    ]
     return f"# Title{line_end}{line_end.join(blocks)}the end"
 
 
@@ -35,7 +38,9 @@ def filled(tmp_path, content=None, run=None):
     readme = tmp_path / "README.md"
     readme.write_text(empty_readme(), encoding="utf-8", newline="")
     assert fill_readme(run or make_run(tmp_path / "out" / "run", content), readme)
-    return {match[2].decode(): match[3].decode("utf-8") for match in BLOCK.finditer(readme.read_bytes())}
+    return {
+        match[2].decode(): match[3].decode("utf-8") for match in BLOCK.finditer(readme.read_bytes())
+    }
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +50,26 @@ def run(tmp_path_factory):
 
 # Not a byte beside the blocks
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(beside=st.lists(st.binary(max_size=20), min_size=13, max_size=13), order=st.permutations(NAMES),
-       line_end=st.sampled_from([b"\n", b"\r\n", b"\r"]))
-def test_no_byte_outside_changes_and_a_second_run_changes_nothing(run, tmp_path, beside, order, line_end):
+
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(
+    beside=st.lists(st.binary(max_size=20), min_size=13, max_size=13),
+    order=st.permutations(NAMES),
+    line_end=st.sampled_from([b"\n", b"\r\n", b"\r"]),
+)
+def test_no_byte_outside_changes_and_a_second_run_changes_nothing(
+    run, tmp_path, beside, order, line_end
+):
     pieces = [beside[0]]
     for name, inside, after in zip(order, beside[1:7], beside[7:]):
-        pieces += [f"<!--AUTO:{name}:START-->".encode(), line_end + inside, f"<!--AUTO:{name}:END-->".encode(), after]
+        pieces += [
+            f"<!--AUTO:{name}:START-->".encode(),
+            line_end + inside,
+            f"<!--AUTO:{name}:END-->".encode(),
+            after,
+        ]
     old = b"".join(pieces)
     readme = tmp_path / "README.md"
     readme.write_bytes(old)
@@ -97,6 +115,7 @@ def test_permissions_stay_and_a_link_stays_a_link(run, tmp_path):
 
 # Wrong markers
 
+
 def start(name):
     return f"<!--AUTO:{name}:START-->"
 
@@ -107,12 +126,17 @@ def end(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("edge", [start, end])
-@pytest.mark.parametrize("spoil, complaint", [
-    (lambda text, marker: text.replace(marker, ""), "is missing"),
-    (lambda text, marker: text.replace(marker, marker.replace("<!--", "<!-- ")), "is missing"),
-    (lambda text, marker: text + marker, "stands there 2 times"),
-])
-def test_a_missing_or_doubled_marker_is_named_and_nothing_written(run, tmp_path, name, edge, spoil, complaint):
+@pytest.mark.parametrize(
+    "spoil, complaint",
+    [
+        (lambda text, marker: text.replace(marker, ""), "is missing"),
+        (lambda text, marker: text.replace(marker, marker.replace("<!--", "<!-- ")), "is missing"),
+        (lambda text, marker: text + marker, "stands there 2 times"),
+    ],
+)
+def test_a_missing_or_doubled_marker_is_named_and_nothing_written(
+    run, tmp_path, name, edge, spoil, complaint
+):
     readme = tmp_path / "README.md"
     readme.write_text(spoil(empty_readme(), edge(name)), encoding="utf-8")
     old = readme.read_bytes()
@@ -121,12 +145,24 @@ def test_a_missing_or_doubled_marker_is_named_and_nothing_written(run, tmp_path,
     assert readme.read_bytes() == old
 
 
-@pytest.mark.parametrize("block, complaint", [
-    (f"{end('PLOT')} {start('PLOT')}", f"{end('PLOT')} stands before its START"),
-    (f"{start('PLOT')} {start('LOGS')} {end('LOGS')} {end('PLOT')}", f"{start('LOGS')} stands inside another block"),
-    (f"{start('PLOT')} {start('LOGS')} {end('PLOT')} {end('LOGS')}", f"{start('LOGS')} stands inside another block"),
-    (f"{start('PLOT')} {start('OTHER')} {end('PLOT')}", f"{start('OTHER')} stands inside the block PLOT"),
-])
+@pytest.mark.parametrize(
+    "block, complaint",
+    [
+        (f"{end('PLOT')} {start('PLOT')}", f"{end('PLOT')} stands before its START"),
+        (
+            f"{start('PLOT')} {start('LOGS')} {end('LOGS')} {end('PLOT')}",
+            f"{start('LOGS')} stands inside another block",
+        ),
+        (
+            f"{start('PLOT')} {start('LOGS')} {end('PLOT')} {end('LOGS')}",
+            f"{start('LOGS')} stands inside another block",
+        ),
+        (
+            f"{start('PLOT')} {start('OTHER')} {end('PLOT')}",
+            f"{start('OTHER')} stands inside the block PLOT",
+        ),
+    ],
+)
 def test_a_reversed_or_nested_marker_is_named_and_nothing_written(run, tmp_path, block, complaint):
     names = [name for name in NAMES if start(name) not in block]
     readme = tmp_path / "README.md"
@@ -147,6 +183,7 @@ def test_a_missing_readme_or_run_is_named(run, tmp_path):
 
 # What the blocks say
 
+
 def test_the_blocks_hold_the_verdict_the_exact_command_seed_and_losses(tmp_path):
     blocks = filled(tmp_path)
     assert "**✗ Course target not reached.**" in blocks["SUMMARY"]
@@ -156,10 +193,17 @@ def test_the_blocks_hold_the_verdict_the_exact_command_seed_and_losses(tmp_path)
     assert "| Seed | 1337 |" in blocks["REPRO"]
     assert "| Best training loss | 6.4012 at step 30 (estimated on 16 windows) |" in blocks["REPRO"]
     assert "| Best batch loss | 6.1007 at step 29 (one batch: proves nothing) |" in blocks["REPRO"]
-    assert "step 1/30" in blocks["LOGS"] and "step 30/30" in blocks["LOGS"] and "10 more lines" in blocks["LOGS"]
+    assert (
+        "step 1/30" in blocks["LOGS"]
+        and "step 30/30" in blocks["LOGS"]
+        and "10 more lines" in blocks["LOGS"]
+    )
     rows = [line for line in blocks["METRICS"].splitlines() if re.match(r"\| \d", line)]
     assert rows[0].startswith("| 1 |") and rows[-1].startswith("| 30 |") and len(rows) == 12
-    assert "Step 0, prompt `First Citizen:`" in blocks["SAMPLES"] and "Step 30, prompt" in blocks["SAMPLES"]
+    assert (
+        "Step 0, prompt `First Citizen:`" in blocks["SAMPLES"]
+        and "Step 30, prompt" in blocks["SAMPLES"]
+    )
 
 
 def test_a_run_that_reached_the_target_is_said_to_have(tmp_path):
@@ -177,7 +221,9 @@ def test_a_run_that_has_just_started_fills_all_blocks(tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.write_json(run.summary, {name: None for name in summary()} | {"status": "running"})
     blocks = filled(tmp_path, run=run)
-    assert "still running" in blocks["SUMMARY"] and all(len(block.strip()) > 10 for block in blocks.values())
+    assert "still running" in blocks["SUMMARY"] and all(
+        len(block.strip()) > 10 for block in blocks.values()
+    )
 
 
 # What a run wrote cannot leave its block
@@ -205,7 +251,9 @@ def test_text_of_a_run_cannot_leave_its_block_its_fence_or_its_cell(tmp_path):
                 assert len(re.findall(r"(?<!\\)\|", line)) in (3, 8), line
                 assert "<" not in line
         assert fence is None, name
-    assert "<script>" not in re.sub(r"(?s)^(`{3,})\w*\n.*?\n\1$", "", blocks["REPRO"], flags=re.MULTILINE)
+    assert "<script>" not in re.sub(
+        r"(?s)^(`{3,})\w*\n.*?\n\1$", "", blocks["REPRO"], flags=re.MULTILINE
+    )
 
 
 # The optional blocks
@@ -216,15 +264,26 @@ def test_runs_beside_each_other_are_shown_a_line_each(tmp_path):
     make_run(tmp_path / "out" / "sec|ond", summary(tokens_seen=2222))
     make_run(tmp_path / "out" / "third", summary(epoch="x"))  # damaged: left out
     demo = {**summary()["corpus"], "source": "demo", "sha256": "0" * 64, "is_course_input": False}
-    make_run(tmp_path / "out" / "demo", summary(corpus=demo, target_reached=True, status="target_reached", tokens_seen=3333))
+    make_run(
+        tmp_path / "out" / "demo",
+        summary(corpus=demo, target_reached=True, status="target_reached", tokens_seen=3333),
+    )
     (tmp_path / "out" / "no run").mkdir()
     readme = tmp_path / "README.md"
     readme.write_text(empty_readme(names=(*NAMES, "RUNS")), encoding="utf-8")
     assert fill_readme(first, readme)
-    block = readme.read_text(encoding="utf-8").split("<!--AUTO:RUNS:START-->")[1].split("<!--AUTO:RUNS:END-->")[0]
+    block = (
+        readme.read_text(encoding="utf-8")
+        .split("<!--AUTO:RUNS:START-->")[1]
+        .split("<!--AUTO:RUNS:END-->")[0]
+    )
     lines = [line for line in block.splitlines() if line]
     assert len(lines) == 5 and "1,111" in lines[3] and "2,222" in lines[4]
-    assert "3,333" in lines[2] and "demonstration corpus" in lines[2] and lines[2].endswith("| not reached |")
+    assert (
+        "3,333" in lines[2]
+        and "demonstration corpus" in lines[2]
+        and lines[2].endswith("| not reached |")
+    )
     assert lines[3].startswith("| first |") and lines[4].startswith("| sec\\|ond |")
     assert not fill_readme(first, readme)
 
@@ -236,7 +295,11 @@ def test_the_pictures_of_the_app_are_shown_where_there_are_some(tmp_path):
 
     def block() -> str:
         fill_readme(run, readme)
-        return readme.read_text(encoding="utf-8").split("<!--AUTO:SPACE:START-->")[1].split("<!--AUTO:SPACE:END-->")[0]
+        return (
+            readme.read_text(encoding="utf-8")
+            .split("<!--AUTO:SPACE:START-->")[1]
+            .split("<!--AUTO:SPACE:END-->")[0]
+        )
 
     assert block() == "\nNo pictures of the app were taken yet.\n"
     pictures = tmp_path / "out" / "reference" / "space"
@@ -245,7 +308,8 @@ def test_the_pictures_of_the_app_are_shown_where_there_are_some(tmp_path):
         (pictures / name).write_bytes(b"")
     assert re.findall(r"^!\[(.+)\]\((.+)\)$", block(), re.MULTILINE) == [
         ("The page of the app as a visitor finds it", "out/reference/space/page.png"),
-        ("The page after an example generation", "out/reference/space/generation.png")]
+        ("The page after an example generation", "out/reference/space/generation.png"),
+    ]
     assert not fill_readme(run, readme)
 
 

@@ -12,7 +12,16 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
 sys.path.insert(0, str(Path(__file__).parent))
-from run_fixture import HOSTILE, add_audit, add_notebook, executed, html_output, make_run, reached, summary  # noqa: E402
+from run_fixture import (  # noqa: E402
+    HOSTILE,
+    add_audit,
+    add_notebook,
+    executed,
+    html_output,
+    make_run,
+    reached,
+    summary,
+)
 
 from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.pipeline.report import LARGEST_PAGE, build_report  # noqa: E402
@@ -40,23 +49,44 @@ def notebook_page(tmp_path, *cells, **metadata):
 
 # The verdict
 
+
 def test_a_whole_measurement_by_the_course_model_on_the_course_file_counts(tmp_path):
     said = verdict(tmp_path / "run", reached())
     assert said.startswith("✓ Course target reached") and "not met" not in said
     assert "0.091200 (measured on the whole corpus)" in said
 
 
-@pytest.mark.parametrize("changes, missing", [
-    (dict(best_train_loss_windows=16), "the loss is only estimated on 16 windows"),
-    (dict(corpus={"source": "demo", "sha256": "0"}), "it was trained on the demonstration corpus"),
-    (dict(corpus={"source": "input_file", "sha256": "0"}), "its corpus is not the course's input.txt"),
-    (dict(config={**summary()["config"], "max_tokens": 2048},
-          corpus={**summary()["corpus"], "is_course_input": False}), "it saw an excerpt of 2,048 tokens"),
-    (dict(n_params=123_999_999), "the model has 123,999,999 parameters"),
-    (dict(config={**summary()["config"], "resume": "gpt2.pt"}), "it went on from a named checkpoint"),
-    (dict(status="interrupted"), "it was interrupted at step 30"),
-    (dict(best_train_loss=0.0999994), "the training loss is 0.09999940 (measured on the whole corpus), not below"),
-])
+@pytest.mark.parametrize(
+    "changes, missing",
+    [
+        (dict(best_train_loss_windows=16), "the loss is only estimated on 16 windows"),
+        (
+            dict(corpus={"source": "demo", "sha256": "0"}),
+            "it was trained on the demonstration corpus",
+        ),
+        (
+            dict(corpus={"source": "input_file", "sha256": "0"}),
+            "its corpus is not the course's input.txt",
+        ),
+        (
+            dict(
+                config={**summary()["config"], "max_tokens": 2048},
+                corpus={**summary()["corpus"], "is_course_input": False},
+            ),
+            "it saw an excerpt of 2,048 tokens",
+        ),
+        (dict(n_params=123_999_999), "the model has 123,999,999 parameters"),
+        (
+            dict(config={**summary()["config"], "resume": "gpt2.pt"}),
+            "it went on from a named checkpoint",
+        ),
+        (dict(status="interrupted"), "it was interrupted at step 30"),
+        (
+            dict(best_train_loss=0.0999994),
+            "the training loss is 0.09999940 (measured on the whole corpus), not below",
+        ),
+    ],
+)
 def test_a_run_that_lacks_one_condition_is_told_which(tmp_path, changes, missing):
     said = verdict(tmp_path / "run", reached(**changes))
     assert "Course target not reached" in said and missing.lower() in said.lower()
@@ -71,30 +101,62 @@ def test_a_log_that_starts_far_below_a_random_guess_does_not_count_as_from_scrat
     assert "batch loss of 4.0000 at step 1 (random guess: 10.825)" in words(page(build_report(run)))
 
 
-@pytest.mark.parametrize("status", ["running", "target_reached", "steps_done", "interrupted", "failed", None, "new"])
+@pytest.mark.parametrize(
+    "status", ["running", "target_reached", "steps_done", "interrupted", "failed", None, "new"]
+)
 def test_every_status_makes_a_page_and_an_unfinished_run_is_said_to_be_one(tmp_path, status):
     text = words(page(build_report(make_run(tmp_path / "run", summary(status=status)))))
     assert ("The run is not finished" in text) == (status not in ("target_reached", "steps_done"))
 
 
-@pytest.mark.parametrize("content, asks, figure, besides", [
-    (reached(), "Training loss", "0.091200", "measured on the whole corpus; target: below 0.099999"),
-    (reached(), "Corpus", "the course's input.txt", "338,025 tokens, sha256 86c4e6aa…"),
-    (reached(), "Parameters", "124,439,808", "12 layers, 12 heads, 768 wide"),
-    (reached(epoch=6.0), "Epochs", "6", "15,360 tokens seen"),
-    (reached(seconds=7900, wall_seconds=8542), "Time", "2 h 12 min", "of training, 2 h 22 min in all, 130 tokens/s"),
-    (reached(seconds=7199.6), "Time", "2 h 0 min", None),
-    (reached(), "Time", "1 min 58 s", None),
-    (reached(), "Machine", "cuda", None),
-    (reached(), "Run", "finished", "step 30 of 30, seed 1337"),
-    (reached(), "Audit", "not made", None),
-    (summary(status="running"), "Run", "still running", None),
-    (summary(train_loss=None, best_train_loss=None), "Training loss", "not measured yet", "target: below 0.099999"),
-    (summary(corpus={"source": "demo", "sha256": "0" * 64, "tokens": 5}), "Corpus", "demonstration corpus", "5 tokens, sha256 00000000…"),
-    (summary(config={"max_tokens": 2048}), "Corpus", "the course's input.txt", "its first 2,048 tokens, sha256 86c4e6aa…"),
-    ({"status": None}, "Time", "not recorded", None),
-])
-def test_the_first_screen_answers_what_a_grader_asks_first(tmp_path, content, asks, figure, besides):
+@pytest.mark.parametrize(
+    "content, asks, figure, besides",
+    [
+        (
+            reached(),
+            "Training loss",
+            "0.091200",
+            "measured on the whole corpus; target: below 0.099999",
+        ),
+        (reached(), "Corpus", "the course's input.txt", "338,025 tokens, sha256 86c4e6aa…"),
+        (reached(), "Parameters", "124,439,808", "12 layers, 12 heads, 768 wide"),
+        (reached(epoch=6.0), "Epochs", "6", "15,360 tokens seen"),
+        (
+            reached(seconds=7900, wall_seconds=8542),
+            "Time",
+            "2 h 12 min",
+            "of training, 2 h 22 min in all, 130 tokens/s",
+        ),
+        (reached(seconds=7199.6), "Time", "2 h 0 min", None),
+        (reached(), "Time", "1 min 58 s", None),
+        (reached(), "Machine", "cuda", None),
+        (reached(), "Run", "finished", "step 30 of 30, seed 1337"),
+        (reached(), "Audit", "not made", None),
+        (summary(status="running"), "Run", "still running", None),
+        (
+            summary(train_loss=None, best_train_loss=None),
+            "Training loss",
+            "not measured yet",
+            "target: below 0.099999",
+        ),
+        (
+            summary(corpus={"source": "demo", "sha256": "0" * 64, "tokens": 5}),
+            "Corpus",
+            "demonstration corpus",
+            "5 tokens, sha256 00000000…",
+        ),
+        (
+            summary(config={"max_tokens": 2048}),
+            "Corpus",
+            "the course's input.txt",
+            "its first 2,048 tokens, sha256 86c4e6aa…",
+        ),
+        ({"status": None}, "Time", "not recorded", None),
+    ],
+)
+def test_the_first_screen_answers_what_a_grader_asks_first(
+    tmp_path, content, asks, figure, besides
+):
     index = page(build_report(make_run(tmp_path / "run", content)))
     answer = next(div for div in index.select(".verdict .answers > div") if words(div.dt) == asks)
     assert words(answer.select_one(".figure")) == figure
@@ -111,10 +173,17 @@ def test_the_first_page_goes_from_the_verdict_to_the_proof_and_ends_with_all_num
 
 # What notebook 04 found
 
+
 def test_the_recall_that_notebook_04_measured_stands_on_the_first_page_too(tmp_path):
     run = make_run(tmp_path / "run")
-    cells = [executed("recall()", html_output("<p>6 of 8 openings</p>"), html_output("<h1 id='audit'>x</h1><script>alert(1)</script>")),
-             executed("other()", html_output("<p>something else</p>"))]
+    cells = [
+        executed(
+            "recall()",
+            html_output("<p>6 of 8 openings</p>"),
+            html_output("<h1 id='audit'>x</h1><script>alert(1)</script>"),
+        ),
+        executed("other()", html_output("<p>something else</p>")),
+    ]
     cells[0]["id"], cells[1]["id"] = "recall", "other"
     add_notebook(run, "04_results.ipynb", cells)
     index = page(build_report(run))
@@ -125,15 +194,20 @@ def test_the_recall_that_notebook_04_measured_stands_on_the_first_page_too(tmp_p
 
 
 def test_the_cells_whose_results_the_first_page_shows_are_in_notebook_04():
-    notebook = nbformat.read(Path(__file__).parents[1] / "notebooks" / "04_results.ipynb", as_version=4)
+    notebook = nbformat.read(
+        Path(__file__).parents[1] / "notebooks" / "04_results.ipynb", as_version=4
+    )
     assert "recall" in {cell.id for cell in notebook.cells}
 
 
 def test_a_run_whose_recall_was_not_measured_says_so(tmp_path):
-    assert "Recall was not measured" in words(page(build_report(make_run(tmp_path / "run"))).find(id="recall").parent)
+    assert "Recall was not measured" in words(
+        page(build_report(make_run(tmp_path / "run"))).find(id="recall").parent
+    )
 
 
 # The audit
+
 
 def test_the_checks_of_an_audit_are_a_table_with_a_word_for_each_sign(tmp_path):
     index = page(build_report(add_audit(make_run(tmp_path / "run"), ok=False)))
@@ -141,18 +215,28 @@ def test_the_checks_of_an_audit_are_a_table_with_a_word_for_each_sign(tmp_path):
     assert [words(row) for row in section.select("tbody tr")] == [
         "✓ holds loss 0.0912 over all 338,024 predictions",
         "✗ fails text 0.0912 over all 338,024 predictions (expected: as asked)",
-        "– not checked samples 0.0912 over all 338,024 predictions (expected: as asked)"]
+        "– not checked samples 0.0912 over all 338,024 predictions (expected: as asked)",
+    ]
     assert all(mark["aria-hidden"] == "true" for mark in section.select(".mark"))
-    assert "Not proved: 1 of 3 checks fail, 1 of 3 could not be made (fails: text)." in words(section)
-    assert "Audit ✗ 1 of 3 checks fail, 1 of 3 could not be made" in words(index.select_one("#facts + dl"))
-    assert words(section.caption) == "Made 2026-01-02 03:04:05 UTC, cpu, in fp32: python -m gpt2_nb_utils verify out/x; best.pt had sha256 e3b0c44298fc1c14…"
+    assert "Not proved: 1 of 3 checks fail, 1 of 3 could not be made (fails: text)." in words(
+        section
+    )
+    assert "Audit ✗ 1 of 3 checks fail, 1 of 3 could not be made" in words(
+        index.select_one("#facts + dl")
+    )
+    assert (
+        words(section.caption)
+        == "Made 2026-01-02 03:04:05 UTC, cpu, in fp32: python -m gpt2_nb_utils verify out/x; best.pt had sha256 e3b0c44298fc1c14…"
+    )
 
 
 def test_an_audit_of_an_earlier_state_is_not_shown_and_said_to_be_one(tmp_path):
     run = add_audit(make_run(tmp_path / "run"))
     run.write_json(run.summary, summary(step=31))
     index = page(build_report(run))
-    assert index.find(id="audit") is None and "verify.json is of another state" in words(index.select_one(".notices"))
+    assert index.find(id="audit") is None and "verify.json is of another state" in words(
+        index.select_one(".notices")
+    )
 
 
 def test_an_audit_of_another_best_pt_is_not_shown_and_said_to_be_one(tmp_path):
@@ -166,12 +250,17 @@ def test_an_audit_of_another_best_pt_is_not_shown_and_said_to_be_one(tmp_path):
         assert ("or of another best.pt, and is not shown" in words(index)) != shown
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"checks": [{"asks": "loss", "ok": "yes", "found": "", "expected": ""}]}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"checks": [{"asks": "loss", "ok": "yes", "found": "", "expected": ""}]}'],
+)
 def test_a_damaged_audit_is_named_and_the_report_built_without_it(tmp_path, content):
     run = make_run(tmp_path / "run")
     run.audit.write_text(content, encoding="utf-8")
     index = page(build_report(run))
-    assert index.find(id="audit") is None and "verify.json is not a readable audit" in words(index.select_one(".notices"))
+    assert index.find(id="audit") is None and "verify.json is not a readable audit" in words(
+        index.select_one(".notices")
+    )
 
 
 def test_the_report_ends_with_the_command_that_proves_the_run_again(tmp_path):
@@ -182,12 +271,18 @@ def test_the_report_ends_with_the_command_that_proves_the_run_again(tmp_path):
 
 
 def test_a_text_that_was_read_otherwise_than_it_stands_is_said_to_be(tmp_path):
-    corpus = {**summary()["corpus"], "notes": ["changed 40,000 carriage returns to plain line feeds"]}
+    corpus = {
+        **summary()["corpus"],
+        "notes": ["changed 40,000 carriage returns to plain line feeds"],
+    }
     index = page(build_report(make_run(tmp_path / "run", summary(corpus=corpus))))
-    assert "Corpus as read changed 40,000 carriage returns to plain line feeds" in " ".join(words(index).split())
+    assert "Corpus as read changed 40,000 carriage returns to plain line feeds" in " ".join(
+        words(index).split()
+    )
 
 
 # What may be missing
+
 
 def test_a_run_that_has_just_started_has_a_report(tmp_path):
     run = RunDirectory(tmp_path / "run")
@@ -216,14 +311,31 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 
 def test_a_notebook_that_failed_is_exported_and_named_with_its_cell(tmp_path):
-    error = new_output("error", ename="ValueError", evalue="too <b>short", 
-                       traceback=["\x1b[31mValueError\x1b[0m: too <b>short"])
-    notice = new_markdown_cell("An Exception was encountered", metadata={"tags": ["papermill-error-cell-tag"]})
+    error = new_output(
+        "error",
+        ename="ValueError",
+        evalue="too <b>short",
+        traceback=["\x1b[31mValueError\x1b[0m: too <b>short"],
+    )
+    notice = new_markdown_cell(
+        "An Exception was encountered", metadata={"tags": ["papermill-error-cell-tag"]}
+    )
     run = make_run(tmp_path / "run")
-    add_notebook(run, "03_training.ipynb", [notice, new_markdown_cell("# Training"), executed("1"),
-                                            executed("f()", error), new_code_cell("after")])
+    add_notebook(
+        run,
+        "03_training.ipynb",
+        [
+            notice,
+            new_markdown_cell("# Training"),
+            executed("1"),
+            executed("f()", error),
+            new_code_cell("after"),
+        ],
+    )
     index = page(build_report(run))
-    assert "3 Training stopped at cell 3 of 4: ValueError: too <b>short" in words(index.select_one(".notices"))
+    assert "3 Training stopped at cell 3 of 4: ValueError: too <b>short" in words(
+        index.select_one(".notices")
+    )
     training = page(run.report / "03_training.html")
     assert "An Exception was encountered" not in words(training)
     target = training.select_one(".execution a")["href"].removeprefix("#")
@@ -237,32 +349,59 @@ def test_pages_of_notebooks_that_are_gone_are_removed(tmp_path):
     build_report(run)
     old.unlink()
     build_report(run)
-    assert sorted(path.name for path in run.report.iterdir()) == ["01_tokenization.html", "index.html"]
+    assert sorted(path.name for path in run.report.iterdir()) == [
+        "01_tokenization.html",
+        "index.html",
+    ]
 
 
 # Self-contained and safe
 
+
 def everything(tmp_path):
     """The pages of a run whose every text is hostile."""
-    run = make_run(tmp_path / "run", summary(command=HOSTILE, device=HOSTILE, status=HOSTILE, corpus={
-        "source": HOSTILE, "path": HOSTILE, "sha256": HOSTILE, "chars": 1, "tokens": 1, "is_course_input": False}))
+    run = make_run(
+        tmp_path / "run",
+        summary(
+            command=HOSTILE,
+            device=HOSTILE,
+            status=HOSTILE,
+            corpus={
+                "source": HOSTILE,
+                "path": HOSTILE,
+                "sha256": HOSTILE,
+                "chars": 1,
+                "tokens": 1,
+                "is_course_input": False,
+            },
+        ),
+    )
     run.write_json(run.environment, {"processor": HOSTILE, "packages": {HOSTILE: HOSTILE}})
     add_audit(run, HOSTILE)
-    add_notebook(run, "01_tokenization.ipynb", [
-        new_markdown_cell(f"# Title\n\n`{HOSTILE}`"),
-        executed(repr(HOSTILE), new_output("stream", name="stdout", text=HOSTILE),
-                 new_output("stream", name="stderr", text=HOSTILE),
-                 new_output("execute_result", data={"text/plain": HOSTILE}, execution_count=1),
-                 new_output("display_data", data={"application/javascript": "alert(1)"}),
-                 new_output("display_data", data={"image/svg+xml": "<svg><script/></svg>"}),
-                 new_output("error", ename=HOSTILE, evalue=HOSTILE, traceback=[HOSTILE]),
-                 html_output("<script>alert(1)</script><img src='https://example.org/x.png' alt='far'>"
-                             "<b onclick='x()'>bold</b><iframe src='https://example.org'></iframe>"
-                             "<link rel='stylesheet' href='https://example.org/a.css'>"
-                             "<style>@import 'https://example.org/b.css';</style>"
-                             "<i style='background:url(//example.org/c)'>i</i></div></main>"
-                             "<a href='javascript:alert(1)'>click</a>")),
-    ])
+    add_notebook(
+        run,
+        "01_tokenization.ipynb",
+        [
+            new_markdown_cell(f"# Title\n\n`{HOSTILE}`"),
+            executed(
+                repr(HOSTILE),
+                new_output("stream", name="stdout", text=HOSTILE),
+                new_output("stream", name="stderr", text=HOSTILE),
+                new_output("execute_result", data={"text/plain": HOSTILE}, execution_count=1),
+                new_output("display_data", data={"application/javascript": "alert(1)"}),
+                new_output("display_data", data={"image/svg+xml": "<svg><script/></svg>"}),
+                new_output("error", ename=HOSTILE, evalue=HOSTILE, traceback=[HOSTILE]),
+                html_output(
+                    "<script>alert(1)</script><img src='https://example.org/x.png' alt='far'>"
+                    "<b onclick='x()'>bold</b><iframe src='https://example.org'></iframe>"
+                    "<link rel='stylesheet' href='https://example.org/a.css'>"
+                    "<style>@import 'https://example.org/b.css';</style>"
+                    "<i style='background:url(//example.org/c)'>i</i></div></main>"
+                    "<a href='javascript:alert(1)'>click</a>"
+                ),
+            ),
+        ],
+    )
     build_report(run)
     return [run.report / "index.html", run.report / "01_tokenization.html"]
 
@@ -272,13 +411,18 @@ def test_nothing_runs_and_nothing_is_fetched(tmp_path):
         soup = page(path)
         assert not soup.find(["script", "iframe", "object", "embed", "base", "form"])
         assert soup.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"] == (
-            "default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+            "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        )
         for tag in soup.find_all(True):
             assert not [name for name in tag.attrs if name.startswith("on")], tag
             assert tag.get("src", "data:image/").startswith("data:image/"), tag
             assert not (tag.name == "link" and not tag["href"].startswith("data:")), tag
-            assert "javascript:" not in tag.get("href", "") and "example.org" not in tag.get("style", ""), tag
-        assert not re.search(r"@import|url\((?!data:)", "".join(style.get_text() for style in soup.find_all("style")))
+            assert "javascript:" not in tag.get("href", "") and "example.org" not in tag.get(
+                "style", ""
+            ), tag
+        assert not re.search(
+            r"@import|url\((?!data:)", "".join(style.get_text() for style in soup.find_all("style"))
+        )
 
 
 def test_hostile_text_is_shown_as_text_in_every_place(tmp_path):
@@ -296,32 +440,59 @@ def test_html_of_our_notebooks_comes_through_and_stray_tags_do_not_break_the_pag
 
 def test_the_progress_that_a_notebook_shows_stays_in_its_page(tmp_path):
     bar = '<progress max="100" value="100.0" aria-label="training 4/4">100 %</progress>'
-    assert notebook_page(tmp_path, executed("train()", html_output(bar))).find("progress")["value"] == "100.0"
+    assert (
+        notebook_page(tmp_path, executed("train()", html_output(bar))).find("progress")["value"]
+        == "100.0"
+    )
 
 
 # Text, formulas, pictures
 
+
 def test_formulas_become_mathml_and_dollars_in_code_and_prose_stay(tmp_path):
-    soup = notebook_page(tmp_path, new_markdown_cell(
-        "# T\n\nHere $\\frac{1}{2}$, `$HOME`, `$$x$$`, $5 or $6, $7/$8.\n\n"
-        "$$\n\\sum_i x_i\n$$\n\n```sh\necho $$ $a $b\n```\n"))
+    soup = notebook_page(
+        tmp_path,
+        new_markdown_cell(
+            "# T\n\nHere $\\frac{1}{2}$, `$HOME`, `$$x$$`, $5 or $6, $7/$8.\n\n"
+            "$$\n\\sum_i x_i\n$$\n\n```sh\necho $$ $a $b\n```\n"
+        ),
+    )
     assert [tag.get("display") for tag in soup.find_all("math")] == ["inline", "block"]
     assert soup.find("mfrac") and soup.find(re.compile("munder|msub"))
     text = words(soup.select_one(".notebook"))
-    assert "$HOME" in text and "$$x$$" in text and "$5 or $6, $7/$8." in text and "echo $$ $a $b" in text
+    assert (
+        "$HOME" in text
+        and "$$x$$" in text
+        and "$5 or $6, $7/$8." in text
+        and "echo $$ $a $b" in text
+    )
 
 
-@pytest.mark.parametrize("latex", [r"\nosuchcommand{x}", r"\frac{a", r"\left( x", "a_b_c", r"x < y \unknown"])
+@pytest.mark.parametrize(
+    "latex", [r"\nosuchcommand{x}", r"\frac{a", r"\left( x", "a_b_c", r"x < y \unknown"]
+)
 def test_a_formula_that_cannot_be_converted_shows_its_source(tmp_path, latex):
-    code = notebook_page(tmp_path, new_markdown_cell(f"# T\n\nSee ${latex}$.")).select_one("code.latex")
+    code = notebook_page(tmp_path, new_markdown_cell(f"# T\n\nSee ${latex}$.")).select_one(
+        "code.latex"
+    )
     assert code is not None and code.get_text() == latex
 
 
 def test_a_page_has_one_title_and_headings_in_order(tmp_path):
-    soup = notebook_page(tmp_path, new_markdown_cell("# One *title*\n\n### Deep\n\n# Second title"),
-                         executed("x", html_output("<h6>deepest</h6>")), new_markdown_cell("## Deep"))
+    soup = notebook_page(
+        tmp_path,
+        new_markdown_cell("# One *title*\n\n### Deep\n\n# Second title"),
+        executed("x", html_output("<h6>deepest</h6>")),
+        new_markdown_cell("## Deep"),
+    )
     headings = [(tag.name, tag.get_text()) for tag in soup.find_all(re.compile("^h[1-6]$"))]
-    assert headings == [("h1", "One title"), ("h2", "Deep"), ("h2", "Second title"), ("h3", "deepest"), ("h2", "Deep")]
+    assert headings == [
+        ("h1", "One title"),
+        ("h2", "Deep"),
+        ("h2", "Second title"),
+        ("h3", "deepest"),
+        ("h2", "Deep"),
+    ]
     ids = [tag["id"] for tag in soup.find_all(id=True)]
     assert len(ids) == len(set(ids))
     assert soup.html["lang"] == "en" and soup.title.get_text() == "One title"
@@ -334,8 +505,12 @@ def test_a_table_corner_without_words_is_no_heading(tmp_path):
 
 
 def test_links_between_notebooks_lead_to_pages_and_links_to_files_end(tmp_path):
-    soup = notebook_page(tmp_path, new_markdown_cell(
-        "# T\n\n[again](./01_tokenization.ipynb) [file](../README.md) [web](https://x.org)"))
+    soup = notebook_page(
+        tmp_path,
+        new_markdown_cell(
+            "# T\n\n[again](./01_tokenization.ipynb) [file](../README.md) [web](https://x.org)"
+        ),
+    )
     links = {tag.get_text(): tag.get("href") for tag in soup.select(".notebook a")}
     assert links == {"again": "01_tokenization.html", "file": None, "web": "https://x.org"}
 
@@ -349,12 +524,18 @@ def test_carriage_returns_show_what_a_terminal_shows_in_the_end(tmp_path):
 def test_a_picture_keeps_its_alternative_text_in_its_page_and_in_the_index(tmp_path):
     run = make_run(tmp_path / "run")
     picture = base64.b64encode((run.figures / "loss.png").read_bytes()).decode()
-    shown = new_output("display_data", data={"image/png": picture},
-                       metadata={"image/png": {"alt": 'Loss "falls" & rests.'}})
+    shown = new_output(
+        "display_data",
+        data={"image/png": picture},
+        metadata={"image/png": {"alt": 'Loss "falls" & rests.'}},
+    )
     add_notebook(run, "04_results.ipynb", [executed("show()", shown)])
     index = page(build_report(run))
     assert page(run.report / "04_results.html").find("img")["alt"] == 'Loss "falls" & rests.'
-    assert [tag["alt"] for tag in index.find_all("img")] == ['Loss "falls" & rests.', "Figure: Gradient norm"]
+    assert [tag["alt"] for tag in index.find_all("img")] == [
+        'Loss "falls" & rests.',
+        "Figure: Gradient norm",
+    ]
 
 
 def test_without_a_notebook_the_curve_is_told_in_words(tmp_path):
@@ -365,7 +546,9 @@ def test_without_a_notebook_the_curve_is_told_in_words(tmp_path):
 def test_samples_are_those_of_the_first_and_of_the_last_step(tmp_path):
     index = page(build_report(make_run(tmp_path / "run")))
     assert [words(tag) for tag in index.select(".sample figcaption")] == [
-        "Step 0 · temperature 0.8 · top_k 40", "Step 30 · temperature 0.8 · top_k 40"] * 2
+        "Step 0 · temperature 0.8 · top_k 40",
+        "Step 30 · temperature 0.8 · top_k 40",
+    ] * 2
 
 
 def test_a_page_that_would_grow_too_large_gets_smaller_pictures(tmp_path):
@@ -377,12 +560,16 @@ def test_a_page_that_would_grow_too_large_gets_smaller_pictures(tmp_path):
     Image.fromarray(noise).save(buffer, format="PNG")
     run = make_run(tmp_path / "run")
     (run.figures / "noise.png").write_bytes(buffer.getvalue())
-    shown = new_output("display_data", data={"image/png": base64.b64encode(buffer.getvalue()).decode()})
+    shown = new_output(
+        "display_data", data={"image/png": base64.b64encode(buffer.getvalue()).decode()}
+    )
     text = html_output("<p>" + "word " * 700_000 + "</p>")
     add_notebook(run, "01_tokenization.ipynb", [executed("x", shown, text)])
     build_report(run)
     for path in run.report.iterdir():
         assert path.stat().st_size < LARGEST_PAGE
-        assert all(Image.open(io.BytesIO(base64.b64decode(tag["src"].partition(",")[2]))).width > 0
-                   for tag in page(path).find_all("img"))
+        assert all(
+            Image.open(io.BytesIO(base64.b64decode(tag["src"].partition(",")[2]))).width > 0
+            for tag in page(path).find_all("img")
+        )
     assert "left out to keep this page small" in words(page(run.report / "01_tokenization.html"))

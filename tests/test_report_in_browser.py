@@ -14,7 +14,17 @@ from nbformat.v4 import new_output
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_fixture import (  # noqa: E402
-    FAILING, HOSTILE, TOKENIZATION, add_audit, add_notebook, add_token_losses, execute_notebook, executed, html_output, make_run)
+    FAILING,
+    HOSTILE,
+    TOKENIZATION,
+    add_audit,
+    add_notebook,
+    add_token_losses,
+    execute_notebook,
+    executed,
+    html_output,
+    make_run,
+)
 
 from gpt2_nb_utils.model.display import code_of  # noqa: E402
 from gpt2_nb_utils.pipeline.report import LARGEST_PAGE, build_report  # noqa: E402
@@ -29,7 +39,11 @@ PAGES = ("index.html", "tokens.html", "01_tokenization.html", "03_training.html"
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The report of a run with one notebook that ran and one that failed, both really executed."""
-    run = add_audit(make_run(tmp_path_factory.mktemp("runs") / "sanity"), "sha256 " + "0123456789abcdef" * 4, ok=False)
+    run = add_audit(
+        make_run(tmp_path_factory.mktemp("runs") / "sanity"),
+        "sha256 " + "0123456789abcdef" * 4,
+        ok=False,
+    )
     add_token_losses(run, measured=[0, 1, 2, 9, 10])
     execute_notebook(run, "01_tokenization.ipynb", TOKENIZATION)
     execute_notebook(run, "03_training.ipynb", FAILING)
@@ -42,7 +56,9 @@ def visit(browser, report):
     contexts = []
 
     def open_page(name, width=1200, **options):
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options))
+        contexts.append(
+            browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
+        )
         page = contexts[-1].new_page()
         page.asked, page.said = [], []
         page.on("request", lambda request: page.asked.append(request.url))
@@ -72,7 +88,9 @@ def test_no_page_is_wider_than_a_phone(visit, name, width):
 
 def test_wide_code_tables_and_formulas_scroll_in_their_own_boxes(visit):
     page = visit("01_tokenization.html", width=400)
-    overflows = "box => [...document.querySelectorAll(box)].some(e => e.scrollWidth > e.clientWidth)"
+    overflows = (
+        "box => [...document.querySelectorAll(box)].some(e => e.scrollWidth > e.clientWidth)"
+    )
     for box in (".input pre", ".output .scroll", ".formula"):
         assert page.evaluate(overflows, box), box
 
@@ -80,16 +98,22 @@ def test_wide_code_tables_and_formulas_scroll_in_their_own_boxes(visit):
 def test_text_of_the_corpus_is_text(visit):
     page = visit("01_tokenization.html")
     assert page.title() == "Tokenization"  # the hostile line would have changed it
-    assert " ".join(HOSTILE.split()) in " ".join(page.locator(".output.html").first.inner_text().split())
+    assert " ".join(HOSTILE.split()) in " ".join(
+        page.locator(".output.html").first.inner_text().split()
+    )
     assert "<script>alert(1)</script>" in visit("03_training.html").locator(".error").inner_text()
 
 
 def test_formulas_are_drawn(visit):
     page = visit("01_tokenization.html")
-    heights = page.evaluate("[...document.querySelectorAll('math')].map(e => e.getBoundingClientRect().height)")
+    heights = page.evaluate(
+        "[...document.querySelectorAll('math')].map(e => e.getBoundingClientRect().height)"
+    )
     assert len(heights) >= 5 and min(heights) > 5
-    fraction = page.evaluate("(() => { const [a, b] = document.querySelector('mfrac').children;"
-                             " return [a.getBoundingClientRect().bottom, b.getBoundingClientRect().top]; })()")
+    fraction = page.evaluate(
+        "(() => { const [a, b] = document.querySelector('mfrac').children;"
+        " return [a.getBoundingClientRect().bottom, b.getBoundingClientRect().top]; })()"
+    )
     assert fraction[0] <= fraction[1]
 
 
@@ -98,7 +122,12 @@ def test_every_picture_is_drawn_and_has_an_alternative_text(visit, name):
     page = visit(name)
     pictures = page.evaluate("[...document.images].map(e => [e.alt, e.naturalWidth])")
     assert all(alt.strip() and width > 0 for alt, width in pictures)
-    assert len(pictures) == {"index.html": 2, "tokens.html": 0, "01_tokenization.html": 1, "03_training.html": 0}[name]
+    assert (
+        len(pictures)
+        == {"index.html": 2, "tokens.html": 0, "01_tokenization.html": 1, "03_training.html": 0}[
+            name
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -140,7 +169,9 @@ def test_axe_finds_no_barrier(visit, name, width, scheme):
     page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8"))
     found = page.evaluate("axe.run()")
     assert len(found["passes"]) > 15  # it did look
-    assert [(each["id"], node["html"]) for each in found["violations"] for node in each["nodes"]] == []
+    assert [
+        (each["id"], node["html"]) for each in found["violations"] for node in each["nodes"]
+    ] == []
 
 
 @pytest.mark.parametrize("width, height", [(1200, 800), (1366, 768)])
@@ -150,7 +181,16 @@ def test_the_answer_fits_one_screen(visit, width, height):
     box = page.locator(".verdict").bounding_box()
     assert box["y"] + box["height"] <= height
     answers = page.locator(".answers dt").all_inner_texts()
-    assert answers == ["Training loss", "Corpus", "Parameters", "Epochs", "Time", "Machine", "Run", "Audit"]
+    assert answers == [
+        "Training loss",
+        "Corpus",
+        "Parameters",
+        "Epochs",
+        "Time",
+        "Machine",
+        "Run",
+        "Audit",
+    ]
 
 
 _READOUT = "e => getComputedStyle(e, '::after').content"
@@ -171,9 +211,15 @@ def test_the_keyboard_stops_at_the_least_expected_tokens_of_the_first_page(visit
     told = []
     for _ in range(10):
         page.keyboard.press("Tab")
-        told.append(page.evaluate("[+document.activeElement.dataset.l, getComputedStyle(document.activeElement, '::after').content]"))
+        told.append(
+            page.evaluate(
+                "[+document.activeElement.dataset.l, getComputedStyle(document.activeElement, '::after').content]"
+            )
+        )
     assert all(f"{loss:.2f}" in content for loss, content in told)
-    shown = page.evaluate("[...document.querySelectorAll('.taste [data-l]')].map(e => +e.dataset.l)")
+    shown = page.evaluate(
+        "[...document.querySelectorAll('.taste [data-l]')].map(e => +e.dataset.l)"
+    )
     assert max(shown) in [loss for loss, _ in told] and len(shown) > 10
 
 
@@ -191,7 +237,9 @@ def opened(visit, name):
     """Milliseconds until a page is loaded: of the first visit that takes less than a second, or the fastest of ten, for others share the machine."""
     times = []
     while len(times) < 10 and min(times, default=1000) >= 1000:
-        times.append(visit(name).evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))
+        times.append(
+            visit(name).evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+        )
     return min(times)
 
 
@@ -202,7 +250,11 @@ def test_a_page_opens_at_once(visit, name):
 
 def test_a_page_as_large_as_a_page_may_be_opens_at_once(visit, report, tmp_path_factory):
     run = make_run(tmp_path_factory.mktemp("runs") / "large")
-    add_token_losses(run, "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 8_000, seq_len=128)
+    add_token_losses(
+        run,
+        "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 8_000,
+        seq_len=128,
+    )
     page = build_report(run).with_name("tokens.html")
     assert 2_500_000 < page.stat().st_size < LARGEST_PAGE
     assert opened(visit, page.resolve()) < 1000
@@ -213,7 +265,9 @@ def test_print_shows_what_a_screen_folds_away(visit, tmp_path):
     folded = page.locator("details.parameters .input")
     assert not folded.is_visible()
     page.emulate_media(media="print")
-    assert folded.is_visible() and folded.bounding_box()["height"] > 20  # what is folded away has a height, too
+    assert (
+        folded.is_visible() and folded.bounding_box()["height"] > 20
+    )  # what is folded away has a height, too
     page.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True)
     assert os.path.getsize(tmp_path / "page.pdf") > 10_000
 
@@ -242,28 +296,47 @@ def printed(tmp_path_factory):
     picture = io.BytesIO()
     Figure(figsize=(7, 12)).savefig(picture, format="png")
     shown = new_output("display_data", {"image/png": base64.b64encode(picture.getvalue()).decode()})
-    window = Windows(torch.from_numpy(encode("First Citizen:\nBefore we proceed any further")), 8).window(0)
-    add_notebook(run, "02_model.ipynb", [executed("show()", shown), executed("pair()", html_output(display.shifted_pair(*window).data)),
-                                         executed("code()", html_output(code_of(training_step).data))])
+    window = Windows(
+        torch.from_numpy(encode("First Citizen:\nBefore we proceed any further")), 8
+    ).window(0)
+    add_notebook(
+        run,
+        "02_model.ipynb",
+        [
+            executed("show()", shown),
+            executed("pair()", html_output(display.shifted_pair(*window).data)),
+            executed("code()", html_output(code_of(training_step).data)),
+        ],
+    )
     return build_report(run).parent
 
 
 @pytest.mark.parametrize("name", ["index.html", "tokens.html", "02_model.html"])
-def test_on_paper_nothing_is_cut_off_and_nothing_that_stays_together_leaves_half_a_page_empty(visit, printed, name):
+def test_on_paper_nothing_is_cut_off_and_nothing_that_stays_together_leaves_half_a_page_empty(
+    visit, printed, name
+):
     page = visit((printed / name).resolve())
     page.set_viewport_size(_PAPER)
     page.emulate_media(media="print")
     blocks = page.evaluate(_BLOCKS)
     assert [(tag, right) for tag, right, _ in blocks if right > _PAPER["width"]] == []
     # What does not fit moves to the next page, and leaves its own height empty. The verdict stands on the first.
-    assert [(tag, height) for tag, _, height in blocks if height > 0.4 * _PAPER["height"] and tag != "SECTION"] == []
-    assert name != "02_model.html" or max(height for _, _, height in blocks) > 200  # the picture is one of them
+    assert [
+        (tag, height)
+        for tag, _, height in blocks
+        if height > 0.4 * _PAPER["height"] and tag != "SECTION"
+    ] == []
+    assert (
+        name != "02_model.html" or max(height for _, _, height in blocks) > 200
+    )  # the picture is one of them
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_word_of_shown_code_stands_out_from_its_background(visit, printed, scheme):
     page = visit((printed / "02_model.html").resolve(), color_scheme=scheme)
-    colours = page.locator(".output.html pre").last.evaluate("e => new Set([...e.querySelectorAll('*')].map(e => getComputedStyle(e).color)).size")
+    colours = page.locator(".output.html pre").last.evaluate(
+        "e => new Set([...e.querySelectorAll('*')].map(e => getComputedStyle(e).color)).size"
+    )
     assert colours > 4  # its words are coloured by what they are
     assert page.evaluate(_CONTRASTS) == []
 

@@ -14,7 +14,16 @@ from matplotlib.text import Text
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.results import blocks, figures, measure, overview, passages, recall, surprise, token_paint
+from gpt2_nb_utils.results import (
+    blocks,
+    figures,
+    measure,
+    overview,
+    passages,
+    recall,
+    surprise,
+    token_paint,
+)
 from gpt2_nb_utils.results.run import load_run
 from gpt2_nb_utils.results.token_losses import keep, read_token_losses
 from gpt2_nb_utils.results.verdict import conditions, explanation, headline, reached
@@ -35,11 +44,31 @@ def trained_directory(tmp_path_factory):
     text = folder / "text.txt"
     lines = (f"{number} {HOSTILE}\nthe cat sat on the mat, päßt\n\n" for number in range(30))
     text.write_text("".join(lines), encoding="utf-8")
-    train(RunConfig.resolve(dict(
-        preset="tiny", input_file=str(text), out_dir=str(folder / "run"), max_tokens=500, n_layer=1, n_head=2,
-        n_embd=16, block_size=32, seq_len=32, batch_size=4, steps=20, log_every=1, eval_every=10, sample_every=10,
-        save_every=20,
-        max_new_tokens=8, lr=1e-2, warmup_steps=2, device="cpu")))
+    train(
+        RunConfig.resolve(
+            dict(
+                preset="tiny",
+                input_file=str(text),
+                out_dir=str(folder / "run"),
+                max_tokens=500,
+                n_layer=1,
+                n_head=2,
+                n_embd=16,
+                block_size=32,
+                seq_len=32,
+                batch_size=4,
+                steps=20,
+                log_every=1,
+                eval_every=10,
+                sample_every=10,
+                save_every=20,
+                max_new_tokens=8,
+                lr=1e-2,
+                warmup_steps=2,
+                device="cpu",
+            )
+        )
+    )
     return folder / "run"
 
 
@@ -62,6 +91,7 @@ def measured(run):
 
 # -- reading a run directory -----------------------------------------------------------------------------------------
 
+
 def test_a_folder_without_a_run_is_one_line_that_sends_to_notebook_03(tmp_path):
     with pytest.raises(UserError, match=r"holds no run.*run notebook 03"):
         load_run(tmp_path / "nothing")
@@ -73,14 +103,18 @@ def test_windows_are_those_of_the_training(run):
     assert run.missing == () and run.rows[-1].step == 20
 
 
-@pytest.mark.parametrize("part", ["logs/train_metrics.csv", "samples/samples.txt", "environment.json"])
+@pytest.mark.parametrize(
+    "part", ["logs/train_metrics.csv", "samples/samples.txt", "environment.json"]
+)
 def test_a_missing_part_is_named_with_its_mend(directory, part):
     (directory / part).unlink()
     (line,) = load_run(directory).missing
     assert part in line and "missing" in line and "run notebook 03 again" in line
 
 
-@pytest.mark.parametrize("part", ["logs/train_metrics.csv", "samples/samples.txt", "environment.json"])
+@pytest.mark.parametrize(
+    "part", ["logs/train_metrics.csv", "samples/samples.txt", "environment.json"]
+)
 def test_a_damaged_part_is_named_and_the_rest_is_read(directory, part):
     (directory / part).write_bytes(b"\xff\xfe\x00{")
     run = load_run(directory)
@@ -111,7 +145,9 @@ def test_another_text_in_the_old_place_is_refused(directory, tmp_path):
     other.write_text("an altogether different text", encoding="utf-8")
     summary["corpus"]["path"] = str(other)
     (directory / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(UserError, match=r"other.txt is not the text .* was trained on.*put that text back"):
+    with pytest.raises(
+        UserError, match=r"other.txt is not the text .* was trained on.*put that text back"
+    ):
         load_run(directory).windows
 
 
@@ -119,11 +155,14 @@ def test_a_missing_text_is_told_and_no_other_text_is_looked_for(directory, tmp_p
     summary = json.loads((directory / "summary.json").read_text())
     summary["corpus"]["path"] = str(tmp_path / "gone.txt")
     (directory / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(UserError, match=r"cannot be read again: input_file .*gone.txt does not exist"):
+    with pytest.raises(
+        UserError, match=r"cannot be read again: input_file .*gone.txt does not exist"
+    ):
         load_run(directory).corpus
 
 
 # -- the loss, measured anew -----------------------------------------------------------------------------------------
+
 
 def test_the_measured_loss_is_the_one_on_record(run, measured):
     assert measured.result.whole and measured.result.n_targets == 499
@@ -153,10 +192,16 @@ def test_another_model_than_that_of_the_log_is_noticed(measured):
 
 def test_figures_on_different_windows_are_not_compared(measured):
     some = dataclasses.replace(measured, indices=measured.indices[:2], losses=measured.losses[:2])
-    assert not some.comparable and "need not agree" in some.comparison and "they agree" not in some.comparison
+    assert (
+        not some.comparable
+        and "need not agree" in some.comparison
+        and "they agree" not in some.comparison
+    )
 
 
-@pytest.mark.parametrize("lost, words", [("checkpoints", "has no checkpoint"), ("text", "text.txt does not exist")])
+@pytest.mark.parametrize(
+    "lost, words", [("checkpoints", "has no checkpoint"), ("text", "text.txt does not exist")]
+)
 def test_what_cannot_be_measured_is_said_and_does_not_stop_the_notebook(directory, lost, words):
     if lost == "checkpoints":
         shutil.rmtree(directory / "checkpoints")
@@ -174,23 +219,39 @@ def test_the_losses_that_notebook_04_measures_are_kept_for_the_report(directory)
     run = load_run(directory)
     measured, _ = measure.measure_or_say(run, "cpu")
     kept = read_token_losses(run.directory.token_losses)
-    assert tuple(window.index for window in kept.windows) == measured.indices and kept.is_of(run.summary)
+    assert tuple(window.index for window in kept.windows) == measured.indices and kept.is_of(
+        run.summary
+    )
     for window, losses in zip(kept.windows, measured.losses, strict=True):
         np.testing.assert_allclose(window.losses, losses.numpy(), rtol=1e-3, atol=1e-5)
         x, y = run.windows.window(window.index)
         assert window.tokens.tolist() == [*x.tolist(), int(y[-1])]
 
 
-def test_where_every_loss_was_kept_notebook_04_shows_it_beside_the_windows_that_it_can_read(directory):
+def test_where_every_loss_was_kept_notebook_04_shows_it_beside_the_windows_that_it_can_read(
+    directory,
+):
     run = load_run(directory)
     everything, _ = measure.measure_or_say(run, "cpu")
     some, told = measure.measure_or_say(run, "cpu", seconds=0)
     assert everything.result.whole and not some.result.whole
-    assert some.training_loss == pytest.approx(everything.result.loss, rel=1e-3) and some.extent == "every prediction"
+    assert (
+        some.training_loss == pytest.approx(everything.result.loss, rel=1e-3)
+        and some.extent == "every prediction"
+    )
     assert f"all of them with these weights: {some.training_loss:.6f}" in told
-    keep(run.directory, run.summary, run.windows, {index: losses + 1 for index, losses in zip(everything.indices, everything.losses)})
+    keep(
+        run.directory,
+        run.summary,
+        run.windows,
+        {index: losses + 1 for index, losses in zip(everything.indices, everything.losses)},
+    )
     some, told = measure.measure_or_say(run, "cpu", seconds=0)  # those of other weights
-    assert some.training_loss == some.result.loss and some.extent == f"1 windows of {len(run.windows)}" and "need not agree" in told
+    assert (
+        some.training_loss == some.result.loss
+        and some.extent == f"1 windows of {len(run.windows)}"
+        and "need not agree" in told
+    )
 
 
 def test_all_windows_where_affordable_else_those_of_the_run_else_fewer():
@@ -209,23 +270,51 @@ def test_the_124m_model_measures_the_windows_of_the_sanity_preset_on_a_cpu():
 
 def test_the_entropy_of_frequencies_is_that_of_a_counted_table():
     # Targets 1 1 2 3: frequencies ½, ¼, ¼.
-    assert measure.unigram_entropy(Windows(torch.tensor([9, 1, 1, 2, 3]), 2)) == pytest.approx(1.5 * math.log(2))
+    assert measure.unigram_entropy(Windows(torch.tensor([9, 1, 1, 2, 3]), 2)) == pytest.approx(
+        1.5 * math.log(2)
+    )
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
 
+
 def _rows(n):
-    return [Row(step=step, epoch=step / 10, tokens=step, loss=10.8 * 0.97**step + 0.05, lr=1e-4, tok_per_s=100.0,
-                grad_norm=1.0 + step % 3, loss_scale=65536.0, train_loss=10.8 * 0.97**step if step % 10 == 0 else None)
-            for step in range(n)]
+    return [
+        Row(
+            step=step,
+            epoch=step / 10,
+            tokens=step,
+            loss=10.8 * 0.97**step + 0.05,
+            lr=1e-4,
+            tok_per_s=100.0,
+            grad_norm=1.0 + step % 3,
+            loss_scale=65536.0,
+            train_loss=10.8 * 0.97**step if step % 10 == 0 else None,
+        )
+        for step in range(n)
+    ]
 
 
-@pytest.mark.parametrize("rows", [[], [Row(0, 0.0, 0, train_loss=10.9)], _rows(2), _rows(400),
-                                  [Row(1, 0.1, 5, loss=math.nan, grad_norm=math.inf, lr=0.0)]])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [Row(0, 0.0, 0, train_loss=10.9)],
+        _rows(2),
+        _rows(400),
+        [Row(1, 0.1, 5, loss=math.nan, grad_norm=math.inf, lr=0.0)],
+    ],
+)
 def test_every_figure_can_be_drawn_from_any_rows(rows, tmp_path):
-    for number, figure in enumerate([figures.loss_figure(rows), figures.learning_rate_figure(rows),
-                                     figures.speed_figure(rows), figures.grad_norm_figure(rows, 1.0),
-                                     figures.loss_scale_figure(rows)]):
+    for number, figure in enumerate(
+        [
+            figures.loss_figure(rows),
+            figures.learning_rate_figure(rows),
+            figures.speed_figure(rows),
+            figures.grad_norm_figure(rows, 1.0),
+            figures.loss_scale_figure(rows),
+        ]
+    ):
         figure.savefig(tmp_path / f"{number}.png")
         axes = figure.axes[0]
         assert axes.get_xlabel() and axes.get_ylabel()
@@ -238,9 +327,18 @@ def test_the_loss_figure_draws_what_was_logged_and_names_target_and_random_guess
     assert [[row.step, row.loss] for row in rows] in drawn
     assert [[row.step, row.train_loss] for row in rows if row.train_loss] in drawn
     labels = " ".join(text.get_text() for text in axes.texts)
-    for name in ("target 0.099999", "50,257 = 10.825", "batch loss", "moving average", "training loss"):
+    for name in (
+        "target 0.099999",
+        "50,257 = 10.825",
+        "batch loss",
+        "moving average",
+        "training loss",
+    ):
         assert name in labels
-    assert axes.get_yscale() == "log" and figures.loss_figure(rows[:5]).axes[0].get_yscale() == "linear"
+    assert (
+        axes.get_yscale() == "log"
+        and figures.loss_figure(rows[:5]).axes[0].get_yscale() == "linear"
+    )
 
 
 def test_labels_at_the_end_of_curves_do_not_lie_on_each_other():
@@ -261,18 +359,26 @@ def test_labels_at_the_end_of_curves_do_not_lie_on_each_other():
 
 def test_the_moving_average_is_that_of_a_naive_loop():
     values = [float(value) for value in np.random.default_rng(0).normal(size=50)]
-    naive = [np.mean(values[max(0, i - 6):i + 1]) for i in range(50)]
+    naive = [np.mean(values[max(0, i - 6) : i + 1]) for i in range(50)]
     assert figures.moving_average(values, 7) == pytest.approx(naive)
 
 
 def test_words_for_a_curve_give_its_ends_and_its_extremes():
-    rows = [Row(1, 0, 1, loss=5.0), Row(2, 0, 2, loss=9.0), Row(3, 0, 3, loss=2.0), Row(4, 0, 4, loss=3.0)]
-    assert figures.in_words(rows, "loss") == ("Batch loss from 5.0000 at step 1 to 3.0000 at step 4; "
-                                              "highest 9.0000 at step 2, lowest 2.0000 at step 3.")
+    rows = [
+        Row(1, 0, 1, loss=5.0),
+        Row(2, 0, 2, loss=9.0),
+        Row(3, 0, 3, loss=2.0),
+        Row(4, 0, 4, loss=3.0),
+    ]
+    assert figures.in_words(rows, "loss") == (
+        "Batch loss from 5.0000 at step 1 to 3.0000 at step 4; "
+        "highest 9.0000 at step 2, lowest 2.0000 at step 3."
+    )
     assert figures.in_words([], "lr") == "No learning rate was logged."
 
 
 # -- painted text, passages, recall ----------------------------------------------------------------------------------
+
 
 def _text_of(fragment):
     return html.unescape(re.sub(r"<[^>]*>", "", fragment))
@@ -281,10 +387,17 @@ def _text_of(fragment):
 def test_no_text_of_corpus_or_model_becomes_html_anywhere(run, measured):
     worst, best = passages.worst_and_best(measured)
     recalls = recall.recall(measured.trained.model, run.windows, n=3, prefix=12, length=12)
-    shown = [token_paint.painted_windows(measured), passages.passages_shown(worst + best, run.windows),
-             recall.side_by_side(recalls),
-             overview.samples_shown([Sample(1, 1, HOSTILE, HOSTILE + "</div><script>"), Sample(2, 1, "p", HOSTILE)]),
-             overview.notes([HOSTILE]), blocks.say(HOSTILE), overview.facts(_with_path(run, HOSTILE))]
+    shown = [
+        token_paint.painted_windows(measured),
+        passages.passages_shown(worst + best, run.windows),
+        recall.side_by_side(recalls),
+        overview.samples_shown(
+            [Sample(1, 1, HOSTILE, HOSTILE + "</div><script>"), Sample(2, 1, "p", HOSTILE)]
+        ),
+        overview.notes([HOSTILE]),
+        blocks.say(HOSTILE),
+        overview.facts(_with_path(run, HOSTILE)),
+    ]
     for fragment in shown:
         assert "<script" not in fragment.data and "<b>bold" not in fragment.data
         tags = set(re.findall(r"<\s*/?\s*([a-zA-Z]+)", fragment.data))
@@ -295,7 +408,9 @@ def test_no_text_of_corpus_or_model_becomes_html_anywhere(run, measured):
 
 
 def _with_path(run, path):
-    return dataclasses.replace(run, summary={**run.summary, "corpus": {**run.summary["corpus"], "path": path}})
+    return dataclasses.replace(
+        run, summary={**run.summary, "corpus": {**run.summary["corpus"], "path": path}}
+    )
 
 
 def test_painted_text_is_the_text_with_blanks_and_line_ends(run):
@@ -312,15 +427,20 @@ def test_a_token_tells_its_loss_and_its_probability():
 
 def test_colours_get_darker_with_the_loss_and_the_text_on_them_stays_readable():
     def luminance(colour):
-        channels = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
-        return sum(w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
-                   for w, c in zip((0.2126, 0.7152, 0.0722), channels))
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        return sum(
+            w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
+            for w, c in zip((0.2126, 0.7152, 0.0722), channels)
+        )
 
     tints = [token_paint.colour(loss) for loss in (0.0, 0.3, 1.0, 3.0, 5.0, 12.0)]
     lights = [luminance(tint) for tint in tints]
     assert all(lighter > 1.1 * darker for lighter, darker in zip(lights, lights[1:]))
     assert (lights[-1] + 0.05) / (luminance("#1a1a1a") + 0.05) > 4.5
-    assert token_paint.colour(-math.log(0.9)) == tints[0] and token_paint.colour(-math.log(0.899)) == tints[1]
+    assert (
+        token_paint.colour(-math.log(0.9)) == tints[0]
+        and token_paint.colour(-math.log(0.899)) == tints[1]
+    )
 
 
 def test_painted_windows_give_each_token_the_loss_of_its_own_prediction(run, measured):
@@ -328,9 +448,11 @@ def test_painted_windows_give_each_token_the_loss_of_its_own_prediction(run, mea
     middle = len(measured.indices) // 2
     index = measured.indices[middle]
     told = re.findall(r'title="([^"]*)   loss ([\d.]+) nats, [^"]*">([^<]*)<', fragment)
-    truth = run.windows.tokens[index * 32 + 1:index * 32 + 33]
+    truth = run.windows.tokens[index * 32 + 1 : index * 32 + 33]
     expectations = measured.losses[middle].tolist()
-    for (title, loss, text), token, expected in zip(told, truth.tolist(), expectations, strict=True):
+    for (title, loss, text), token, expected in zip(
+        told, truth.tolist(), expectations, strict=True
+    ):
         piece = token_strings([token])[0]
         assert html.unescape(text).replace("↵\n", "\n") == piece
         assert html.unescape(title) == piece.replace(" ", "·").replace("\n", "↵")
@@ -340,8 +462,10 @@ def test_painted_windows_give_each_token_the_loss_of_its_own_prediction(run, mea
 
 def test_the_counted_colours_cover_all_predictions_and_all_of_the_loss(measured):
     fragment = token_paint.classes_table(measured).data
-    cells = [[_text_of(cell) for cell in re.findall(r"<td.*?</td>", row)]
-             for row in re.findall(r"<tr.*?</tr>", fragment)[1:]]
+    cells = [
+        [_text_of(cell) for cell in re.findall(r"<td.*?</td>", row)]
+        for row in re.findall(r"<tr.*?</tr>", fragment)[1:]
+    ]
     assert sum(int(cell[2].replace(",", "")) for cell in cells) == 499
     assert sum(float(cell[4].rstrip("%")) for cell in cells) == pytest.approx(100, abs=0.3)
 
@@ -351,8 +475,12 @@ def test_worst_and_best_passages_are_those_of_an_exhaustive_search(measured):
     means = {}
     for index, losses in zip(measured.indices, measured.losses):
         for offset in range(len(losses) - 7):
-            means[index * 32 + 1 + offset] = float(np.mean(losses[offset:offset + 8].numpy().astype(np.float64)))
-    assert worst[0].loss == pytest.approx(max(means.values())) and best[0].loss == pytest.approx(min(means.values()))
+            means[index * 32 + 1 + offset] = float(
+                np.mean(losses[offset : offset + 8].numpy().astype(np.float64))
+            )
+    assert worst[0].loss == pytest.approx(max(means.values())) and best[0].loss == pytest.approx(
+        min(means.values())
+    )
     for passage in worst + best:
         assert passage.loss == pytest.approx(means[passage.start]) and len(passage) == 8
     for chosen in (worst, best):
@@ -360,11 +488,17 @@ def test_worst_and_best_passages_are_those_of_an_exhaustive_search(measured):
         assert len(starts) == 3 and all(b - a >= 8 for a, b in zip(starts, starts[1:]))
     fragment = passages.passages_shown(worst[:1], measured.windows, context=0).data
     start = worst[0].start
-    assert _text_of(fragment).replace("↵\n", "\n").endswith(decode(measured.windows.tokens[start:start + 8]))
+    assert (
+        _text_of(fragment)
+        .replace("↵\n", "\n")
+        .endswith(decode(measured.windows.tokens[start : start + 8]))
+    )
 
 
 def test_neighbours_of_the_worst_passage_do_not_fill_the_list(measured):
-    peak = torch.tensor([5.0 - abs(place - 16) / 10 for place in range(32)])  # the best starts all lie around one place
+    peak = torch.tensor(
+        [5.0 - abs(place - 16) / 10 for place in range(32)]
+    )  # the best starts all lie around one place
     hand_made = dataclasses.replace(measured, indices=(0, 1), losses=(peak, peak / 2))
     worst, best = passages.worst_and_best(hand_made, n=3, length=8)
     starts = [passage.start for passage in worst]
@@ -373,14 +507,18 @@ def test_neighbours_of_the_worst_passage_do_not_fill_the_list(measured):
     assert best[0].start == 33 and best[0].loss == pytest.approx(float(peak[:8].mean() / 2))
 
 
-def test_the_least_expected_token_is_the_one_with_the_highest_loss_beside_what_was_held_likelier(run, measured):
+def test_the_least_expected_token_is_the_one_with_the_highest_loss_beside_what_was_held_likelier(
+    run, measured
+):
     found = surprise.least_expected(measured, n=3)
     highest = max(losses.max().item() for losses in measured.losses)
     assert -math.log(found.probability) == pytest.approx(highest, abs=1e-4)
     with torch.no_grad():
         logits = measured.trained.model(found.seen[None])[0, -1]
     assert [token for token, _ in found.likeliest] == logits.argsort(descending=True)[:3].tolist()
-    assert [p for _, p in found.likeliest] == pytest.approx(logits.softmax(0).sort(descending=True).values[:3].tolist(), rel=1e-4)
+    assert [p for _, p in found.likeliest] == pytest.approx(
+        logits.softmax(0).sort(descending=True).values[:3].tolist(), rel=1e-4
+    )
     assert found.rank == 1 + int((logits > logits[found.token]).sum()) > 3
     said = _text_of(surprise.shown(found).data)
     assert f"{found.rank:,}" in said and f"{found.likeliest[0][1]:.2%}" in said
@@ -389,8 +527,13 @@ def test_the_least_expected_token_is_the_one_with_the_highest_loss_beside_what_w
 
 def test_a_token_that_would_be_html_is_shown_as_text(measured):
     (less,) = encode("<b")[:1].tolist()
-    hostile = surprise.Surprise(torch.tensor(encode(HOSTILE).tolist()), less, 0.1, 2, ((less, 0.5),))
-    assert "<script" not in surprise.shown(hostile, context=50).data and "&lt;" in surprise.shown(hostile).data
+    hostile = surprise.Surprise(
+        torch.tensor(encode(HOSTILE).tolist()), less, 0.1, 2, ((less, 0.5),)
+    )
+    assert (
+        "<script" not in surprise.shown(hostile, context=50).data
+        and "&lt;" in surprise.shown(hostile).data
+    )
 
 
 def test_recall_is_that_of_a_loop_that_takes_the_likeliest_token(run, measured):
@@ -399,14 +542,18 @@ def test_recall_is_that_of_a_loop_that_takes_the_likeliest_token(run, measured):
     assert len(recalls) == 4
     for one in recalls:
         assert one.start % 32 == 0  # at the position at which training showed it
-        assert one.prefix.tolist() == run.windows.tokens[one.start:one.start + 10].tolist()
+        assert one.prefix.tolist() == run.windows.tokens[one.start : one.start + 10].tolist()
         text, right, derailed = one.prefix.tolist(), 0, False
         for place in range(12):
             with torch.no_grad():
                 text.append(int(model(torch.tensor([text]))[0, -1].argmax()))
             derailed = derailed or text[-1] != int(run.windows.tokens[one.start + 10 + place])
             right += not derailed
-        assert one.generated.tolist() == text[10:] and one.n_right == right and one.verbatim == (right == 12)
+        assert (
+            one.generated.tolist() == text[10:]
+            and one.n_right == right
+            and one.verbatim == (right == 12)
+        )
 
 
 def test_recall_stays_within_a_window_and_a_short_corpus(run, measured):
@@ -428,25 +575,52 @@ def test_the_first_error_ends_the_count_and_is_marked():
     assert recall.share_verbatim([one, whole]) == 0.5
     fragment = recall.side_by_side([one]).data
     assert re.search(r"cat</span><b>✗</b><span[^>]*underline[^>]*> dog</span> on", fragment)
-    assert "✗</b>" not in recall.side_by_side([whole]).data and "✓" in recall.side_by_side([whole]).data
+    assert (
+        "✗</b>" not in recall.side_by_side([whole]).data
+        and "✓" in recall.side_by_side([whole]).data
+    )
 
 
 # -- words -----------------------------------------------------------------------------------------------------------
 
+
 def test_what_was_learned_follows_from_the_loss():
-    said = [overview.what_it_learned(loss, frequencies=6.3, target=0.1) for loss in (10.8, 8.0, 5.0, 2.0, 0.3, 0.09)]
-    for words, sentence in zip(("nothing yet", "only a little", "far from knowing", "not by heart",
-                                "the target is 0.1, over the whole text", "knows these tokens by heart"), said, strict=True):
+    said = [
+        overview.what_it_learned(loss, frequencies=6.3, target=0.1)
+        for loss in (10.8, 8.0, 5.0, 2.0, 0.3, 0.09)
+    ]
+    for words, sentence in zip(
+        (
+            "nothing yet",
+            "only a little",
+            "far from knowing",
+            "not by heart",
+            "the target is 0.1, over the whole text",
+            "knows these tokens by heart",
+        ),
+        said,
+        strict=True,
+    ):
         assert words in sentence
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(corpus={"source": "demo"}), "demonstration corpus"),
-    (dict(status="failed"), "ended in an error at step 20 of 20"),
-    (dict(status="interrupted"), "was interrupted"), (dict(step=0), "Not one step"),
-    (dict(epoch=0.0454, best_train_loss=7.0), "saw 4.5% of the text once. It has learned only a little")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(corpus={"source": "demo"}), "demonstration corpus"),
+        (dict(status="failed"), "ended in an error at step 20 of 20"),
+        (dict(status="interrupted"), "was interrupted"),
+        (dict(step=0), "Not one step"),
+        (
+            dict(epoch=0.0454, best_train_loss=7.0),
+            "saw 4.5% of the text once. It has learned only a little",
+        ),
+    ],
+)
 def test_what_limits_the_meaning_of_a_run_is_said_first(run, change, words):
-    assert words in " ".join(overview.caveats(dataclasses.replace(run, summary={**run.summary, **change})))
+    assert words in " ".join(
+        overview.caveats(dataclasses.replace(run, summary={**run.summary, **change}))
+    )
 
 
 def test_an_excerpt_is_named_and_a_complete_run_has_no_caveat(run):
@@ -462,7 +636,11 @@ def test_an_excerpt_is_named_and_a_complete_run_has_no_caveat(run):
 
 
 def test_samples_of_the_first_and_the_last_step_stand_beside_each_other():
-    samples = [Sample(step, prompt, f"p{prompt}", f"p{prompt} at {step}") for step in (5, 10, 15) for prompt in (1, 2)]
+    samples = [
+        Sample(step, prompt, f"p{prompt}", f"p{prompt} at {step}")
+        for step in (5, 10, 15)
+        for prompt in (1, 2)
+    ]
     text = _text_of(overview.samples_shown(samples).data)
     for step in (5, 15):
         assert f"p1 at {step}" in text and f"p2 at {step}" in text
@@ -472,16 +650,28 @@ def test_samples_of_the_first_and_the_last_step_stand_beside_each_other():
 
 # -- the verdict -----------------------------------------------------------------------------------------------------
 
-MET = dict(summary=dict(status="target_reached", step=900, n_params=124_439_808, train_loss=0.0991,
-                        train_loss_windows="all", best_train_loss=0.0991, best_train_loss_windows="all",
-                        corpus=dict(source="input_file", sha256=COURSE_SHA256, is_course_input=True)),
-           config=dict(max_tokens=0, resume="", out_dir="out/run"),
-           rows=[Row(0, 0.0, 0, train_loss=10.98), Row(1, 0.1, 512, loss=10.97)])
+MET = dict(
+    summary=dict(
+        status="target_reached",
+        step=900,
+        n_params=124_439_808,
+        train_loss=0.0991,
+        train_loss_windows="all",
+        best_train_loss=0.0991,
+        best_train_loss_windows="all",
+        corpus=dict(source="input_file", sha256=COURSE_SHA256, is_course_input=True),
+    ),
+    config=dict(max_tokens=0, resume="", out_dir="out/run"),
+    rows=[Row(0, 0.0, 0, train_loss=10.98), Row(1, 0.1, 512, loss=10.97)],
+)
 
 
 def _judge(summary=(), config=(), rows=None):
-    judged = conditions({**MET["summary"], **dict(summary)}, {**MET["config"], **dict(config)},
-                        MET["rows"] if rows is None else rows)
+    judged = conditions(
+        {**MET["summary"], **dict(summary)},
+        {**MET["config"], **dict(config)},
+        MET["rows"] if rows is None else rows,
+    )
     return judged, {condition.asks: condition.state for condition in judged if not condition.holds}
 
 
@@ -496,24 +686,83 @@ EXCERPT = dict(corpus=dict(source="input_file", sha256=COURSE_SHA256, is_course_
 DEMO = dict(corpus=dict(source="demo", sha256="0" * 64, is_course_input=False))
 
 
-@pytest.mark.parametrize("change, asks, state, words", [
-    (dict(summary=dict(best_train_loss=0.099999)), "training loss below 0.099999", "not met", "not below the target"),
-    (dict(summary=dict(best_train_loss=None, train_loss=0.1)), "training loss below 0.099999", "not met", "0.100000"),
-    (dict(summary=dict(best_train_loss_windows=16)), "measured on every prediction of its text", "not met",
-     "only estimated on 16 windows"),
-    (dict(summary=DEMO), "on the course's input.txt", "not met", "demonstration corpus"),
-    (dict(summary=EXCERPT, config=dict(max_tokens=2048)), "on all of its tokens", "not met", "excerpt of 2,048 tokens"),
-    (dict(summary=dict(n_params=123_999_999)), "at least 124,000,000 parameters", "not met", "123,999,999 parameters"),
-    (dict(summary=dict(n_params=None)), "at least 124,000,000 parameters", "unknown", "not recorded"),
-    (dict(rows=[Row(0, 0, 0, train_loss=3.3)]), "from random weights", "not met", "training loss of 3.3000 at step 0"),
-    (dict(rows=[Row(1, 0, 9, loss=3.3)]), "from random weights", "not met", "batch loss of 3.3000 at step 1"),
-    (dict(rows=[]), "from random weights", "unknown", "no log"),
-    (dict(rows=[Row(10, 0, 9, loss=9.9)]), "from random weights", "unknown", "no log"),
-    (dict(config=dict(resume="elsewhere/checkpoints/last.pt")), "from random weights", "unknown", "named checkpoint"),
-    (dict(summary=dict(status="failed")), "the run came to its end", "not met", "it failed at step 900"),
-    (dict(summary=dict(status="running")), "the run came to its end", "unknown", "still running"),
-])
-def test_each_single_missing_condition_keeps_the_target_from_counting_and_is_named(change, asks, state, words):
+@pytest.mark.parametrize(
+    "change, asks, state, words",
+    [
+        (
+            dict(summary=dict(best_train_loss=0.099999)),
+            "training loss below 0.099999",
+            "not met",
+            "not below the target",
+        ),
+        (
+            dict(summary=dict(best_train_loss=None, train_loss=0.1)),
+            "training loss below 0.099999",
+            "not met",
+            "0.100000",
+        ),
+        (
+            dict(summary=dict(best_train_loss_windows=16)),
+            "measured on every prediction of its text",
+            "not met",
+            "only estimated on 16 windows",
+        ),
+        (dict(summary=DEMO), "on the course's input.txt", "not met", "demonstration corpus"),
+        (
+            dict(summary=EXCERPT, config=dict(max_tokens=2048)),
+            "on all of its tokens",
+            "not met",
+            "excerpt of 2,048 tokens",
+        ),
+        (
+            dict(summary=dict(n_params=123_999_999)),
+            "at least 124,000,000 parameters",
+            "not met",
+            "123,999,999 parameters",
+        ),
+        (
+            dict(summary=dict(n_params=None)),
+            "at least 124,000,000 parameters",
+            "unknown",
+            "not recorded",
+        ),
+        (
+            dict(rows=[Row(0, 0, 0, train_loss=3.3)]),
+            "from random weights",
+            "not met",
+            "training loss of 3.3000 at step 0",
+        ),
+        (
+            dict(rows=[Row(1, 0, 9, loss=3.3)]),
+            "from random weights",
+            "not met",
+            "batch loss of 3.3000 at step 1",
+        ),
+        (dict(rows=[]), "from random weights", "unknown", "no log"),
+        (dict(rows=[Row(10, 0, 9, loss=9.9)]), "from random weights", "unknown", "no log"),
+        (
+            dict(config=dict(resume="elsewhere/checkpoints/last.pt")),
+            "from random weights",
+            "unknown",
+            "named checkpoint",
+        ),
+        (
+            dict(summary=dict(status="failed")),
+            "the run came to its end",
+            "not met",
+            "it failed at step 900",
+        ),
+        (
+            dict(summary=dict(status="running")),
+            "the run came to its end",
+            "unknown",
+            "still running",
+        ),
+    ],
+)
+def test_each_single_missing_condition_keeps_the_target_from_counting_and_is_named(
+    change, asks, state, words
+):
     judged, missing = _judge(**change)
     assert missing == {asks: state} and not reached(judged)
     assert words in explanation(judged) and headline(judged) == "Course target not reached"
@@ -539,7 +788,12 @@ def test_a_summary_with_nothing_in_it_is_judged_unknown_and_never_reached():
 
 def test_the_real_run_is_judged_by_what_it_recorded(run):
     states = {condition.asks: condition.state for condition in overview.conditions_of(run)}
-    assert states == {"training loss below 0.099999": "not met", "measured on every prediction of its text": "met",
-                      "on the course's input.txt": "not met", "on all of its tokens": "not met",
-                      "at least 124,000,000 parameters": "not met", "from random weights": "met",
-                      "the run came to its end": "met"}
+    assert states == {
+        "training loss below 0.099999": "not met",
+        "measured on every prediction of its text": "met",
+        "on the course's input.txt": "not met",
+        "on all of its tokens": "not met",
+        "at least 124,000,000 parameters": "not met",
+        "from random weights": "met",
+        "the run came to its end": "met",
+    }

@@ -19,8 +19,15 @@ from gpt2_nb_utils.run_directory import RunDirectory
 
 def test_run_ends_with_executed_notebooks_checkpoints_logs_samples_figures_and_a_report(finished):
     directory, done = finished
-    for path in (directory.last, directory.best, directory.log, directory.metrics, directory.samples, directory.report / "index.html",
-                 directory.figures / "loss.png"):
+    for path in (
+        directory.last,
+        directory.best,
+        directory.log,
+        directory.metrics,
+        directory.samples,
+        directory.report / "index.html",
+        directory.figures / "loss.png",
+    ):
         assert path.stat().st_size > 0, path
         assert str(path if path.suffix == ".html" else path.parent) in done.stdout, path
     for name in NAMES:
@@ -51,7 +58,11 @@ def test_a_second_run_on_the_same_directory_is_one_line_and_changes_nothing(fini
     directory, _ = finished
     before = {path: path.stat().st_mtime_ns for path in directory.path.rglob("*")}
     done = command("run", f"--out_dir={directory}", "--preset=tiny")
-    assert done.returncode == 2 and "already holds a run" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and "already holds a run" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
     assert {path: path.stat().st_mtime_ns for path in directory.path.rglob("*")} == before
 
 
@@ -71,24 +82,44 @@ def test_report_and_sample_work_on_a_finished_run(finished):
     page.unlink()
     done = command("report", str(directory))
     assert done.returncode == 0 and done.stdout.strip() == str(page) and page.exists()
-    texts = [command("sample", str(directory), "--prompt=Hear me", "--max_new_tokens=5", "--seed=3").stdout for _ in range(2)]
+    texts = [
+        command(
+            "sample", str(directory), "--prompt=Hear me", "--max_new_tokens=5", "--seed=3"
+        ).stdout
+        for _ in range(2)
+    ]
     assert texts[0].startswith("Hear me") and texts[0] == texts[1]
 
 
-@pytest.mark.parametrize("words, status, parts", [
-    (["train", "--lerning_rate", "1"], 2, ["lerning_rate", "'lr'"]),
-    (["train", "--seq_len", "2048", "--block_size", "64"], 2, ["seq_len 2048 exceeds block_size 64"]),
-    (["train", "--n_embd", "100", "--n_head", "3"], 2, ["n_embd 100 is not divisible by n_head 3"]),
-    (["train", "--steps", "many"], 2, ["--steps", "many"]),
-    (["run", "extra"], 2, ["'extra'"]),
-    (["fly"], 2, ["fly", "run", "train"]),
-    ([], 2, ["command"]),
-    (["sample", "no/such/run"], 2, ["no/such/run is no run directory"]),
-    (["train", "--steps", "0"], 2, ["steps 0", "greater than 0"]),
-    (["train", "--out_dir", b"out/\xff".decode("utf-8", "surrogateescape")], 2, ["out_dir", "no UTF-8"]),
-    (["report", "no/such/run"], 2, ["no/such/run is no run directory"]),
-    (["readme", "no/such/run"], 2, ["no/such/run is no run directory"]),
-])
+@pytest.mark.parametrize(
+    "words, status, parts",
+    [
+        (["train", "--lerning_rate", "1"], 2, ["lerning_rate", "'lr'"]),
+        (
+            ["train", "--seq_len", "2048", "--block_size", "64"],
+            2,
+            ["seq_len 2048 exceeds block_size 64"],
+        ),
+        (
+            ["train", "--n_embd", "100", "--n_head", "3"],
+            2,
+            ["n_embd 100 is not divisible by n_head 3"],
+        ),
+        (["train", "--steps", "many"], 2, ["--steps", "many"]),
+        (["run", "extra"], 2, ["'extra'"]),
+        (["fly"], 2, ["fly", "run", "train"]),
+        ([], 2, ["command"]),
+        (["sample", "no/such/run"], 2, ["no/such/run is no run directory"]),
+        (["train", "--steps", "0"], 2, ["steps 0", "greater than 0"]),
+        (
+            ["train", "--out_dir", b"out/\xff".decode("utf-8", "surrogateescape")],
+            2,
+            ["out_dir", "no UTF-8"],
+        ),
+        (["report", "no/such/run"], 2, ["no/such/run is no run directory"]),
+        (["readme", "no/such/run"], 2, ["no/such/run is no run directory"]),
+    ],
+)
 def test_a_users_mistake_is_one_line_with_status_2(words, status, parts, tmp_path):
     done = command(*words, cwd=PROJECT)
     assert done.returncode == status and "Traceback" not in done.stderr
@@ -97,42 +128,115 @@ def test_a_users_mistake_is_one_line_with_status_2(words, status, parts, tmp_pat
         assert part in done.stderr
 
 
-@pytest.mark.parametrize("content, words", [
-    (None, "does not exist"), (b"", "empty"), (b"a", "too short"), (b"MZ\0\1\2" * 99, "binary"), ("Müller ".encode("latin-1") * 99, "not UTF-8"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, "does not exist"),
+        (b"", "empty"),
+        (b"a", "too short"),
+        (b"MZ\0\1\2" * 99, "binary"),
+        ("Müller ".encode("latin-1") * 99, "not UTF-8"),
+    ],
+)
 def test_a_text_that_cannot_be_used_leaves_no_run_directory(content, words, tmp_path):
     path = tmp_path / "input.txt"
     if content is not None:
         path.write_bytes(content)
     for name in ("run", "train"):
-        done = command(name, f"--input_file={path}", f"--out_dir={tmp_path / 'out'}", "--preset=tiny")
-        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        done = command(
+            name, f"--input_file={path}", f"--out_dir={tmp_path / 'out'}", "--preset=tiny"
+        )
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, (
+            done.stderr
+        )
         assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_papermill_parameter_is_an_error_that_names_the_nearest(tmp_path):
     for name in NAMES:
-        done = subprocess.run([sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", str(tmp_path / "out.ipynb"), "-p", "lerning_rate", "1",
-                               "-p", "out_dir", str(tmp_path / "run")], cwd=PROJECT, capture_output=True, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "papermill",
+                f"notebooks/{name}.ipynb",
+                str(tmp_path / "out.ipynb"),
+                "-p",
+                "lerning_rate",
+                "1",
+                "-p",
+                "out_dir",
+                str(tmp_path / "run"),
+            ],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode != 0, name
         assert "UserError: unknown setting 'lerning_rate': did you mean 'lr'?" in done.stderr, name
     assert not (tmp_path / "run").exists()
 
 
 def test_a_setting_that_a_notebook_does_not_take_is_an_error_not_a_default(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "papermill", "notebooks/04_results.ipynb", str(tmp_path / "out.ipynb"), "-p", "steps", "9"],
-                          cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode != 0 and "UserError: this notebook has no parameter 'steps': it takes out_dir" in done.stderr
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "notebooks/04_results.ipynb",
+            str(tmp_path / "out.ipynb"),
+            "-p",
+            "steps",
+            "9",
+        ],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode != 0
+        and "UserError: this notebook has no parameter 'steps': it takes out_dir" in done.stderr
+    )
 
 
 def test_plain_papermill_trains_from_any_working_directory(tmp_path, text_file):
     done = subprocess.run(
-        [sys.executable, "-m", "papermill", "03_training.ipynb", str(tmp_path / "executed.ipynb"), "-p", "preset", "tiny", "-p", "steps", "2",
-         "-p", "out_dir", str(tmp_path / "run"), "-p", "input_file", str(text_file), "-p", "max_tokens", "300", "-p", "sample_every", "0"],
-        cwd=PROJECT / "notebooks", capture_output=True, text=True)
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "03_training.ipynb",
+            str(tmp_path / "executed.ipynb"),
+            "-p",
+            "preset",
+            "tiny",
+            "-p",
+            "steps",
+            "2",
+            "-p",
+            "out_dir",
+            str(tmp_path / "run"),
+            "-p",
+            "input_file",
+            str(text_file),
+            "-p",
+            "max_tokens",
+            "300",
+            "-p",
+            "sample_every",
+            "0",
+        ],
+        cwd=PROJECT / "notebooks",
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     summary = RunDirectory(tmp_path / "run").read_summary()
-    assert summary["step"] == 2 and "papermill" in summary["command"] and "-p steps 2" in summary["command"]
+    assert (
+        summary["step"] == 2
+        and "papermill" in summary["command"]
+        and "-p steps 2" in summary["command"]
+    )
 
 
 def test_each_notebook_gets_the_given_settings_that_it_knows():
@@ -141,24 +245,52 @@ def test_each_notebook_gets_the_given_settings_that_it_knows():
         passed = parameters_for(notebooks.SOURCES / f"{name}.ipynb", config)
         assert "resume" not in passed and "overwrite" not in passed
         if name == "03_training":
-            assert passed == {"preset": "tiny", "steps": 3, "seed": 5, "prompt": "O ", "out_dir": "out/run"}
+            assert passed == {
+                "preset": "tiny",
+                "steps": 3,
+                "seed": 5,
+                "prompt": "O ",
+                "out_dir": "out/run",
+            }
 
 
 def test_run_goes_on_from_a_named_checkpoint(finished, tmp_path, monkeypatch):
     directory, branch = finished[0], RunDirectory(tmp_path / "branch")
-    monkeypatch.setattr(pipeline_run, "run_notebooks", lambda config, branch: run_notebooks(config, branch, NAMES[2:4]))  # those that read it
+    monkeypatch.setattr(
+        pipeline_run,
+        "run_notebooks",
+        lambda config, branch: run_notebooks(config, branch, NAMES[2:4]),
+    )  # those that read it
     monkeypatch.chdir(PROJECT)  # `run` goes there
-    summary = pipeline_run.run(RunConfig.resolve({"resume": str(directory.last), "out_dir": str(branch), "steps": 5}))
+    summary = pipeline_run.run(
+        RunConfig.resolve({"resume": str(directory.last), "out_dir": str(branch), "steps": 5})
+    )
     assert "resumed at step 4" in branch.log.read_text(encoding="utf-8")
-    assert summary["step"] == branch.read_summary()["step"] == 5 and (branch.report / "04_results.html").exists()
+    assert (
+        summary["step"] == branch.read_summary()["step"] == 5
+        and (branch.report / "04_results.html").exists()
+    )
 
 
-@pytest.mark.parametrize("source, words, status", [
-    ("x = 1\n1 / 0", r"02_model.ipynb, cell 5 of 6 \(`x = 1`\): ZeroDivisionError: division by zero", 1),
-    ("from gpt2_nb_utils.errors import UserError\nraise UserError('lower it')", "02_model.ipynb, cell 5 of 6 .*UserError: lower it", 2),
-    ("import os\nos._exit(3)", "02_model.ipynb, cell 5 of 6: .*[Kk]ernel died", 1),
-])
-def test_a_failing_cell_is_named_and_the_partly_executed_notebook_kept(tmp_path, monkeypatch, source, words, status):
+@pytest.mark.parametrize(
+    "source, words, status",
+    [
+        (
+            "x = 1\n1 / 0",
+            r"02_model.ipynb, cell 5 of 6 \(`x = 1`\): ZeroDivisionError: division by zero",
+            1,
+        ),
+        (
+            "from gpt2_nb_utils.errors import UserError\nraise UserError('lower it')",
+            "02_model.ipynb, cell 5 of 6 .*UserError: lower it",
+            2,
+        ),
+        ("import os\nos._exit(3)", "02_model.ipynb, cell 5 of 6: .*[Kk]ernel died", 1),
+    ],
+)
+def test_a_failing_cell_is_named_and_the_partly_executed_notebook_kept(
+    tmp_path, monkeypatch, source, words, status
+):
     stand_ins(tmp_path / "notebooks", nb_02=["print('so far')", source, "print('never')"])
     monkeypatch.setattr(notebooks, "SOURCES", tmp_path / "notebooks")
     directory = RunDirectory(tmp_path / "run")
@@ -171,14 +303,20 @@ def test_a_failing_cell_is_named_and_the_partly_executed_notebook_kept(tmp_path,
 
 def test_a_resumed_run_executes_a_first_notebook_again_where_it_was_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "SOURCES", tmp_path / "notebooks")
-    directory, config = RunDirectory(tmp_path / "run"), RunConfig.resolve({"preset": "tiny", "out_dir": str(tmp_path / "run")})
+    directory, config = (
+        RunDirectory(tmp_path / "run"),
+        RunConfig.resolve({"preset": "tiny", "out_dir": str(tmp_path / "run")}),
+    )
     stand_ins(tmp_path / "notebooks", nb_01=["print('once')"], nb_02=["print('before')"])
     run_notebooks(config, directory, NAMES[:2])
     stamps = [(directory.notebooks / f"{name}.ipynb").stat().st_mtime_ns for name in NAMES[:2]]
     shutil.rmtree(tmp_path / "notebooks")
     stand_ins(tmp_path / "notebooks", nb_01=["print('once')"], nb_02=["print('after')"])
     run_notebooks(config.model_copy(update={"resume": "auto"}), directory, NAMES[:2])
-    assert [(directory.notebooks / f"{name}.ipynb").stat().st_mtime_ns == stamp for name, stamp in zip(NAMES, stamps)] == [True, False]
+    assert [
+        (directory.notebooks / f"{name}.ipynb").stat().st_mtime_ns == stamp
+        for name, stamp in zip(NAMES, stamps)
+    ] == [True, False]
     assert "after" in outputs(directory.notebooks / f"{NAMES[1]}.ipynb")
 
 

@@ -14,12 +14,32 @@ from gpt2_nb_utils.training.checkpoints import read_checkpoint
 from gpt2_nb_utils.training.run_log import read_metrics
 
 
-def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every_notebook(tmp_path, text_file):
+def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every_notebook(
+    tmp_path, text_file
+):
     elsewhere = tmp_path / "any folder"  # relative paths are the user's, wherever the project lies
     elsewhere.mkdir()
     out_dir = elsewhere / "run"
-    process = subprocess.Popen([sys.executable, "-m", "gpt2_nb_utils", "run", *flags(
-        {"preset": "tiny", "input_file": text_file, "out_dir": "run", "device": "cpu", "max_tokens": 300, "steps": 2, "seed": 5})], cwd=elsewhere)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "gpt2_nb_utils",
+            "run",
+            *flags(
+                {
+                    "preset": "tiny",
+                    "input_file": text_file,
+                    "out_dir": "run",
+                    "device": "cpu",
+                    "max_tokens": 300,
+                    "steps": 2,
+                    "seed": 5,
+                }
+            ),
+        ],
+        cwd=elsewhere,
+    )
     deadline = time.monotonic() + 120
     while not (out_dir / "notebooks" / "01_tokenization.ipynb").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -31,37 +51,80 @@ def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every
     for name in ("01_tokenization", "02_model", "03_training"):
         assert str(text_file) in outputs(out_dir / "notebooks" / f"{name}.ipynb"), name
     summary = RunDirectory(out_dir).read_summary()
-    assert (summary["seed"], summary["step"], summary["corpus"]["path"]) == (5, 2, text_file.as_posix())
+    assert (summary["seed"], summary["step"], summary["corpus"]["path"]) == (
+        5,
+        2,
+        text_file.as_posix(),
+    )
     assert (out_dir / "report" / "04_results.html").exists()
 
 
-def test_a_run_on_the_demonstration_corpus_says_so_wherever_a_result_is_shown(tmp_path, monkeypatch):
-    clone = tmp_path / "clone"  # a project without data/input.txt, from whose notebooks folder everything is started
+def test_a_run_on_the_demonstration_corpus_says_so_wherever_a_result_is_shown(
+    tmp_path, monkeypatch
+):
+    clone = (
+        tmp_path / "clone"
+    )  # a project without data/input.txt, from whose notebooks folder everything is started
     clone.mkdir()
     for name in ("gpt2_nb_utils", "notebooks"):
         shutil.copytree(PROJECT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setenv("PYTHONPATH", str(clone))  # its package, and so its notebooks, not those that are installed
-    done = command("run", "--preset=tiny", "--max_tokens=300", "--steps=2", "--sample_every=1", "--device=cpu", cwd=clone / "notebooks")
+    monkeypatch.setenv(
+        "PYTHONPATH", str(clone)
+    )  # its package, and so its notebooks, not those that are installed
+    done = command(
+        "run",
+        "--preset=tiny",
+        "--max_tokens=300",
+        "--steps=2",
+        "--sample_every=1",
+        "--device=cpu",
+        cwd=clone / "notebooks",
+    )
     assert done.returncode == 0, done.stderr
     directory = RunDirectory(clone / "out" / "run")
     assert directory.read_summary()["corpus"]["source"] == "demo"
-    said = {"end of the command": done.stdout, "log": directory.log.read_text(encoding="utf-8"),
-            "samples": directory.samples.read_text(encoding="utf-8"),
-            **{page.name: page.read_text(encoding="utf-8") for page in directory.report.glob("*.html")},
-            "sample": command("sample", str(directory), "--max_new_tokens=2", cwd=clone).stderr}
+    said = {
+        "end of the command": done.stdout,
+        "log": directory.log.read_text(encoding="utf-8"),
+        "samples": directory.samples.read_text(encoding="utf-8"),
+        **{page.name: page.read_text(encoding="utf-8") for page in directory.report.glob("*.html")},
+        "sample": command("sample", str(directory), "--max_new_tokens=2", cwd=clone).stderr,
+    }
     readme = clone / "README.md"
     shutil.copy(PROJECT / "README.md", readme)
     assert command("readme", str(directory), cwd=clone).returncode == 0
     for block in ("SUMMARY", "PLOT", "LOGS", "METRICS", "SAMPLES", "REPRO"):
-        said[block] = readme.read_text(encoding="utf-8").partition(f"AUTO:{block}:START")[2].partition(f"AUTO:{block}:END")[0]
+        said[block] = (
+            readme.read_text(encoding="utf-8")
+            .partition(f"AUTO:{block}:START")[2]
+            .partition(f"AUTO:{block}:END")[0]
+        )
     assert [place for place, text in said.items() if "demonstration" not in text] == []
 
 
-def test_ctrl_c_during_a_run_saves_the_training_builds_the_report_and_can_be_resumed(tmp_path, text_file):
-    given = {"preset": "tiny", "input_file": text_file, "out_dir": tmp_path / "run", "device": "cpu", "max_tokens": 300, "steps": 5000,
-             "target_loss": 1e-9, "log_every": 1, "eval_every": 5000, "save_every": 5000, "sample_every": 0}
-    process = subprocess.Popen([sys.executable, "-m", "gpt2_nb_utils", "run", *flags(given)], cwd=PROJECT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_ctrl_c_during_a_run_saves_the_training_builds_the_report_and_can_be_resumed(
+    tmp_path, text_file
+):
+    given = {
+        "preset": "tiny",
+        "input_file": text_file,
+        "out_dir": tmp_path / "run",
+        "device": "cpu",
+        "max_tokens": 300,
+        "steps": 5000,
+        "target_loss": 1e-9,
+        "log_every": 1,
+        "eval_every": 5000,
+        "save_every": 5000,
+        "sample_every": 0,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt2_nb_utils", "run", *flags(given)],
+        cwd=PROJECT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     directory = RunDirectory(given["out_dir"])
     deadline = time.monotonic() + 240
     while len(read_metrics(directory.metrics)) < 4:
@@ -72,7 +135,12 @@ def test_ctrl_c_during_a_run_saves_the_training_builds_the_report_and_can_be_res
     assert process.returncode == 130 and "Traceback" not in complained
     assert "interrupted at step" in shown and str(directory.report / "index.html") in shown
     step = directory.read_summary()["step"]
-    assert directory.read_summary()["status"] == "interrupted" and read_checkpoint(directory.last)["state"]["step"] == step >= 3
+    assert (
+        directory.read_summary()["status"] == "interrupted"
+        and read_checkpoint(directory.last)["state"]["step"] == step >= 3
+    )
     done = command("run", f"--out_dir={directory}", "--resume=auto", f"--steps={step + 2}")
     assert done.returncode == 0, done.stderr
-    assert directory.read_summary()["step"] == step + 2 and [row.step for row in read_metrics(directory.metrics)] == list(range(step + 3))
+    assert directory.read_summary()["step"] == step + 2 and [
+        row.step for row in read_metrics(directory.metrics)
+    ] == list(range(step + 3))

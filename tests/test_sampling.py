@@ -31,11 +31,17 @@ def prompt(length: int, seed: int = 5) -> torch.Tensor:
 
 
 def both_ways(model: GPT2, prompts, n: int, **how) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    return tuple(generate(model, prompts, n, generator=torch.Generator().manual_seed(9), use_cache=cached, **how)
-                 for cached in (True, False))
+    return tuple(
+        generate(
+            model, prompts, n, generator=torch.Generator().manual_seed(9), use_cache=cached, **how
+        )
+        for cached in (True, False)
+    )
 
 
-@pytest.mark.parametrize("how", [dict(temperature=0), dict(temperature=1.0), dict(temperature=0.7, top_k=5)])
+@pytest.mark.parametrize(
+    "how", [dict(temperature=0), dict(temperature=1.0), dict(temperature=0.7, top_k=5)]
+)
 @pytest.mark.parametrize("n_prompt, n_new", [(1, 20), (6, 26), (6, 90), (32, 40), (50, 30)])
 def test_the_cache_changes_no_token_also_past_block_size(model, how, n_prompt, n_new):
     cached, plain = both_ways(model, [prompt(n_prompt)], n_new, **how)
@@ -57,46 +63,89 @@ def test_positions_that_training_never_reached_are_not_used(model, cached):
 
 
 def test_a_runs_samples_see_no_more_than_its_windows(model, monkeypatch):
-    config = RunConfig.resolve({"preset": "tiny", "seq_len": 16, "block_size": 64, "max_new_tokens": 30})
+    config = RunConfig.resolve(
+        {"preset": "tiny", "seq_len": 16, "block_size": 64, "max_new_tokens": 30}
+    )
     trained = GPT2(GPT2Config(block_size=64, n_layer=1, n_head=2, n_embd=16))
     longest = []
     embed = GPT2.embed
-    monkeypatch.setattr(GPT2, "embed", lambda self, x, past=0: longest.append(int(torch.as_tensor(past).max()) + x.size(1)) or embed(self, x, past))
-    draw_samples(trained, config, ["First Citizen:", "Before we proceed any further, hear me speak."], step=0)
+    monkeypatch.setattr(
+        GPT2,
+        "embed",
+        lambda self, x, past=0: (
+            longest.append(int(torch.as_tensor(past).max()) + x.size(1)) or embed(self, x, past)
+        ),
+    )
+    draw_samples(
+        trained, config, ["First Citizen:", "Before we proceed any further, hear me speak."], step=0
+    )
     assert max(longest) == 16
 
 
 @pytest.mark.parametrize("temperature, top_k", [(0.8, 40), (1.0, 0), (0.0, 40)])
-def test_a_runs_samples_are_drawn_in_one_batch_as_if_one_length_came_after_the_other(monkeypatch, temperature, top_k):
+def test_a_runs_samples_are_drawn_in_one_batch_as_if_one_length_came_after_the_other(
+    monkeypatch, temperature, top_k
+):
     model = GPT2(GPT2Config(block_size=32, n_layer=2, n_head=2, n_embd=16), seed=6).eval()
-    prompts = ["First Citizen:", "O", "Speak, speak.", "First Citizen:", "Before we proceed any further"]
-    config = RunConfig.resolve({"preset": "tiny", "device": "cpu", "seq_len": 16, "max_new_tokens": 30, "num_prompts": len(prompts),
-                                "temperature": temperature, "top_k": top_k})
+    prompts = [
+        "First Citizen:",
+        "O",
+        "Speak, speak.",
+        "First Citizen:",
+        "Before we proceed any further",
+    ]
+    config = RunConfig.resolve(
+        {
+            "preset": "tiny",
+            "device": "cpu",
+            "seq_len": 16,
+            "max_new_tokens": 30,
+            "num_prompts": len(prompts),
+            "temperature": temperature,
+            "top_k": top_k,
+        }
+    )
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + 3)
     ids = [torch.from_numpy(encode(prompt)) for prompt in prompts]
     texts = {}
     for length in sorted({len(row) for row in ids}):
         members = [number for number, row in enumerate(ids) if len(row) == length]
-        drawn = generate(model, [ids[number] for number in members], 30, temperature, top_k, generator, context=16)
+        drawn = generate(
+            model,
+            [ids[number] for number in members],
+            30,
+            temperature,
+            top_k,
+            generator,
+            context=16,
+        )
         texts.update(zip(members, (decode(row.numpy()) for row in drawn)))
     batches, hidden = [], model.hidden
-    monkeypatch.setattr(model, "hidden", lambda x, cache=None: batches.append(len(x)) or hidden(x, cache))
-    assert [sample.text for sample in draw_samples(model, config, prompts, step=3)] == [texts[n] for n in range(len(prompts))]
+    monkeypatch.setattr(
+        model, "hidden", lambda x, cache=None: batches.append(len(x)) or hidden(x, cache)
+    )
+    assert [sample.text for sample in draw_samples(model, config, prompts, step=3)] == [
+        texts[n] for n in range(len(prompts))
+    ]
     assert batches.count(len(prompts)) >= 30  # a pass for each token of all, not of each length
 
 
 @pytest.mark.parametrize("how", [dict(temperature=0), dict(temperature=0.9, top_k=20)])
-def test_prompts_of_different_lengths_come_back_in_order_the_same_with_and_without_cache(model, how):
+def test_prompts_of_different_lengths_come_back_in_order_the_same_with_and_without_cache(
+    model, how
+):
     prompts = [prompt(7, 1), prompt(3, 2), prompt(7, 3), prompt(40, 4), prompt(1, 5)]
     cached, plain = both_ways(model, prompts, 35, **how)
     for given, a, b in zip(prompts, cached, plain):
-        assert a[:len(given)].tolist() == given.tolist()
+        assert a[: len(given)].tolist() == given.tolist()
         assert a.tolist() == b.tolist()
 
 
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("context", [None, 8, 1])
-def test_greedy_text_of_a_prompt_does_not_depend_on_its_neighbours_also_past_the_context(model, cached, context):
+def test_greedy_text_of_a_prompt_does_not_depend_on_its_neighbours_also_past_the_context(
+    model, cached, context
+):
     """The contexts of these prompts slide at different tokens; one is longer than block_size, one a single token."""
     prompts = [prompt(length, seed) for seed, length in enumerate((7, 3, 7, 40, 1, 31))]
     together = generate(model, prompts, 60, temperature=0, use_cache=cached, context=context)
@@ -109,15 +158,21 @@ def test_greedy_text_of_a_prompt_does_not_depend_on_its_neighbours_also_past_the
 def test_prompts_of_different_lengths_share_each_forward_pass(model, monkeypatch):
     shapes = []
     embed = GPT2.embed
-    monkeypatch.setattr(GPT2, "embed", lambda self, x, past=0: shapes.append(tuple(x.shape)) or embed(self, x, past))
+    monkeypatch.setattr(
+        GPT2, "embed", lambda self, x, past=0: shapes.append(tuple(x.shape)) or embed(self, x, past)
+    )
     generate(model, [prompt(7, 1), prompt(3, 2), prompt(12, 3)], 10, temperature=0)
-    assert shapes == [(3, 11)] + [(3, 1)] * 10  # the prompts but for their last tokens, then a token of each at a time
+    assert (
+        shapes == [(3, 11)] + [(3, 1)] * 10
+    )  # the prompts but for their last tokens, then a token of each at a time
 
 
 def test_only_the_rows_whose_context_slides_are_computed_anew(model, monkeypatch):
     shapes = []
     embed = GPT2.embed
-    monkeypatch.setattr(GPT2, "embed", lambda self, x, past=0: shapes.append(tuple(x.shape)) or embed(self, x, past))
+    monkeypatch.setattr(
+        GPT2, "embed", lambda self, x, past=0: shapes.append(tuple(x.shape)) or embed(self, x, past)
+    )
     generate(model, [prompt(7, 1), prompt(4, 2)], 10, temperature=0, context=8)
     # Each row slides by 4 when it has 9 tokens, and again when it has 13.
     assert [shape for shape in shapes if shape != (2, 1)] == [(2, 6)] + [(1, 4)] * 4
@@ -125,16 +180,25 @@ def test_only_the_rows_whose_context_slides_are_computed_anew(model, monkeypatch
 
 def test_greedy_tokens_are_those_of_transformers(model):
     config = transformers.GPT2Config(
-        vocab_size=SIZES.vocab_size, n_positions=SIZES.block_size, n_embd=SIZES.n_embd, n_layer=SIZES.n_layer,
-        n_head=SIZES.n_head, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+        vocab_size=SIZES.vocab_size,
+        n_positions=SIZES.block_size,
+        n_embd=SIZES.n_embd,
+        n_layer=SIZES.n_layer,
+        n_head=SIZES.n_head,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     other = transformers.GPT2LMHeadModel(config).eval()
     other.load_state_dict(model.state_dict(), strict=False)
     other.tie_weights()
     for seed in range(5):
         x = prompt(6, seed)[None]
-        theirs = other.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=26, do_sample=False,
-                                pad_token_id=0)
+        theirs = other.generate(
+            x, attention_mask=torch.ones_like(x), max_new_tokens=26, do_sample=False, pad_token_id=0
+        )
         assert generate(model, [x[0]], 26, temperature=0)[0].tolist() == theirs[0].tolist()
 
 
@@ -148,7 +212,9 @@ def test_past_block_size_the_context_is_a_suffix_that_fits_and_moves_half_a_bloc
 
 def test_one_seed_gives_one_text_and_the_global_random_state_stays(model):
     def draw(seed: int) -> list[int]:
-        return generate(model, [prompt(4)], 30, generator=torch.Generator().manual_seed(seed))[0].tolist()
+        return generate(model, [prompt(4)], 30, generator=torch.Generator().manual_seed(seed))[
+            0
+        ].tolist()
 
     before = torch.random.get_rng_state()
     assert draw(1) == draw(1)
@@ -182,16 +248,20 @@ LOGITS = torch.tensor([1.5, -0.5, 0.0, 2.0, 0.7, -2.0, 1.0, 0.3])
 
 def frequencies(draws: int, temperature: float, top_k: int) -> torch.Tensor:
     """How often each token is drawn, (V,)."""
-    tokens = next_token(LOGITS.expand(draws, -1), temperature, top_k, torch.Generator().manual_seed(1))
+    tokens = next_token(
+        LOGITS.expand(draws, -1), temperature, top_k, torch.Generator().manual_seed(1)
+    )
     assert tokens.shape == (draws,)
     return torch.bincount(tokens, minlength=len(LOGITS))
 
 
-@pytest.mark.parametrize("temperature, top_k", [(1.0, 0), (0.5, 0), (2.0, 0), (1.0, 4), (0.7, 3), (1.0, 100)])
+@pytest.mark.parametrize(
+    "temperature, top_k", [(1.0, 0), (0.5, 0), (2.0, 0), (1.0, 4), (0.7, 3), (1.0, 100)]
+)
 def test_tokens_are_drawn_as_often_as_the_softmax_says(temperature, top_k):
     draws = 40_000
     weights = [math.exp(value / temperature) for value in LOGITS.tolist()]
-    kept = sorted(range(len(weights)), key=lambda i: -weights[i])[:top_k or len(weights)]
+    kept = sorted(range(len(weights)), key=lambda i: -weights[i])[: top_k or len(weights)]
     expected = {i: draws * weights[i] / sum(weights[j] for j in kept) for i in kept}
     counts = frequencies(draws, temperature, top_k)
     assert all(counts[i] == 0 for i in range(len(weights)) if i not in kept)
@@ -213,8 +283,10 @@ def test_a_temperature_so_small_that_the_quotient_overflows_is_greedy():
 
 
 def test_top_k_of_one_is_greedy_over_a_whole_text(model):
-    assert (generate(model, [prompt(5)], 40, temperature=1.0, top_k=1)[0].tolist()
-            == generate(model, [prompt(5)], 40, temperature=0)[0].tolist())
+    assert (
+        generate(model, [prompt(5)], 40, temperature=1.0, top_k=1)[0].tolist()
+        == generate(model, [prompt(5)], 40, temperature=0)[0].tolist()
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -21,7 +21,9 @@ import psutil
 import pytest
 import torch
 from conftest import PROJECT, needs_browser
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from soak_space import QueueFull, Visitor, soak, written  # noqa: E402
@@ -54,7 +56,10 @@ def app():
 def space(tmp_path_factory, text_file):
     """A Space whose text holds, besides another one, what its model writes after PROMPT."""
     text = text_file.read_text(encoding="utf-8")
-    return make_space(tmp_path_factory.mktemp("spaces") / "a space", f"{text}\n\n{PROMPT}{continued(PROMPT, 24)}\n")
+    return make_space(
+        tmp_path_factory.mktemp("spaces") / "a space",
+        f"{text}\n\n{PROMPT}{continued(PROMPT, 24)}\n",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +75,30 @@ def visitor(served):
 
 # --- it writes what our own sampling writes ---------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def model(app, space):
     return app.Model(space / "model")
 
 
 @pytest.mark.parametrize("temperature, top_k", [(0, 0), (0.8, 40), (1.3, 0), (1e-9, 5), (2, 1000)])
-def test_it_draws_the_tokens_that_our_own_sampling_draws_with_the_same_seed_also_where_the_context_slides(app, model, temperature, top_k):
+def test_it_draws_the_tokens_that_our_own_sampling_draws_with_the_same_seed_also_where_the_context_slides(
+    app, model, temperature, top_k
+):
     ids = encode(PROMPT).tolist()
-    settings = app.Settings(temperature=temperature, top_k=top_k, top_p=1.0, length=2 * SEQ_LEN, seed=7)
-    (ours,) = generate(small_model(), [torch.tensor(ids)], settings.length, temperature, top_k, torch.Generator().manual_seed(7), context=SEQ_LEN)
-    assert list(model.continuation(ids, settings)) == ours[len(ids):].tolist()
+    settings = app.Settings(
+        temperature=temperature, top_k=top_k, top_p=1.0, length=2 * SEQ_LEN, seed=7
+    )
+    (ours,) = generate(
+        small_model(),
+        [torch.tensor(ids)],
+        settings.length,
+        temperature,
+        top_k,
+        torch.Generator().manual_seed(7),
+        context=SEQ_LEN,
+    )
+    assert list(model.continuation(ids, settings)) == ours[len(ids) :].tolist()
 
 
 @pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (40, 0.5), (5, 0.01), (3, 0.999), (0, 1)])
@@ -99,57 +117,113 @@ def test_top_p_keeps_the_tokens_that_transformers_keeps(app, top_k, top_p):
 
 def test_its_context_slides_as_ours_and_is_no_longer_than_training_showed(app, model):
     assert model.context == SEQ_LEN
-    assert all(app.context_start(n, longest) == context_start(n, longest) for longest in (1, 2, 7, 48) for n in range(1, 200))
+    assert all(
+        app.context_start(n, longest) == context_start(n, longest)
+        for longest in (1, 2, 7, 48)
+        for n in range(1, 200)
+    )
 
 
-@pytest.mark.parametrize("text", [PROMPT, "<|endoftext|> x<|endoftext|>", " a  b\n\n c ", "Ünïcode ☃ 日本語", "half \ud800 a pair", "\u2028\x00\t"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        PROMPT,
+        "<|endoftext|> x<|endoftext|>",
+        " a  b\n\n c ",
+        "Ünïcode ☃ 日本語",
+        "half \ud800 a pair",
+        "\u2028\x00\t",
+    ],
+)
 def test_it_reads_a_text_as_our_own_tokenizer_does(model, text):
     assert model.encode(text) == encode(text).tolist()
 
 
 # --- memory and composition ---------------------------------------------------------------------------------------------------
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.lists(st.integers(0, 4), max_size=30))
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=40), st.lists(st.integers(0, 4), max_size=30)
+)
 @hypothesis_settings(max_examples=60, deadline=None)
-def test_the_verbatim_stretch_is_the_longest_end_of_the_text_that_stands_in_the_corpus(app, corpus, text):
+def test_the_verbatim_stretch_is_the_longest_end_of_the_text_that_stands_in_the_corpus(
+    app, corpus, text
+):
     verbatim = app.Verbatim(app.Corpus(corpus))
 
     def stands(part):
-        return any(corpus[i:i + len(part)] == part for i in range(len(corpus)))
+        return any(corpus[i : i + len(part)] == part for i in range(len(corpus)))
 
     for end in range(1, len(text) + 1):
-        assert verbatim.add(text[end - 1]) == max(n for n in range(end + 1) if n == 0 or stands(text[end - n:end]))
+        assert verbatim.add(text[end - 1]) == max(
+            n for n in range(end + 1) if n == 0 or stands(text[end - n : end])
+        )
 
 
 def test_what_is_known_by_heart_is_marked_and_nothing_else(app):
-    answer = app.Answer("given", app.Settings(0, 0, 1, 9, 0), "".join(f"{n:>3}" for n in range(50)), [3 * n for n in range(1, 51)],
-                        [1, 2, 3] + list(range(1, 21)) + [1, 1, 2] + list(range(1, app.BY_HEART)) + 9 * [1], [0.1 * n for n in range(50)])
+    answer = app.Answer(
+        "given",
+        app.Settings(0, 0, 1, 9, 0),
+        "".join(f"{n:>3}" for n in range(50)),
+        [3 * n for n in range(1, 51)],
+        [1, 2, 3] + list(range(1, 21)) + [1, 1, 2] + list(range(1, app.BY_HEART)) + 9 * [1],
+        [0.1 * n for n in range(50)],
+    )
     (marked,) = [text for text, known in answer.parts() if known]
-    assert marked.split() == [str(n) for n in range(3, 23)] and "".join(text for text, _ in answer.parts()) == answer.text
+    assert (
+        marked.split() == [str(n) for n in range(3, 23)]
+        and "".join(text for text, _ in answer.parts()) == answer.text
+    )
     shown = app.page_of(answer)
-    assert f"<mark>{marked}</mark>" in shown and "40% of 50 tokens" in shown and "<dd>20 tokens</dd>" in shown and "10.0 tokens/s" in shown
+    assert (
+        f"<mark>{marked}</mark>" in shown
+        and "40% of 50 tokens" in shown
+        and "<dd>20 tokens</dd>" in shown
+        and "10.0 tokens/s" in shown
+    )
 
 
-@pytest.mark.parametrize("heading", [".\n\nKING RICHARD III:\nWhere", ".\n\nHENRY BOLINGBROKE:\nMy"])  # the second is the longest of the course's text
+@pytest.mark.parametrize(
+    "heading", [".\n\nKING RICHARD III:\nWhere", ".\n\nHENRY BOLINGBROKE:\nMy"]
+)  # the second is the longest of the course's text
 def test_a_speakers_heading_with_a_word_after_it_stands_in_the_text_and_is_not_marked(app, heading):
-    verbatim, ids = app.Verbatim(app.Corpus(encode(f"So it is{heading} lord{heading} friends").tolist())), encode(heading).tolist()
+    verbatim, ids = (
+        app.Verbatim(app.Corpus(encode(f"So it is{heading} lord{heading} friends").tolist())),
+        encode(heading).tolist(),
+    )
     stretches = [verbatim.add(token) for token in ids]
     assert stretches == list(range(1, len(ids) + 1))  # it does stand there
     ends = [len(decode(ids[:n])) for n in range(1, len(ids) + 1)]
-    answer = app.Answer("", app.Settings(0, 0, 1, 9, 0), heading, ends, stretches, [0.1 * n for n in range(len(ids))])
-    assert answer.parts() == [(heading, False)] and "0% of" in app.page_of(answer) and "<mark>" not in app.page_of(answer)
+    answer = app.Answer(
+        "",
+        app.Settings(0, 0, 1, 9, 0),
+        heading,
+        ends,
+        stretches,
+        [0.1 * n for n in range(len(ids))],
+    )
+    assert (
+        answer.parts() == [(heading, False)]
+        and "0% of" in app.page_of(answer)
+        and "<mark>" not in app.page_of(answer)
+    )
 
 
 def test_openings_are_places_where_a_window_of_the_training_began_with_a_passage(app, model, space):
     ids = model.encode((space / "corpus.txt").read_text(encoding="utf-8"))
-    begins = [n for n in range(0, len(ids) - 8, SEQ_LEN) if n == 0 or model.decode(ids[:n]).endswith("\n\n")]
+    begins = [
+        n
+        for n in range(0, len(ids) - 8, SEQ_LEN)
+        if n == 0 or model.decode(ids[:n]).endswith("\n\n")
+    ]
     found = app.openings(model, app.Corpus(ids), n=2, tokens=8)
     assert 1 < len(begins) < len(ids) / SEQ_LEN / 2  # most windows begin elsewhere
-    assert len(found) == 2 and set(found) <= {model.decode(ids[n:n + 8]).rstrip() for n in begins}
+    assert len(found) == 2 and set(found) <= {model.decode(ids[n : n + 8]).rstrip() for n in begins}
     assert found[0] == model.decode(ids[:8]).rstrip()
 
 
 # --- whatever is sent -----------------------------------------------------------------------------------------------------------
+
 
 class _Tags(html.parser.HTMLParser):
     def __init__(self, text):
@@ -169,15 +243,27 @@ def test_an_answer_over_http_is_the_one_that_our_sampling_gives_and_says_how_it_
     line, answer, _ = visitor.ask([PROMPT, *GREEDY, 24, 5])
     assert written(answer) == PROMPT + continued(PROMPT, 24)
     assert "Written: 24 tokens" in line
-    assert "100% of 24 tokens" in answer and "<dd>24 tokens</dd>" in answer and "<dd>5</dd>" in answer and "tokens/s" in answer
+    assert (
+        "100% of 24 tokens" in answer
+        and "<dd>24 tokens</dd>" in answer
+        and "<dd>5</dd>" in answer
+        and "tokens/s" in answer
+    )
 
 
 def test_a_prompt_longer_than_the_context_is_cut_to_what_the_model_sees_and_that_is_said(visitor):
     prompt = "".join(f"word {n} " for n in range(100)) + PROMPT
     n = len(encode(prompt))
     line, answer, _ = visitor.ask([prompt, *GREEDY, 12, 0])
-    assert f"The prompt has {n} tokens, and the model sees the last {n - context_start(n, SEQ_LEN)} of them: it was trained on {SEQ_LEN}" in line
-    assert written(answer).endswith(continued(prompt, 12)) and written(answer).startswith("… ") and "word 1 " not in written(answer)
+    assert (
+        f"The prompt has {n} tokens, and the model sees the last {n - context_start(n, SEQ_LEN)} of them: it was trained on {SEQ_LEN}"
+        in line
+    )
+    assert (
+        written(answer).endswith(continued(prompt, 12))
+        and written(answer).startswith("… ")
+        and "word 1 " not in written(answer)
+    )
 
 
 def test_hostile_text_comes_back_as_text(visitor):
@@ -188,14 +274,25 @@ def test_hostile_text_comes_back_as_text(visitor):
 
 
 BAD = [
-    ([None, *GREEDY, 5, 0], "The prompt is empty"), (["", *GREEDY, 5, 0], "The prompt is empty"), ([["x"], *GREEDY, 5, 0], "The prompt is empty"),
-    ([PROMPT, math.nan, 0, 1, 5, 0], "Temperature nan is not a number from 0 to 2"), ([PROMPT, -1, 0, 1, 5, 0], "Temperature -1 is not"),
-    ([PROMPT, 10 ** 400, 0, 1, 5, 0], "Temperature 1000"), ([PROMPT, "1", 0, 1, 5, 0], "Temperature &#x27;1&#x27; is not a number"),
-    ([PROMPT, True, 0, 1, 5, 0], "Temperature True"), ([PROMPT, {"a": [1]}, 0, 1, 5, 0], "Temperature {"),
-    ([PROMPT, 0, 1.5, 1, 5, 0], "Top-k 1.5 is not a whole number from 0 to 1,000"), ([PROMPT, 0, 0, 0, 5, 0], "Top-p 0 is not"),
-    ([PROMPT, 0, 0, math.inf, 5, 0], "Top-p inf is not"), ([PROMPT, *GREEDY, 0, 0], "Length 0 is not"), ([PROMPT, *GREEDY, 401, 0], "Length 401 is not"),
-    ([PROMPT, *GREEDY, None, 0], "Length None is not"), ([PROMPT, *GREEDY, 5, -1], "Seed -1 is not"), ([PROMPT, *GREEDY, 5, 2 ** 31], "Seed 2147483648 is not"),
-    ([PROMPT, *GREEDY, 5, "<img src=x onerror=alert(1)>"], "Seed &#x27;&lt;img"), ([PROMPT, *GREEDY, 5, "\ud800"], "Seed &#x27;\\ud800&#x27; is not"),
+    ([None, *GREEDY, 5, 0], "The prompt is empty"),
+    (["", *GREEDY, 5, 0], "The prompt is empty"),
+    ([["x"], *GREEDY, 5, 0], "The prompt is empty"),
+    ([PROMPT, math.nan, 0, 1, 5, 0], "Temperature nan is not a number from 0 to 2"),
+    ([PROMPT, -1, 0, 1, 5, 0], "Temperature -1 is not"),
+    ([PROMPT, 10**400, 0, 1, 5, 0], "Temperature 1000"),
+    ([PROMPT, "1", 0, 1, 5, 0], "Temperature &#x27;1&#x27; is not a number"),
+    ([PROMPT, True, 0, 1, 5, 0], "Temperature True"),
+    ([PROMPT, {"a": [1]}, 0, 1, 5, 0], "Temperature {"),
+    ([PROMPT, 0, 1.5, 1, 5, 0], "Top-k 1.5 is not a whole number from 0 to 1,000"),
+    ([PROMPT, 0, 0, 0, 5, 0], "Top-p 0 is not"),
+    ([PROMPT, 0, 0, math.inf, 5, 0], "Top-p inf is not"),
+    ([PROMPT, *GREEDY, 0, 0], "Length 0 is not"),
+    ([PROMPT, *GREEDY, 401, 0], "Length 401 is not"),
+    ([PROMPT, *GREEDY, None, 0], "Length None is not"),
+    ([PROMPT, *GREEDY, 5, -1], "Seed -1 is not"),
+    ([PROMPT, *GREEDY, 5, 2**31], "Seed 2147483648 is not"),
+    ([PROMPT, *GREEDY, 5, "<img src=x onerror=alert(1)>"], "Seed &#x27;&lt;img"),
+    ([PROMPT, *GREEDY, 5, "\ud800"], "Seed &#x27;\\ud800&#x27; is not"),
 ]
 
 
@@ -206,13 +303,29 @@ def test_a_value_that_cannot_be_used_is_one_line_that_names_it(visitor):
         assert "Traceback" not in line and "\n" not in line and len(line) < 300
 
 
-@pytest.mark.parametrize("sent", [
-    b'{"data": [', b"[" * 5000, b'{"data": "x", "fn_index": 0}', b'{"data": [], "fn_index": 0, "session_hash": "s"}',
-    b'{"data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, 0, 0, 1, 5, 0], "fn_index": 0, "session_hash": "s"}',
-    b'{"data": [], "fn_index": 999, "session_hash": "s"}', b'{"data": [' + b"1" * 5000 + b'], "fn_index": 0, "session_hash": "s"}', b"\xff\xfe", b"",
-])
-def test_whatever_is_no_question_fails_without_a_traceback_and_harms_nobody_else(visitor, served, sent):
-    answered = httpx.post(f"{served.url}/gradio_api/queue/join", content=sent, headers={"Content-Type": "application/json"}, trust_env=False)
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b'{"data": [',
+        b"[" * 5000,
+        b'{"data": "x", "fn_index": 0}',
+        b'{"data": [], "fn_index": 0, "session_hash": "s"}',
+        b'{"data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, 0, 0, 1, 5, 0], "fn_index": 0, "session_hash": "s"}',
+        b'{"data": [], "fn_index": 999, "session_hash": "s"}',
+        b'{"data": [' + b"1" * 5000 + b'], "fn_index": 0, "session_hash": "s"}',
+        b"\xff\xfe",
+        b"",
+    ],
+)
+def test_whatever_is_no_question_fails_without_a_traceback_and_harms_nobody_else(
+    visitor, served, sent
+):
+    answered = httpx.post(
+        f"{served.url}/gradio_api/queue/join",
+        content=sent,
+        headers={"Content-Type": "application/json"},
+        trust_env=False,
+    )
     told = answered.text
     if answered.status_code == 200:
         told += json.dumps([message for message in visitor.listen("s")])
@@ -223,33 +336,90 @@ def test_whatever_is_no_question_fails_without_a_traceback_and_harms_nobody_else
 def test_nothing_of_the_machine_is_served_and_nothing_can_be_left_on_it(served, space):
     secret = "Before we proceed"
     weights, corpus = space / "model" / "model.safetensors", space / "corpus.txt"
-    paths = [f"/{place}{name}" for place in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "svelte/", "gradio_api/proxy=", "")
-             for name in (corpus, weights, "corpus.txt", "model/model.safetensors", "app.py", "/etc/passwd", "../corpus.txt", "../../../../../../../etc/passwd",
-                          "..%2f..%2f..%2f..%2f..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd", "file:///etc/passwd")]
-    paths += ["/gradio_api/runs", "/monitoring", "/monitoring/summary", "/gradio_api/deep_link?session_hash=s", "/gradio_api/vibe-code", "/docs", "/openapi.json",
-              "/gradio_api/stream/s/0/0/playlist-file", "/gradio_api/custom_component/0/client/component/x", "/gradio_api/upload_progress?upload_id=1"]
+    paths = [
+        f"/{place}{name}"
+        for place in (
+            "gradio_api/file=",
+            "file=",
+            "gradio_api/file/",
+            "static/",
+            "assets/",
+            "svelte/",
+            "gradio_api/proxy=",
+            "",
+        )
+        for name in (
+            corpus,
+            weights,
+            "corpus.txt",
+            "model/model.safetensors",
+            "app.py",
+            "/etc/passwd",
+            "../corpus.txt",
+            "../../../../../../../etc/passwd",
+            "..%2f..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
+            "%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+            "file:///etc/passwd",
+        )
+    ]
+    paths += [
+        "/gradio_api/runs",
+        "/monitoring",
+        "/monitoring/summary",
+        "/gradio_api/deep_link?session_hash=s",
+        "/gradio_api/vibe-code",
+        "/docs",
+        "/openapi.json",
+        "/gradio_api/stream/s/0/0/playlist-file",
+        "/gradio_api/custom_component/0/client/component/x",
+        "/gradio_api/upload_progress?upload_id=1",
+    ]
     for path in paths:
-        with socket.create_connection(("127.0.0.1", served.port)) as connection:  # no client that tidies the path up
-            connection.sendall(f"GET {path.replace(' ', '%20')} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+        with socket.create_connection(
+            ("127.0.0.1", served.port)
+        ) as connection:  # no client that tidies the path up
+            connection.sendall(
+                f"GET {path.replace(' ', '%20')} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
+            )
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 403")), path
         assert secret.encode() not in answer and b"root:" not in answer and len(answer) < 1000, path
-    for path in ("gradio_api/upload", "gradio_api/component_server", "gradio_api/process_recording", "gradio_api/vibe-edit", "gradio_api/stream/x", "login"):
-        answer = httpx.post(f"{served.url}/{path}", files={"files": ("x.txt", b"left here")}, trust_env=False)
+    for path in (
+        "gradio_api/upload",
+        "gradio_api/component_server",
+        "gradio_api/process_recording",
+        "gradio_api/vibe-edit",
+        "gradio_api/stream/x",
+        "login",
+    ):
+        answer = httpx.post(
+            f"{served.url}/{path}", files={"files": ("x.txt", b"left here")}, trust_env=False
+        )
         assert (answer.status_code, answer.text) == (404, "There is nothing here."), path
 
 
 def test_a_question_of_great_length_is_refused_unread(served):
-    for content, status, said in ((b"x" * 270_000, 413, "The prompt is too long: send at most 262,144 bytes."),
-                                  (iter([b"x" * 10]), 411, "The request does not say how long it is: send its Content-Length.")):
+    for content, status, said in (
+        (b"x" * 270_000, 413, "The prompt is too long: send at most 262,144 bytes."),
+        (
+            iter([b"x" * 10]),
+            411,
+            "The request does not say how long it is: send its Content-Length.",
+        ),
+    ):
         answer = httpx.post(f"{served.url}/gradio_api/queue/join", trust_env=False, content=content)
         assert (answer.status_code, answer.json()) == (status, {"detail": said})
 
 
 def test_the_longest_prompt_that_the_page_takes_is_answered(served, visitor, app):
-    (most,) = {each["props"]["max_length"] for each in httpx.get(f"{served.url}/config", trust_env=False).json()["components"]
-               if each["props"].get("elem_id") == "prompt"}
-    assert most == app.MOST_TYPED and 3 * most + 1000 < app.MOST_SENT  # bytes of a letter; of an escaped one two
+    (most,) = {
+        each["props"]["max_length"]
+        for each in httpx.get(f"{served.url}/config", trust_env=False).json()["components"]
+        if each["props"].get("elem_id") == "prompt"
+    }
+    assert (
+        most == app.MOST_TYPED and 3 * most + 1000 < app.MOST_SENT
+    )  # bytes of a letter; of an escaped one two
     line, _, _ = visitor.ask([most // 2 * '"\n', *GREEDY, 2, 0])
     assert "Written: 2 tokens" in line
 
@@ -264,17 +434,28 @@ def crowd(visitor, app, n):
     finally:
         for session, answer in zip(sessions, answers):
             if answer.status_code == 200:
-                visitor._http.post("/gradio_api/cancel", json={"session_hash": session, "fn_index": visitor._write,
-                                                               "event_id": answer.json()["event_id"]}).raise_for_status()
+                visitor._http.post(
+                    "/gradio_api/cancel",
+                    json={
+                        "session_hash": session,
+                        "fn_index": visitor._write,
+                        "event_id": answer.json()["event_id"],
+                    },
+                ).raise_for_status()
 
 
 def test_a_queue_that_is_full_says_so_and_goes_on(visitor, app):
     for _ in range(5):
         with crowd(visitor, app, app.MOST_WAITING + 6) as answers:
             refused = [answer for answer in answers if answer.status_code != 200]
-            assert app.MOST_WAITING <= len(answers) - len(refused) <= app.MOST_WAITING + 2 and len(refused) >= 4
+            assert (
+                app.MOST_WAITING <= len(answers) - len(refused) <= app.MOST_WAITING + 2
+                and len(refused) >= 4
+            )
             assert {answer.status_code for answer in refused} == {503}
-            assert json.loads(refused[0].text)["detail"].startswith(f"Queue is full. Max size is {app.MOST_WAITING}")
+            assert json.loads(refused[0].text)["detail"].startswith(
+                f"Queue is full. Max size is {app.MOST_WAITING}"
+            )
             with contextlib.suppress(QueueFull):
                 visitor.ask([PROMPT, *GREEDY, 1, 0])
                 continue  # a place had come free
@@ -293,14 +474,18 @@ def test_who_goes_away_keeps_nobody_waiting(visitor, app):
     assert waited < whole / 2
 
 
-def test_the_app_asks_nobody_for_anything_and_opens_no_tunnel_where_gradio_would(space, monkeypatch):
+def test_the_app_asks_nobody_for_anything_and_opens_no_tunnel_where_gradio_would(
+    space, monkeypatch
+):
     with socket.create_server(("127.0.0.1", 0)) as outside:  # what it asks of others, it asks here
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{outside.getsockname()[1]}")
             monkeypatch.setenv(name.lower(), f"http://127.0.0.1:{outside.getsockname()[1]}")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
         monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-        monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")  # there and on SageMaker it shares what is not told otherwise
+        monkeypatch.setenv(
+            "KAGGLE_KERNEL_RUN_TYPE", "Interactive"
+        )  # there and on SageMaker it shares what is not told otherwise
         with serving(space) as served:
             visitor = Visitor(served.url)
             assert written(visitor.ask([PROMPT, *GREEDY, 2, 0])[1]) == PROMPT + continued(PROMPT, 2)
@@ -310,10 +495,14 @@ def test_the_app_asks_nobody_for_anything_and_opens_no_tunnel_where_gradio_would
 
 
 def test_twenty_visitors_at_once_each_get_their_own_answer(space, served):
-    assert re.match(r"20 clients for 4 s: [1-9]\d* answers, each its own, \d+ left early", soak(space, served, clients=20, seconds=4))
+    assert re.match(
+        r"20 clients for 4 s: [1-9]\d* answers, each its own, \d+ left early",
+        soak(space, served, clients=20, seconds=4),
+    )
 
 
 # --- the page in a browser --------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def visit(browser, served):
@@ -325,7 +514,14 @@ def visit(browser, served):
         page = contexts[-1].new_page()
         page.set_default_timeout(60_000)
         page.did = []
-        page.on("request", lambda request: page.did.append(request.url) if not request.url.startswith((served.url, "data:", "blob:")) else None)
+        page.on(
+            "request",
+            lambda request: (
+                page.did.append(request.url)
+                if not request.url.startswith((served.url, "data:", "blob:"))
+                else None
+            ),
+        )
         page.on("dialog", lambda dialog: (page.did.append(dialog.message), dialog.dismiss()))
         page.on("console", lambda message: page.did.append(message.text))
         page.on("pageerror", lambda error: page.did.append(str(error)))
@@ -343,8 +539,10 @@ def fill(page, prompt=PROMPT, **values):
     """Type a prompt, and settings by their labels."""
     page.get_by_label("Prompt").fill(prompt)
     page.get_by_role("button", name="Settings").click()
-    fields = [(page.get_by_role("textbox" if label == "Seed" else "spinbutton", name=label), str(value))
-              for label, value in {"Temperature": 0, "Seed": 1, **values}.items()]
+    fields = [
+        (page.get_by_role("textbox" if label == "Seed" else "spinbutton", name=label), str(value))
+        for label, value in {"Temperature": 0, "Seed": 1, **values}.items()
+    ]
     for field, value in fields:
         # The fields come when Settings opens; what is typed within the next milliseconds, they put back before one's eyes.
         for _ in range(10):
@@ -382,7 +580,10 @@ def test_the_answer_to_a_typed_prompt_grows_on_the_page_and_ends_as_our_sampling
     lengths = page.evaluate("seen")
     assert len({n for n in lengths if n}) > 3 and lengths == sorted(lengths)
     assert text_of(page) == PROMPT + continued(PROMPT, 150)
-    assert page.locator("mark").last.inner_text() and "150 tokens" in page.locator(".figures").inner_text()
+    assert (
+        page.locator("mark").last.inner_text()
+        and "150 tokens" in page.locator(".figures").inner_text()
+    )
     assert page.did == []
 
 
@@ -390,7 +591,15 @@ def test_the_answer_to_a_typed_prompt_grows_on_the_page_and_ends_as_our_sampling
 def test_the_page_says_at_first_sight_what_it_is_which_run_it_shows_and_with_which_loss(visit):
     page = visit()
     page.set_viewport_size({"width": 1280, "height": 720})
-    for words in ("GPT-2", "0.0912", "target below 0.099999 ✓ reached", "124,439,808 parameters", "input.txt", "small", "400 steps"):
+    for words in (
+        "GPT-2",
+        "0.0912",
+        "target below 0.099999 ✓ reached",
+        "124,439,808 parameters",
+        "input.txt",
+        "small",
+        "400 steps",
+    ):
         place = page.get_by_text(words).first.bounding_box()
         assert place["y"] + place["height"] < 720, words
     for name in ("#prompt", "#write", "#stop"):
@@ -465,7 +674,11 @@ def test_a_click_while_an_answer_is_written_changes_nothing(visit):
     page.wait_for_function("document.querySelector('.written')?.textContent.length > 40")
     page.locator("#write").click()
     status(page, "Written: 400 tokens")
-    assert [line.partition(":")[0] for line in page.evaluate("seen")] == ["Waiting for its turn …", "Writing …", "Written"]
+    assert [line.partition(":")[0] for line in page.evaluate("seen")] == [
+        "Waiting for its turn …",
+        "Writing …",
+        "Written",
+    ]
 
 
 @needs_browser
@@ -485,7 +698,10 @@ def test_a_bad_setting_is_one_line_in_the_page(visit):
     page = visit()
     fill(page, Seed="<b>one</b>")
     page.locator("#write").click()
-    status(page, "Seed '<b>one</b>' is not a whole number from 0 to 2,147,483,647: choose one of those.")
+    status(
+        page,
+        "Seed '<b>one</b>' is not a whole number from 0 to 2,147,483,647: choose one of those.",
+    )
     fill(page, "")
     page.locator("#write").click()
     status(page, "The prompt is empty: write one, or choose an example.")
@@ -499,13 +715,24 @@ def test_the_keyboard_alone_writes_stops_and_chooses_an_example(visit):
     reached = []
     while "Stop" not in reached:
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.tagName === 'TEXTAREA' ? 'Prompt' : document.activeElement.textContent.trim()"))
+        reached.append(
+            page.evaluate(
+                "document.activeElement.tagName === 'TEXTAREA' ? 'Prompt' : document.activeElement.textContent.trim()"
+            )
+        )
         assert len(reached) < 12, reached
-    assert [name for name in reached if name in ("Prompt", "Write on", "Stop")] == ["Prompt", "Write on", "Stop"]
+    assert [name for name in reached if name in ("Prompt", "Write on", "Stop")] == [
+        "Prompt",
+        "Write on",
+        "Stop",
+    ]
     page.keyboard.press("Tab")
     example = page.evaluate("document.activeElement.textContent.trim()")
     page.keyboard.press("Enter")
-    page.wait_for_function("text => document.querySelector('#prompt textarea').value.replaceAll('\\n', ' ⏎ ').startsWith(text)", arg=example[:20])
+    page.wait_for_function(
+        "text => document.querySelector('#prompt textarea').value.replaceAll('\\n', ' ⏎ ').startsWith(text)",
+        arg=example[:20],
+    )
     page.get_by_label("Prompt").focus()
     page.keyboard.press("Control+a")
     page.keyboard.type("Speak")
@@ -525,7 +752,10 @@ def test_the_page_is_no_wider_than_a_phone_and_shows_the_answer_below_the_button
     page.locator("#write").tap()
     status(page, "Written")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    below = [page.locator(name).first.bounding_box()["y"] for name in ("#prompt", "#write", "#note", "#answer", ".later")]
+    below = [
+        page.locator(name).first.bounding_box()["y"]
+        for name in ("#prompt", "#write", "#note", "#answer", ".later")
+    ]
     assert below == sorted(below)
 
 
@@ -542,7 +772,9 @@ def test_axe_finds_no_barrier(visit, width, scheme):
     page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8"))
     found = page.evaluate("axe.run()")
     assert len(found["passes"]) > 15  # it did look
-    assert [(each["id"], node["html"]) for each in found["violations"] for node in each["nodes"]] == []
+    assert [
+        (each["id"], node["html"]) for each in found["violations"] for node in each["nodes"]
+    ] == []
 
 
 @needs_browser
@@ -552,12 +784,21 @@ def test_pictures_of_the_page_are_taken_and_the_folder_stays_as_it_was(space, se
     before = sorted(path.relative_to(space).as_posix() for path in space.rglob("*"))
     pictures = take_screenshots(space, tmp_path / "pictures")
     assert sorted(path.relative_to(space).as_posix() for path in space.rglob("*")) == before
-    assert not [child for child in psutil.Process().children(recursive=True) if "app.py" in " ".join(child.cmdline()) and str(space) in " ".join(child.cmdline())
-                and child.pid != served.process.pid]
+    assert not [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "app.py" in " ".join(child.cmdline())
+        and str(space) in " ".join(child.cmdline())
+        and child.pid != served.process.pid
+    ]
     assert [path.name for path in pictures] == ["page.png", "generation.png", "phone.png"]
     for path, width in zip(pictures, (1920, 1920, 780)):
         with Image.open(path) as picture:
-            assert picture.width == width and picture.height > 1200 and len(picture.convert("RGB").getcolors(2 ** 24)) > 100
+            assert (
+                picture.width == width
+                and picture.height > 1200
+                and len(picture.convert("RGB").getcolors(2**24)) > 100
+            )
 
 
 # --- started and stopped ------------------------------------------------------------------------------------------------------------
@@ -588,22 +829,38 @@ def stub(tmp_path):
     return tmp_path / "stub"
 
 
-def test_an_occupied_port_a_folder_without_an_app_and_an_app_that_ends_are_one_line_each(stub, tmp_path):
+def test_an_occupied_port_a_folder_without_an_app_and_an_app_that_ends_are_one_line_each(
+    stub, tmp_path
+):
     with serving(stub) as other:
-        with pytest.raises(UserError, match=rf"^port {other.port} cannot be had \(.*in use\): end the program .* \(--port\)$"), serving(stub, other.port):
+        with (
+            pytest.raises(
+                UserError,
+                match=rf"^port {other.port} cannot be had \(.*in use\): end the program .* \(--port\)$",
+            ),
+            serving(stub, other.port),
+        ):
             pass
-    with pytest.raises(UserError, match=r"holds no app\.py: write the folder with"), serving(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"holds no app\.py: write the folder with"),
+        serving(tmp_path),
+    ):
         pass
     (stub / "broken").touch()
     with pytest.raises(UserError, match=r"^the app of .*stub ended: no luck$"), serving(stub):
         pass
 
 
-def test_an_app_whose_parts_are_missing_says_which_in_a_line(app, space, tmp_path, monkeypatch, capsys):
+def test_an_app_whose_parts_are_missing_says_which_in_a_line(
+    app, space, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(app, "HERE", tmp_path)
     for part in ("model", "corpus.txt"):
         assert app.main() == 2
-        assert capsys.readouterr().err == f"error: {tmp_path / part} is missing: write the folder again\n"
+        assert (
+            capsys.readouterr().err
+            == f"error: {tmp_path / part} is missing: write the folder again\n"
+        )
         (tmp_path / part).mkdir()
 
 
@@ -613,20 +870,37 @@ def test_a_port_that_is_none_is_one_line(app, space, monkeypatch, capsys, port):
     monkeypatch.setenv("GRADIO_SERVER_PORT", port)
     assert app.main() == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: GRADIO_SERVER_PORT '.*' is no port: set a whole number from 1 to 65,535\n", said) and len(said) < 150
+    assert (
+        re.fullmatch(
+            r"error: GRADIO_SERVER_PORT '.*' is no port: set a whole number from 1 to 65,535\n",
+            said,
+        )
+        and len(said) < 150
+    )
 
 
 def test_a_seed_with_blanks_around_it_is_that_seed(app):
-    assert app.Settings.of(0, 0, 1, 1, " 7 ").seed == 7 and 0 <= app.Settings.of(0, 0, 1, 1, " ").seed <= app.LARGEST_SEED
+    assert (
+        app.Settings.of(0, 0, 1, 1, " 7 ").seed == 7
+        and 0 <= app.Settings.of(0, 0, 1, 1, " ").seed <= app.LARGEST_SEED
+    )
 
 
 def started(stub):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = subprocess.Popen([sys.executable, "-c", SERVE, str(stub), "--port", str(port)], cwd=PROJECT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
-    assert command.stdout.readline() == f"http://127.0.0.1:{port} shows the app of {stub}; Ctrl-C ends it\n"
+    command = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(stub), "--port", str(port)],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert (
+        command.stdout.readline()
+        == f"http://127.0.0.1:{port} shows the app of {stub}; Ctrl-C ends it\n"
+    )
     return command
 
 
@@ -645,4 +919,6 @@ def test_while_it_is_served_an_app_that_ends_is_one_line(stub):
     command = started(stub)
     psutil.Process(command.pid).children()[0].kill()
     _, said = command.communicate(timeout=60)
-    assert command.returncode == 2 and re.fullmatch(rf"error: the app of {re.escape(str(stub))} ended: .+\n", said)
+    assert command.returncode == 2 and re.fullmatch(
+        rf"error: the app of {re.escape(str(stub))} ended: .+\n", said
+    )

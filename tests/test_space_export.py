@@ -47,20 +47,31 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 
 CONNECT, LOOK_UP = socket.socket.connect, socket.getaddrinfo
 SIZES = GPT2Config(block_size=48, n_layer=3, n_head=4, n_embd=32)
-RUN = {"name": "a run", "train_loss": None, "target_loss": 0.1, "steps": 3, "n_params": 1, "seq_len": 40, "prompt": "All:",
-       "corpus": {"name": "input.txt", "source": "input_file", "sha256": "0" * 64, "tokens": 9}}
+RUN = {
+    "name": "a run",
+    "train_loss": None,
+    "target_loss": 0.1,
+    "steps": 3,
+    "n_params": 1,
+    "seq_len": 40,
+    "prompt": "All:",
+    "corpus": {"name": "input.txt", "source": "input_file", "sha256": "0" * 64, "tokens": 9},
+}
 SAMPLING = {"temperature": 0.7, "top_k": 30, "max_new_tokens": 12}
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Whatever tries to reach another machine fails."""
+
     def refuse(*_):
         raise AssertionError("reached for the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # which would forbid it as well
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_OFFLINE", False
+    )  # which would forbid it as well
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +89,15 @@ def exported(request, model, tmp_path_factory) -> Path:
 
 def theirs(folder: Path):
     """What transformers makes of a folder, computing in fp32."""
-    model, told = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, told = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
     assert not any(told[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
 
 
 # -- parity ----------------------------------------------------------------------------------------------------------------
+
 
 def test_transformers_computes_our_logits_to_1e_4_and_writes_our_greedy_tokens(exported, model):
     ours, other = read_hf(exported).load_model(), theirs(exported)
@@ -95,7 +109,12 @@ def test_transformers_computes_our_logits_to_1e_4_and_writes_our_greedy_tokens(e
         if "float32" in exported.name:
             assert (model(x) - reference).abs().max() < 1e-4 and torch.equal(model(x), logits)
     for prompt in x[:, :6]:
-        continued = other.generate(prompt[None], attention_mask=torch.ones(1, 6, dtype=torch.long), do_sample=False, max_new_tokens=40)[0]
+        continued = other.generate(
+            prompt[None],
+            attention_mask=torch.ones(1, 6, dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=40,
+        )[0]
         assert len(set(continued.tolist())) > 9
         assert generate(ours, [prompt], 40, temperature=0)[0].tolist() == continued.tolist()
 
@@ -104,7 +123,10 @@ def test_weights_in_float16_are_those_of_the_model_rounded_and_take_half_the_roo
     stored = safetensors_torch.load_file(exported / "model.safetensors")
     dtype = hf_format.DTYPES[exported.name[:7]]
     assert stored.keys() == dict(model.named_parameters()).keys()  # the tied head once
-    assert all(torch.equal(stored[name], parameter.to(dtype)) for name, parameter in model.named_parameters())
+    assert all(
+        torch.equal(stored[name], parameter.to(dtype))
+        for name, parameter in model.named_parameters()
+    )
     size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     assert size < (exported / "model.safetensors").stat().st_size < size + 10_000
 
@@ -120,9 +142,16 @@ def test_the_pipeline_of_transformers_writes_our_text_and_draws_as_the_run_did(e
     writer = transformers.pipeline("text-generation", model=str(exported), dtype=torch.float32)
     (said,) = writer("All:\nSpeak", do_sample=False, max_new_tokens=20)
     ids = torch.from_numpy(encode("All:\nSpeak"))
-    assert said["generated_text"] == decode(generate(read_hf(exported).load_model(), [ids], 20, temperature=0)[0].numpy())
+    assert said["generated_text"] == decode(
+        generate(read_hf(exported).load_model(), [ids], 20, temperature=0)[0].numpy()
+    )
     settings = writer.model.generation_config
-    assert (settings.do_sample, settings.temperature, settings.top_k, settings.max_new_tokens) == (True, 0.7, 30, 12)
+    assert (settings.do_sample, settings.temperature, settings.top_k, settings.max_new_tokens) == (
+        True,
+        0.7,
+        30,
+        12,
+    )
     assert settings.eos_token_id is None  # the model knows no end of a text
     assert [len(both) for both in writer(["All:", "Speak, speak."], batch_size=2)] == [1, 1]
 
@@ -134,14 +163,24 @@ def tokenizer(tmp_path_factory, model):
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def test_the_tokenizer_of_transformers_cuts_the_text_as_ours_does_and_knows_the_longest_context(tokenizer, text_file):
+def test_the_tokenizer_of_transformers_cuts_the_text_as_ours_does_and_knows_the_longest_context(
+    tokenizer, text_file
+):
     text = text_file.read_text(encoding="utf-8") + HOSTILE_TEXT
     alone = tokenizers.Tokenizer.from_file(str(Path(tokenizer.name_or_path) / "tokenizer.json"))
-    assert alone.encode(text).ids == encode(text).tolist() and alone.decode(encode(text).tolist()) == text
+    assert (
+        alone.encode(text).ids == encode(text).tolist()
+        and alone.decode(encode(text).tolist()) == text
+    )
     assert tokenizer(text)["input_ids"] == encode(text).tolist()
     assert tokenizer.decode(encode(text).tolist()) == text
     assert tokenizer.model_max_length == RUN["seq_len"]
-    assert tokenizer("All:", padding="max_length", max_length=4)["input_ids"] == [3237, 25, 50256, 50256]
+    assert tokenizer("All:", padding="max_length", max_length=4)["input_ids"] == [
+        3237,
+        25,
+        50256,
+        50256,
+    ]
 
 
 @given(st.text() | st.text(" \n\t\r'aé♞\x00"))
@@ -160,10 +199,27 @@ NAME = "=1+1 <img src=x onerror=alert(6)> `|`.txt" if os.name != "nt" else "=1+1
 def trained(tmp_path_factory, text_file) -> RunDirectory:
     """A run of two steps on a hostile text with a hostile name and prompt. Leave it as it is."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / NAME).write_text(HOSTILE_TEXT + text_file.read_text(encoding="utf-8"), encoding="utf-8", newline="\n")
-    train(RunConfig.resolve({"preset": "tiny", "input_file": str(folder / NAME), "out_dir": str(folder / "run ---\n# <b>"), "device": "cpu",
-                             "n_embd": 8, "max_tokens": 512, "steps": 2, "eval_every": 2, "sample_every": 0, "seq_len": 32,
-                             "max_new_tokens": 8, "prompt": HOSTILE_TEXT}))
+    (folder / NAME).write_text(
+        HOSTILE_TEXT + text_file.read_text(encoding="utf-8"), encoding="utf-8", newline="\n"
+    )
+    train(
+        RunConfig.resolve(
+            {
+                "preset": "tiny",
+                "input_file": str(folder / NAME),
+                "out_dir": str(folder / "run ---\n# <b>"),
+                "device": "cpu",
+                "n_embd": 8,
+                "max_tokens": 512,
+                "steps": 2,
+                "eval_every": 2,
+                "sample_every": 0,
+                "seq_len": 32,
+                "max_new_tokens": 8,
+                "prompt": HOSTILE_TEXT,
+            }
+        )
+    )
     return RunDirectory(folder / "run ---\n# <b>")
 
 
@@ -181,14 +237,23 @@ def run(trained, tmp_path) -> RunDirectory:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def complaint(capsys, *words) -> str:
     """The one line in which a command refuses."""
     assert main([str(word) for word in words]) == 2
     said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("error: ") and said.err[:-1].isprintable(), said.err
+    assert (
+        said.out == ""
+        and said.err.count("\n") == 1
+        and said.err.startswith("error: ")
+        and said.err[:-1].isprintable()
+    ), said.err
     return said.err
 
 
@@ -196,13 +261,31 @@ def test_the_folder_holds_the_app_the_text_the_model_and_nothing_else(space, tra
     content = files(space.folder)
     assert set(content) == set(FILES) and space.n_bytes == sum(map(len, content.values()))
     app = Path(card.__file__).parent / "app"
-    assert content["app.py"] == (app / "app.py").read_bytes() and content["requirements.txt"] == (app / "requirements.txt").read_bytes()
+    assert (
+        content["app.py"] == (app / "app.py").read_bytes()
+        and content["requirements.txt"] == (app / "requirements.txt").read_bytes()
+    )
     settings = json.loads(content["model/config.json"])
     told, best = settings["training_run"], read_checkpoint(trained.best)
-    assert told["corpus"] == {"name": NAME, "source": "input_file", "sha256": hashlib.sha256(content["corpus.txt"]).hexdigest(), "tokens": 512}
-    assert encode(content["corpus.txt"].decode("utf-8")).tolist()[:510] == best_text_ids(trained)[:510]  # an excerpt may end within a letter
-    assert (told["name"], told["steps"], told["seq_len"], told["prompt"]) == ("run ---\\n# <b>", 2, 32, HOSTILE_TEXT)
-    assert told["train_loss"] == best["state"]["best_train_loss"] and told["n_params"] == load_model(trained.best).n_params
+    assert told["corpus"] == {
+        "name": NAME,
+        "source": "input_file",
+        "sha256": hashlib.sha256(content["corpus.txt"]).hexdigest(),
+        "tokens": 512,
+    }
+    assert (
+        encode(content["corpus.txt"].decode("utf-8")).tolist()[:510] == best_text_ids(trained)[:510]
+    )  # an excerpt may end within a letter
+    assert (told["name"], told["steps"], told["seq_len"], told["prompt"]) == (
+        "run ---\\n# <b>",
+        2,
+        32,
+        HOSTILE_TEXT,
+    )
+    assert (
+        told["train_loss"] == best["state"]["best_train_loss"]
+        and told["n_params"] == load_model(trained.best).n_params
+    )
     assert settings["dtype"] == "float16" == space.dtype
 
 
@@ -216,29 +299,73 @@ def test_a_loss_that_was_estimated_only_is_no_training_loss_of_the_export(run, t
     best["state"].update(train_loss_windows=16, best_train_loss_windows=16)
     save_checkpoint(run.best, best)
     space = build_space(run.path, tmp_path / "space")
-    assert json.loads((space.model / "config.json").read_text(encoding="utf-8"))["training_run"]["train_loss"] is None
+    assert (
+        json.loads((space.model / "config.json").read_text(encoding="utf-8"))["training_run"][
+            "train_loss"
+        ]
+        is None
+    )
     assert "estimated on 16 windows" in (space.model / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_header_of_the_space_is_what_hugging_face_asks_for_whatever_the_run_is_called(space):
     header = huggingface_hub.SpaceCard.load(space.folder / "README.md").data.to_dict()
-    pins = dict(line.split("==") for line in (space.folder / "requirements.txt").read_text(encoding="utf-8").split() if "==" in line)
+    pins = dict(
+        line.split("==")
+        for line in (space.folder / "requirements.txt").read_text(encoding="utf-8").split()
+        if "==" in line
+    )
     assert header["sdk"] == "gradio" and header["sdk_version"] == pins["gradio"]
-    assert (space.folder / header["app_file"]).is_file() and re.fullmatch(r"3\.\d+", header["python_version"])
-    assert {header["colorFrom"], header["colorTo"]} <= {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert (space.folder / header["app_file"]).is_file() and re.fullmatch(
+        r"3\.\d+", header["python_version"]
+    )
+    assert {header["colorFrom"], header["colorTo"]} <= {
+        "red",
+        "yellow",
+        "green",
+        "blue",
+        "indigo",
+        "purple",
+        "pink",
+        "gray",
+    }
     assert 0 < len(header["short_description"]) <= 60 and header["title"] == card.TITLE
-    assert set(header) == {"title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file", "suggested_hardware",
-                           "pinned", "short_description"}
+    assert set(header) == {
+        "title",
+        "emoji",
+        "colorFrom",
+        "colorTo",
+        "sdk",
+        "sdk_version",
+        "python_version",
+        "app_file",
+        "suggested_hardware",
+        "pinned",
+        "short_description",
+    }
 
 
 def test_the_model_card_says_what_the_run_was_and_names_no_folder_of_its_machine(space, trained):
     text = (space.model / "README.md").read_text(encoding="utf-8")
     header = huggingface_hub.ModelCard(text).data.to_dict()
-    assert (header["library_name"], header["pipeline_tag"]) == ("transformers", "text-generation") and "language" not in header
-    loss = json.loads((space.model / "config.json").read_text(encoding="utf-8"))["training_run"]["train_loss"]
-    for said in (f"{loss:.4f} (measured on the whole excerpt), at step 2; measured by the run, in fp32, before the weights were rounded to float16", "Epochs of the whole run",
-                 "which these weights are not known to have reached", "Course target not reached", "512 tokens", "trained to memorise",
-                 "licence is not on record", hashlib.sha256((space.folder / "corpus.txt").read_bytes()).hexdigest(), "windows of 32"):
+    assert (header["library_name"], header["pipeline_tag"]) == (
+        "transformers",
+        "text-generation",
+    ) and "language" not in header
+    loss = json.loads((space.model / "config.json").read_text(encoding="utf-8"))["training_run"][
+        "train_loss"
+    ]
+    for said in (
+        f"{loss:.4f} (measured on the whole excerpt), at step 2; measured by the run, in fp32, before the weights were rounded to float16",
+        "Epochs of the whole run",
+        "which these weights are not known to have reached",
+        "Course target not reached",
+        "512 tokens",
+        "trained to memorise",
+        "licence is not on record",
+        hashlib.sha256((space.folder / "corpus.txt").read_bytes()).hexdigest(),
+        "windows of 32",
+    ):
         assert said in text, said
     for name in FILES:
         assert str(trained.path.parent).encode() not in (space.folder / name).read_bytes(), name
@@ -248,7 +375,9 @@ def test_hostile_names_and_prompts_stay_text_in_both_readmes(space):
     for path in (space.model / "README.md", space.folder / "README.md"):
         text = path.read_text(encoding="utf-8")
         outside = re.sub(r"^```python\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
-        assert not re.search(r"<(?!\|)[a-z/!]", outside) and not (set(text) - {"\n"}) & set(map(chr, range(32)))
+        assert not re.search(r"<(?!\|)[a-z/!]", outside) and not (set(text) - {"\n"}) & set(
+            map(chr, range(32))
+        )
         assert text.count("\n---\n") == 1
     card_text = (space.model / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```$", card_text, flags=re.DOTALL | re.MULTILINE)
@@ -258,30 +387,60 @@ def test_hostile_names_and_prompts_stay_text_in_both_readmes(space):
 def test_the_course_file_and_the_demonstration_text_have_their_licences(space):
     rendered = {}
     for kind, corpus in {"course": {"is_course_input": True}, "demo": {"source": "demo"}}.items():
-        about = card.Described({"corpus": corpus}, RunConfig.resolve({"preset": "tiny"}), [], None, RUN, "float16")
+        about = card.Described(
+            {"corpus": corpus}, RunConfig.resolve({"preset": "tiny"}), [], None, RUN, "float16"
+        )
         rendered[kind] = card.model_card(about)
         assert huggingface_hub.ModelCard(rendered[kind]).data.language == "en"
-    assert "public domain" in rendered["course"] and "Python Software Foundation" in rendered["demo"]
+    assert (
+        "public domain" in rendered["course"] and "Python Software Foundation" in rendered["demo"]
+    )
 
 
 def test_the_model_card_says_all_that_repeating_the_run_takes_and_that_the_target_was_reached_only_where_it_was():
-    full, adamw = RunConfig.resolve({"preset": "full"}), RunConfig.resolve({"preset": "tiny", "optimizer": "adamw", "clip_grad": 0})
-    cards = [card.model_card(card.Described({"amp": "bf16", "best_train_loss": 0.09}, config, [], None, {**RUN, "train_loss": loss}, "float32"))
-             for config, loss in ((full, 0.09), (adamw, None))]
-    assert f"momentum {full.momentum:g}" in cards[0] and f"over the last {full.decay_share:.3g} of them" in cards[0] and "in bf16" in cards[0]
+    full, adamw = (
+        RunConfig.resolve({"preset": "full"}),
+        RunConfig.resolve({"preset": "tiny", "optimizer": "adamw", "clip_grad": 0}),
+    )
+    cards = [
+        card.model_card(
+            card.Described(
+                {"amp": "bf16", "best_train_loss": 0.09},
+                config,
+                [],
+                None,
+                {**RUN, "train_loss": loss},
+                "float32",
+            )
+        )
+        for config, loss in ((full, 0.09), (adamw, None))
+    ]
+    assert (
+        f"momentum {full.momentum:g}" in cards[0]
+        and f"over the last {full.decay_share:.3g} of them" in cards[0]
+        and "in bf16" in cards[0]
+    )
     assert f"at most {full.steps:,} steps" in cards[0] and "were rounded to" not in cards[0]
-    assert "momentum" not in cards[1] and "betas 0.9 and 0.95" in cards[1] and "not clipped" in cards[1]
+    assert (
+        "momentum" not in cards[1]
+        and "betas 0.9 and 0.95" in cards[1]
+        and "not clipped" in cards[1]
+    )
     assert ["and these weights reached it" in text for text in cards] == [True, False]
 
 
 # -- and back ----------------------------------------------------------------------------------------------------------------
+
 
 def test_sample_from_hf_writes_what_sample_of_the_run_writes(trained, tmp_path, capsys):
     folder = tmp_path / "space"
     assert main(["space", str(trained), f"--to={folder}", "--dtype=float32"]) == 0
     told = capsys.readouterr().out
     assert str(folder) in told and "float32" in told and "hf upload" in told
-    for flags in (["--seed=3"], ["--seed=3", "--prompt=All:", "--temperature=0", "--max_new_tokens=60", "--num_prompts=2"]):
+    for flags in (
+        ["--seed=3"],
+        ["--seed=3", "--prompt=All:", "--temperature=0", "--max_new_tokens=60", "--num_prompts=2"],
+    ):
         texts = []
         for source in ([str(trained)], [f"--from_hf={folder}"], [f"--from_hf={folder / 'model'}"]):
             assert main(["sample", *source, *flags]) == 0
@@ -291,7 +450,10 @@ def test_sample_from_hf_writes_what_sample_of_the_run_writes(trained, tmp_path, 
 
 def test_a_model_that_transformers_saved_again_comes_back_the_same(exported, tmp_path):
     theirs(exported).save_pretrained(tmp_path)
-    ours, again = read_hf(exported).load_model().state_dict(), read_hf(tmp_path).load_model().state_dict()
+    ours, again = (
+        read_hf(exported).load_model().state_dict(),
+        read_hf(tmp_path).load_model().state_dict(),
+    )
     assert all(torch.equal(tensor, again[name]) for name, tensor in ours.items())
 
 
@@ -309,13 +471,23 @@ class Evil:
 
 def changed(path: Path, **values) -> None:
     content = {**json.loads(path.read_text(encoding="utf-8")), **values}
-    path.write_text(json.dumps({name: value for name, value in content.items() if value != "gone"}), encoding="utf-8")
+    path.write_text(
+        json.dumps({name: value for name, value in content.items() if value != "gone"}),
+        encoding="utf-8",
+    )
 
 
 def retensored(folder: Path, **tensors) -> None:
     path = folder / "model.safetensors"
-    content = {**safetensors_torch.load_file(path), **{name.replace("__", "."): tensor for name, tensor in tensors.items()}}
-    path.write_bytes(safetensors_torch.save({name: tensor for name, tensor in content.items() if tensor is not None}))
+    content = {
+        **safetensors_torch.load_file(path),
+        **{name.replace("__", "."): tensor for name, tensor in tensors.items()},
+    }
+    path.write_bytes(
+        safetensors_torch.save(
+            {name: tensor for name, tensor in content.items() if tensor is not None}
+        )
+    )
 
 
 def as_pickle(folder: Path) -> None:
@@ -325,47 +497,141 @@ def as_pickle(folder: Path) -> None:
 
 BAD = {
     "no folder": (shutil.rmtree, "is no folder"),
-    "empty": (lambda folder: [path.unlink() for path in folder.iterdir()], "config.json is missing"),
-    "another architecture": (lambda folder: changed(folder / "config.json", model_type="llama"), "model_type 'llama' cannot be right"),
-    "no architecture": (lambda folder: changed(folder / "config.json", model_type="gone"), "model_type is missing"),
-    "another activation": (lambda folder: changed(folder / "config.json", activation_function="relu"), "activation_function 'relu'"),
-    "scaled by layer": (lambda folder: changed(folder / "config.json", scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse"),
-    "another vocabulary": (lambda folder: changed(folder / "config.json", vocab_size=99), "vocab_size 99"),
-    "heads": (lambda folder: changed(folder / "config.json", n_head=5), "n_embd 32 is not divisible by n_head 5"),
-    "a size that is text": (lambda folder: changed(folder / "config.json", n_embd="32"), "n_embd '32' cannot be right"),
-    "a billion layers": (lambda folder: changed(folder / "config.json", n_layer=10**9), "cannot be 1,000,000,000 layers"),
-    "wider than its weights": (lambda folder: changed(folder / "config.json", n_embd=2**30), "is (50257, 32) in F"),
-    "a context of text": (lambda folder: changed(folder / "config.json", training_run={"seq_len": "x"}), "training_run.seq_len 'x'"),
-    "infinite temperature": (lambda folder: changed(folder / "generation_config.json", temperature=float("inf")), "temperature inf"),
-    "a list": (lambda folder: (folder / "config.json").write_text("[1]", encoding="utf-8"), "not a valid JSON object"),
-    "deep": (lambda folder: (folder / "config.json").write_text("[" * 200_000, encoding="utf-8"), "not a valid JSON object"),
-    "no text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "not a valid JSON object"),
-    "huge": (lambda folder: (folder / "config.json").write_bytes(b" " * 2_000_000), "2,000,000 bytes"),
+    "empty": (
+        lambda folder: [path.unlink() for path in folder.iterdir()],
+        "config.json is missing",
+    ),
+    "another architecture": (
+        lambda folder: changed(folder / "config.json", model_type="llama"),
+        "model_type 'llama' cannot be right",
+    ),
+    "no architecture": (
+        lambda folder: changed(folder / "config.json", model_type="gone"),
+        "model_type is missing",
+    ),
+    "another activation": (
+        lambda folder: changed(folder / "config.json", activation_function="relu"),
+        "activation_function 'relu'",
+    ),
+    "scaled by layer": (
+        lambda folder: changed(folder / "config.json", scale_attn_by_inverse_layer_idx=True),
+        "scale_attn_by_inverse",
+    ),
+    "another vocabulary": (
+        lambda folder: changed(folder / "config.json", vocab_size=99),
+        "vocab_size 99",
+    ),
+    "heads": (
+        lambda folder: changed(folder / "config.json", n_head=5),
+        "n_embd 32 is not divisible by n_head 5",
+    ),
+    "a size that is text": (
+        lambda folder: changed(folder / "config.json", n_embd="32"),
+        "n_embd '32' cannot be right",
+    ),
+    "a billion layers": (
+        lambda folder: changed(folder / "config.json", n_layer=10**9),
+        "cannot be 1,000,000,000 layers",
+    ),
+    "wider than its weights": (
+        lambda folder: changed(folder / "config.json", n_embd=2**30),
+        "is (50257, 32) in F",
+    ),
+    "a context of text": (
+        lambda folder: changed(folder / "config.json", training_run={"seq_len": "x"}),
+        "training_run.seq_len 'x'",
+    ),
+    "infinite temperature": (
+        lambda folder: changed(folder / "generation_config.json", temperature=float("inf")),
+        "temperature inf",
+    ),
+    "a list": (
+        lambda folder: (folder / "config.json").write_text("[1]", encoding="utf-8"),
+        "not a valid JSON object",
+    ),
+    "deep": (
+        lambda folder: (folder / "config.json").write_text("[" * 200_000, encoding="utf-8"),
+        "not a valid JSON object",
+    ),
+    "no text": (
+        lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"),
+        "not a valid JSON object",
+    ),
+    "huge": (
+        lambda folder: (folder / "config.json").write_bytes(b" " * 2_000_000),
+        "2,000,000 bytes",
+    ),
     "a pickle": (as_pickle, "holds its weights as a pickle (pytorch_model.bin)"),
-    "a pickle by another name": (lambda folder: (folder / "model.safetensors").write_bytes(pickle.dumps(Evil())), "damaged, or no safetensors file"),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
-    "cut short": (lambda folder: os.truncate(folder / "model.safetensors", 5000), "damaged, or no safetensors file"),
-    "a folder for weights": (lambda folder: [(folder / "model.safetensors").unlink(), (folder / "model.safetensors").mkdir()], "is missing"),
-    "a tensor less": (lambda folder: retensored(folder, transformer__ln_f__bias=None), "transformer.ln_f.bias is missing"),
-    "a tensor more": (lambda folder: retensored(folder, more=torch.zeros(2)), "more is stored besides"),
-    "another shape": (lambda folder: retensored(folder, transformer__wpe__weight=torch.zeros(32, 48)), "wpe.weight is (32, 48)"),
-    "bare names": (lambda folder: retensored(folder, transformer__wte__weight=None, wte__weight=torch.zeros(50257, 32)),
-                   "with the names that transformers' save_pretrained writes (transformer.wte.weight is missing)"),
-    "not a number": (lambda folder: retensored(folder, transformer__ln_f__weight=torch.full((32,), float("nan"), dtype=torch.float16)),
-                     "holds weights that are not finite (transformer.ln_f.weight): get the file again"),
-    "infinite": (lambda folder: retensored(folder, transformer__wpe__weight=torch.full((48, 32), float("-inf"))), "not finite (transformer.wpe.weight)"),
-    "whole numbers": (lambda folder: retensored(folder, transformer__ln_f__bias=torch.zeros(32, dtype=torch.int32)), "in I32"),
+    "a pickle by another name": (
+        lambda folder: (folder / "model.safetensors").write_bytes(pickle.dumps(Evil())),
+        "damaged, or no safetensors file",
+    ),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        "model.safetensors is missing",
+    ),
+    "cut short": (
+        lambda folder: os.truncate(folder / "model.safetensors", 5000),
+        "damaged, or no safetensors file",
+    ),
+    "a folder for weights": (
+        lambda folder: [
+            (folder / "model.safetensors").unlink(),
+            (folder / "model.safetensors").mkdir(),
+        ],
+        "is missing",
+    ),
+    "a tensor less": (
+        lambda folder: retensored(folder, transformer__ln_f__bias=None),
+        "transformer.ln_f.bias is missing",
+    ),
+    "a tensor more": (
+        lambda folder: retensored(folder, more=torch.zeros(2)),
+        "more is stored besides",
+    ),
+    "another shape": (
+        lambda folder: retensored(folder, transformer__wpe__weight=torch.zeros(32, 48)),
+        "wpe.weight is (32, 48)",
+    ),
+    "bare names": (
+        lambda folder: retensored(
+            folder, transformer__wte__weight=None, wte__weight=torch.zeros(50257, 32)
+        ),
+        "with the names that transformers' save_pretrained writes (transformer.wte.weight is missing)",
+    ),
+    "not a number": (
+        lambda folder: retensored(
+            folder, transformer__ln_f__weight=torch.full((32,), float("nan"), dtype=torch.float16)
+        ),
+        "holds weights that are not finite (transformer.ln_f.weight): get the file again",
+    ),
+    "infinite": (
+        lambda folder: retensored(
+            folder, transformer__wpe__weight=torch.full((48, 32), float("-inf"))
+        ),
+        "not finite (transformer.wpe.weight)",
+    ),
+    "whole numbers": (
+        lambda folder: retensored(
+            folder, transformer__ln_f__bias=torch.zeros(32, dtype=torch.int32)
+        ),
+        "in I32",
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_whatever_is_wrong_with_a_folder_sample_says_it_in_a_line_and_runs_nothing(fault, model, tmp_path, capsys):
+def test_whatever_is_wrong_with_a_folder_sample_says_it_in_a_line_and_runs_nothing(
+    fault, model, tmp_path, capsys
+):
     folder = tmp_path / "model"
     folder.mkdir()
     write_hf(folder, model, "float16", RUN, SAMPLING)
     spoil, words = BAD[fault]
     spoil(folder)
-    assert words in complaint(capsys, "sample", f"--from_hf={folder}", "--max_new_tokens=2", "--temperature=0")
+    assert words in complaint(
+        capsys, "sample", f"--from_hf={folder}", "--max_new_tokens=2", "--temperature=0"
+    )
     assert not EXECUTED.exists()
 
 
@@ -378,8 +644,14 @@ def test_a_name_that_no_folder_can_have_is_one_line(name, tmp_path, capsys, monk
 def test_code_that_a_config_names_is_not_run_and_a_pipe_is_not_waited_for(model, tmp_path, capsys):
     write_hf(tmp_path, model, "float16", RUN, SAMPLING)
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
-    changed(tmp_path / "config.json", auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
-    assert main(["sample", f"--from_hf={tmp_path}", "--max_new_tokens=2"]) == 0 and not (tmp_path / "ran").exists()
+    changed(
+        tmp_path / "config.json",
+        auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+    )
+    assert (
+        main(["sample", f"--from_hf={tmp_path}", "--max_new_tokens=2"]) == 0
+        and not (tmp_path / "ran").exists()
+    )
     capsys.readouterr()
     if hasattr(os, "mkfifo"):
         (tmp_path / "config.json").unlink()
@@ -387,10 +659,34 @@ def test_code_that_a_config_names_is_not_run_and_a_pipe_is_not_waited_for(model,
         assert "config.json is missing" in complaint(capsys, "sample", f"--from_hf={tmp_path}")
 
 
-@given(config=st.binary(max_size=60) | st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner: st.dictionaries(
-    st.sampled_from(["model_type", "n_embd", "n_layer", "n_head", "n_positions", "vocab_size", "training_run", "seq_len", "prompt", "corpus"]), inner),
-    max_leaves=8).map(lambda value: json.dumps(value).encode()), weights=st.binary(max_size=60))
-@example(config=b'{"model_type": "gpt2"}', weights=b"\x10\x00\x00\x00\x00\x00\x00\x00{}              ")
+@given(
+    config=st.binary(max_size=60)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.dictionaries(
+            st.sampled_from(
+                [
+                    "model_type",
+                    "n_embd",
+                    "n_layer",
+                    "n_head",
+                    "n_positions",
+                    "vocab_size",
+                    "training_run",
+                    "seq_len",
+                    "prompt",
+                    "corpus",
+                ]
+            ),
+            inner,
+        ),
+        max_leaves=8,
+    ).map(lambda value: json.dumps(value).encode()),
+    weights=st.binary(max_size=60),
+)
+@example(
+    config=b'{"model_type": "gpt2"}', weights=b"\x10\x00\x00\x00\x00\x00\x00\x00{}              "
+)
 @hypothesis_settings(max_examples=100, deadline=None)
 def test_any_bytes_in_a_folder_are_refused_in_a_line(tmp_path_factory, config, weights):
     folder = tmp_path_factory.mktemp("bytes")
@@ -400,10 +696,18 @@ def test_any_bytes_in_a_folder_are_refused_in_a_line(tmp_path_factory, config, w
         read_hf(folder).load_model()
 
 
-@pytest.mark.parametrize("value, dtype, words", [
-    (70_000.0, "float16", "reach 70,000, and float16 ends at 65,504: take --dtype float32"), (70_000.0, "float32", None),
-    (float("nan"), "float16", "are not finite"), (float("inf"), "float32", "are not finite")])
-def test_weights_that_a_number_format_cannot_hold_are_refused(run, tmp_path, capsys, value, dtype, words):
+@pytest.mark.parametrize(
+    "value, dtype, words",
+    [
+        (70_000.0, "float16", "reach 70,000, and float16 ends at 65,504: take --dtype float32"),
+        (70_000.0, "float32", None),
+        (float("nan"), "float16", "are not finite"),
+        (float("inf"), "float32", "are not finite"),
+    ],
+)
+def test_weights_that_a_number_format_cannot_hold_are_refused(
+    run, tmp_path, capsys, value, dtype, words
+):
     best = read_checkpoint(run.best)
     best["model"]["transformer.h.1.mlp.c_fc.bias"][3] = value
     save_checkpoint(run.best, best)
@@ -415,6 +719,7 @@ def test_weights_that_a_number_format_cannot_hold_are_refused(run, tmp_path, cap
 
 
 # -- bad input of `space` ------------------------------------------------------------------------------------------------------
+
 
 def forged(run: RunDirectory, **parts) -> None:
     save_checkpoint(run.best, {**read_checkpoint(run.best), **parts})
@@ -432,13 +737,34 @@ BAD_RUNS = {
     "no run": (lambda run: shutil.rmtree(run.path), "holds no run (summary.json is missing)"),
     "no best model": (lambda run: run.best.unlink(), "has no checkpoints/best.pt"),
     "cut short": (lambda run: os.truncate(run.best, 20_000), "is damaged (cut short)"),
-    "a pickle": (lambda run: run.best.write_bytes(pickle.dumps(Evil())), "is not a checkpoint of this program"),
-    "of another program": (lambda run: torch.save({"state_dict": {}}, run.best), "is not a checkpoint of this program"),
-    "newer": (lambda run: torch.save({**read_checkpoint(run.best), "format": 2}, run.best), "has format 2, newer than format 1"),
-    "other weights": (lambda run: forged(run, model={"a": torch.zeros(3)}), "does not hold the weights of a GPT-2"),
-    "other sizes": (lambda run: forged(run, config={**read_checkpoint(run.best)["config"], "n_head": 4}), "of other sizes than its config"),
-    "no settings": (lambda run: forged(run, config={"steps": -1}), "holds what no run writes (steps -1"),
-    "a forged state": (lambda run: forged(run, state={"step": -5}), "holds what no run writes (step -5)"),
+    "a pickle": (
+        lambda run: run.best.write_bytes(pickle.dumps(Evil())),
+        "is not a checkpoint of this program",
+    ),
+    "of another program": (
+        lambda run: torch.save({"state_dict": {}}, run.best),
+        "is not a checkpoint of this program",
+    ),
+    "newer": (
+        lambda run: torch.save({**read_checkpoint(run.best), "format": 2}, run.best),
+        "has format 2, newer than format 1",
+    ),
+    "other weights": (
+        lambda run: forged(run, model={"a": torch.zeros(3)}),
+        "does not hold the weights of a GPT-2",
+    ),
+    "other sizes": (
+        lambda run: forged(run, config={**read_checkpoint(run.best)["config"], "n_head": 4}),
+        "of other sizes than its config",
+    ),
+    "no settings": (
+        lambda run: forged(run, config={"steps": -1}),
+        "holds what no run writes (steps -1",
+    ),
+    "a forged state": (
+        lambda run: forged(run, state={"step": -5}),
+        "holds what no run writes (step -5)",
+    ),
     "no state": (lambda run: forged(run, state=3), "holds no state"),
     "without its text": (without_its_text, "is not on this machine"),
 }
@@ -478,20 +804,35 @@ def a_file(folder: Path) -> None:
     folder.write_text("mine", encoding="utf-8")
 
 
-@pytest.mark.parametrize("state, words, overwritten", [
-    (another_export, "holds another export (app.py", True), (a_stranger_in_it, "holds .git/config, which this command did not write", False),
-    (an_empty_folder_in_it, "holds notes (an empty folder)", False), (somebodys_project, "no Space that this command wrote", False),
-    (a_file, "is a file", False)])
-def test_a_folder_that_is_there_is_never_overwritten_but_another_export_where_that_is_asked_for(space, trained, tmp_path, capsys, state, words, overwritten):
+@pytest.mark.parametrize(
+    "state, words, overwritten",
+    [
+        (another_export, "holds another export (app.py", True),
+        (a_stranger_in_it, "holds .git/config, which this command did not write", False),
+        (an_empty_folder_in_it, "holds notes (an empty folder)", False),
+        (somebodys_project, "no Space that this command wrote", False),
+        (a_file, "is a file", False),
+    ],
+)
+def test_a_folder_that_is_there_is_never_overwritten_but_another_export_where_that_is_asked_for(
+    space, trained, tmp_path, capsys, state, words, overwritten
+):
     folder = tmp_path / "space"
     shutil.copytree(space.folder, folder)
     state(folder)
     before = files(tmp_path)
-    assert words in complaint(capsys, "space", trained, f"--to={folder}") and files(tmp_path) == before
+    assert (
+        words in complaint(capsys, "space", trained, f"--to={folder}") and files(tmp_path) == before
+    )
     if overwritten:
-        assert main(["space", str(trained), f"--to={folder}", "--overwrite"]) == 0 and files(folder) == files(space.folder)
+        assert main(["space", str(trained), f"--to={folder}", "--overwrite"]) == 0 and files(
+            folder
+        ) == files(space.folder)
     else:
-        assert words in complaint(capsys, "space", trained, f"--to={folder}", "--overwrite") and files(tmp_path) == before
+        assert (
+            words in complaint(capsys, "space", trained, f"--to={folder}", "--overwrite")
+            and files(tmp_path) == before
+        )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
@@ -504,18 +845,26 @@ def test_a_link_in_the_folder_is_not_followed_and_one_to_it_is(space, trained, t
     (tmp_path / "precious.txt").write_text("mine", encoding="utf-8")
     (tmp_path / "kept" / "corpus.txt").symlink_to(tmp_path / "precious.txt")
     capsys.readouterr()
-    assert "holds corpus.txt (a link)" in complaint(capsys, "space", trained, f"--to={tmp_path / 'kept'}", "--overwrite")
+    assert "holds corpus.txt (a link)" in complaint(
+        capsys, "space", trained, f"--to={tmp_path / 'kept'}", "--overwrite"
+    )
     assert (tmp_path / "precious.txt").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_place_inside_an_export_a_file_for_a_run_and_a_folder_that_nobody_may_make_are_one_line(space, run, tmp_path, capsys):
+def test_a_place_inside_an_export_a_file_for_a_run_and_a_folder_that_nobody_may_make_are_one_line(
+    space, run, tmp_path, capsys
+):
     shutil.copytree(space.folder, run.path / "space")
     before = files(run.path)
     for inside in ("space/model/x", "space/x"):
-        assert f"is inside the Space's folder {run.path.resolve() / 'space'}" in complaint(capsys, "space", run, f"--to={run.path / inside}")
+        assert f"is inside the Space's folder {run.path.resolve() / 'space'}" in complaint(
+            capsys, "space", run, f"--to={run.path / inside}"
+        )
     assert files(run.path) == before
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    assert complaint(capsys, "space", tmp_path / "file").startswith(f"error: {tmp_path / 'file'} is a file: name the run directory")
+    assert complaint(capsys, "space", tmp_path / "file").startswith(
+        f"error: {tmp_path / 'file'} is a file: name the run directory"
+    )
     if Path("/proc/self").exists():
         said = complaint(capsys, "space", run, "--to=/proc/x")
         assert "/proc/x cannot be written" in said and "another process" not in said
@@ -533,10 +882,15 @@ def test_what_is_to_be_typed_takes_a_path_with_blanks_and_quotes_as_one_word():
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_a_link_that_leads_to_itself_is_one_line(trained, tmp_path, capsys):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    assert "--to" in complaint(capsys, "space", trained, f"--to={tmp_path / 'loop'}") and (tmp_path / "loop").is_symlink()
+    assert (
+        "--to" in complaint(capsys, "space", trained, f"--to={tmp_path / 'loop'}")
+        and (tmp_path / "loop").is_symlink()
+    )
 
 
-def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(trained, tmp_path, capsys, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    trained, tmp_path, capsys, monkeypatch
+):
     def locked(path):  # not by chmod, for root may list whatever it wants
         if Path(path) == folder:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -553,11 +907,18 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(trained, t
 
 def test_the_space_installs_what_is_tested():
     def asked(path):
-        return {line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()}
+        return {
+            line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()
+        }
 
     pins = asked(APP / "requirements.txt")
     assert all("==" in pin for pin in pins) and pins <= asked(PROJECT / "requirements.txt")
-    assert {pin.split("==")[0] for pin in pins} >= {"gradio", "torch", "transformers", "safetensors"}
+    assert {pin.split("==")[0] for pin in pins} >= {
+        "gradio",
+        "torch",
+        "transformers",
+        "safetensors",
+    }
 
 
 def test_the_same_export_again_changes_nothing_and_its_default_place_is_in_the_run(run, capsys):
@@ -591,13 +952,21 @@ main(["space", *sys.argv[2:]])
 """
 
 
-@pytest.mark.parametrize("moment", [0, 1])  # in the midst of the weights; all written, the folder before out of the way, not renamed yet
-def test_a_kill_leaves_no_folder_that_looks_whole_and_the_next_export_clears_up(trained, tmp_path, moment):
+@pytest.mark.parametrize(
+    "moment", [0, 1]
+)  # in the midst of the weights; all written, the folder before out of the way, not renamed yet
+def test_a_kill_leaves_no_folder_that_looks_whole_and_the_next_export_clears_up(
+    trained, tmp_path, moment
+):
     folder = tmp_path / "space"
     if moment:
         build_space(trained.path, folder, dtype="float32")
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(moment), str(trained), f"--to={folder}", "--overwrite"], cwd=PROJECT,
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(moment), str(trained), f"--to={folder}", "--overwrite"],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "there\n"
     with pytest.raises(UserError, match="another process is writing this folder"):
         build_space(trained.path, folder, overwrite=True)
@@ -613,20 +982,40 @@ def test_a_full_disk_is_one_line_and_the_export_before_stays(space, trained, dis
     small = disk(f"{space.n_bytes + 1_000_000}")
     folder = small.path / "space"
     build_space(trained.path, folder)
-    assert "No space left on device" in (said := complaint(capsys, "space", trained, f"--to={folder}", "--dtype=float32", "--overwrite"))
-    assert "--to" in said and files(folder) == files(space.folder) and [path.name for path in small.path.iterdir()] == ["space"]
+    assert "No space left on device" in (
+        said := complaint(
+            capsys, "space", trained, f"--to={folder}", "--dtype=float32", "--overwrite"
+        )
+    )
+    assert (
+        "--to" in said
+        and files(folder) == files(space.folder)
+        and [path.name for path in small.path.iterdir()] == ["space"]
+    )
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--port=0", "--serve"], "'0' is no port"), (["--port=x", "--serve"], "'x' is no port"), (["--port=7860"], "add --serve"),
-    (["--dtype=int8"], "invalid choice: 'int8'"), ([f"--to={'a' * 300}"], "cannot be written")])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--port=0", "--serve"], "'0' is no port"),
+        (["--port=x", "--serve"], "'x' is no port"),
+        (["--port=7860"], "add --serve"),
+        (["--dtype=int8"], "invalid choice: 'int8'"),
+        ([f"--to={'a' * 300}"], "cannot be written"),
+    ],
+)
 def test_flags_that_cannot_be_meant_are_one_line(run, capsys, flags, words):
     assert words in complaint(capsys, "space", run, *flags) and not (run.path / "space").exists()
 
 
-def test_without_the_packages_of_hugging_face_the_commands_say_which_is_missing(run, exported, capsys, monkeypatch):
+def test_without_the_packages_of_hugging_face_the_commands_say_which_is_missing(
+    run, exported, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    assert "needs the package tokenizers, which is not installed: pip install tokenizers" in complaint(capsys, "space", run)
+    assert (
+        "needs the package tokenizers, which is not installed: pip install tokenizers"
+        in complaint(capsys, "space", run)
+    )
     assert not (run.path / "space").exists()
     monkeypatch.setitem(sys.modules, "safetensors", None)
     assert "needs the package safetensors" in complaint(capsys, "sample", f"--from_hf={exported}")
@@ -635,33 +1024,58 @@ def test_without_the_packages_of_hugging_face_the_commands_say_which_is_missing(
 
 # -- notebook 05 -------------------------------------------------------------------------------------------------------------
 
+
 def code_cells(notebook) -> list[str]:
     return [id for id, cell in notebook.cells.items() if cell.cell_type == "code"]
 
 
-def test_notebook_05_exports_agrees_with_transformers_and_starts_the_app_for_a_moment(session, run, monkeypatch):  # noqa: F811
+def test_notebook_05_exports_agrees_with_transformers_and_starts_the_app_for_a_moment(
+    session,  # noqa: F811
+    run,
+    monkeypatch,
+):
     pytest.importorskip("gradio")
     monkeypatch.delenv("GPT2_NB_UTILS_NO_APP")
     monkeypatch.setattr(socket.socket, "connect", CONNECT)  # to the kernel and to the app
     monkeypatch.setattr(socket, "getaddrinfo", LOOK_UP)
     notebook = session("05_space", out_dir=str(run))
     assert notebook.errors(*code_cells(notebook)) == []
-    assert not [output for cell in notebook.cells.values() for output in cell.get("outputs", []) if output.get("name") == "stderr"]
+    assert not [
+        output
+        for cell in notebook.cells.values()
+        for output in cell.get("outputs", [])
+        if output.get("name") == "stderr"
+    ]
     assert "Both libraries agree." in notebook.cells["parity"].outputs[0].data["text/html"]
-    assert re.search(r"answered at http://127\.0\.0\.1:\d+/? with status 200 and a page of [\d,]+ bytes, “A GPT-2 ", notebook.cells["app"].outputs[1].data["text/html"])
+    assert re.search(
+        r"answered at http://127\.0\.0\.1:\d+/? with status 200 and a page of [\d,]+ bytes, “A GPT-2 ",
+        notebook.cells["app"].outputs[1].data["text/html"],
+    )
     assert notebook.cells["app"].outputs[0].text == f"python -m gpt2_nb_utils space {run} --serve\n"
     assert (run.path / "space" / "app.py").is_file() and "hf upload" in notebook.run("publish")
 
 
-def test_notebook_05_says_in_a_line_what_is_not_there_and_runs_to_its_end(session, run, monkeypatch):  # noqa: F811
+def test_notebook_05_says_in_a_line_what_is_not_there_and_runs_to_its_end(
+    session,  # noqa: F811
+    run,
+    monkeypatch,
+):
     monkeypatch.setattr(socket.socket, "connect", CONNECT)
     monkeypatch.setattr(socket, "getaddrinfo", LOOK_UP)
     monkeypatch.delenv("GPT2_NB_UTILS_NO_APP")
     notebook = session("05_space", out_dir=str(run))
-    notebook.cells["start"].source += "\nimport sys\nsys.modules['transformers'] = sys.modules['gradio'] = None"
+    notebook.cells[
+        "start"
+    ].source += "\nimport sys\nsys.modules['transformers'] = sys.modules['gradio'] = None"
     assert notebook.errors(*code_cells(notebook)) == []
-    assert "needs the package transformers, which is not installed: pip install transformers" in notebook.cells["parity"].outputs[0].data["text/html"]
-    assert "The app was not started: " in (said := notebook.cells["app"].outputs[-1].data["text/html"]) and "gradio" in said
+    assert (
+        "needs the package transformers, which is not installed: pip install transformers"
+        in notebook.cells["parity"].outputs[0].data["text/html"]
+    )
+    assert (
+        "The app was not started: " in (said := notebook.cells["app"].outputs[-1].data["text/html"])
+        and "gradio" in said
+    )
     run.best.unlink()
     assert notebook.errors(*code_cells(notebook)[3:]) == []
     assert "has no checkpoints/best.pt" in notebook.cells["export"].outputs[0].data["text/html"]

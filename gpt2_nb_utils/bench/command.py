@@ -31,10 +31,27 @@ from gpt2_nb_utils.training.start import model_sizes
 FILE = "bench.json"
 
 _KEYS = {
-    "train": {"train", "matmul_gflops", "share_of_matmul", "peak_memory_gb", "rounds", "against", "against_compiled", "profile"},
+    "train": {
+        "train",
+        "matmul_gflops",
+        "share_of_matmul",
+        "peak_memory_gb",
+        "rounds",
+        "against",
+        "against_compiled",
+        "profile",
+    },
     "sample": {"sample_tok_per_s", "sample"},
-    "files": {"help_s", "import_s", "corpus_load_s", "corpus_again_s", "corpus_tokens", "checkpoint_save_s", "checkpoint_load_s",
-              "checkpoint_gb"},
+    "files": {
+        "help_s",
+        "import_s",
+        "corpus_load_s",
+        "corpus_again_s",
+        "corpus_tokens",
+        "checkpoint_save_s",
+        "checkpoint_load_s",
+        "checkpoint_gb",
+    },
     "run": {"run"},
     "processes": {"processes"},
 }
@@ -43,8 +60,16 @@ _SAME = ("machine", "torch", "transformers", "model", "amp", "optimizer", "compi
 """What must be alike for figures to stand in one file."""
 
 
-def bench(parts: Sequence[str], given: dict[str, Any], against: str | None = None, rounds: int | None = None, profile: bool = False,
-          nproc_per_node: int = 2, out_dir: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+def bench(
+    parts: Sequence[str],
+    given: dict[str, Any],
+    against: str | None = None,
+    rounds: int | None = None,
+    profile: bool = False,
+    nproc_per_node: int = 2,
+    out_dir: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
     """Measure the speed of this program on this machine.
 
     Args:
@@ -67,12 +92,21 @@ def bench(parts: Sequence[str], given: dict[str, Any], against: str | None = Non
     configs = {part: config_for(part, given) for part in parts}
     file = _file_in(Path(out_dir)) if out_dir is not None else None
     if profile and "train" not in parts:
-        raise UserError("--profile looks into the training step: have train among --only, or leave out --profile")
+        raise UserError(
+            "--profile looks into the training step: have train among --only, or leave out --profile"
+        )
     if against is not None and importlib.util.find_spec("transformers") is None:
-        raise UserError("--against transformers: that package is not installed: pip install transformers, or leave out --against")
+        raise UserError(
+            "--against transformers: that package is not installed: pip install transformers, or leave out --against"
+        )
     precision = Precision.of(configs[parts[0]])
     for part, config in configs.items():
-        refuse_what_cannot_fit(config, parameter_count(model_sizes(config)), precision.device, training=part != "sample")
+        refuse_what_cannot_fit(
+            config,
+            parameter_count(model_sizes(config)),
+            precision.device,
+            training=part != "sample",
+        )
     if "sample" in parts:
         prompt_ids(configs["sample"], against is not None)
     if "processes" in parts:
@@ -97,7 +131,10 @@ def bench(parts: Sequence[str], given: dict[str, Any], against: str | None = Non
                 "processes": lambda config, n: measure_processes(config, nproc_per_node, n),
             }
             measured = measure[part](configs[part], rounds or ROUNDS[part])
-        result = {**{name: value for name, value in result.items() if name not in _KEYS[part]}, **_to_five_digits(measured)}
+        result = {
+            **{name: value for name, value in result.items() if name not in _KEYS[part]},
+            **_to_five_digits(measured),
+        }
         if file is not None:
             write_atomically(file, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
@@ -109,7 +146,9 @@ def _file_in(folder: Path) -> Path:
     return folder / FILE
 
 
-def _with_earlier(file: Path, about: dict[str, Any], parts: Sequence[str], overwrite: bool) -> dict[str, Any]:
+def _with_earlier(
+    file: Path, about: dict[str, Any], parts: Sequence[str], overwrite: bool
+) -> dict[str, Any]:
     """What the file has already, if it was measured on the same: parts can be measured one after the other.
 
     Raises:
@@ -122,15 +161,23 @@ def _with_earlier(file: Path, about: dict[str, Any], parts: Sequence[str], overw
         earlier = json.loads(file.read_text(encoding="utf-8"))
         lines(earlier)  # what cannot be shown beside new figures is not measured for
         there = [part for part in parts if _KEYS[part] & earlier.keys()]
-        other = [name for name in _SAME if name in about and earlier.get(name, about[name]) != about[name]]
+        other = [
+            name
+            for name in _SAME
+            if name in about and earlier.get(name, about[name]) != about[name]
+        ]
         command = "\n".join(dict.fromkeys([*earlier["command"].splitlines(), about["command"]]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{file} is not what `bench` writes: {elsewhere}") from None
     if there and not overwrite:
-        raise UserError(f"{file} has {', '.join(there)} already: name other parts (--only), another folder (--out_dir), or measure "
-                        f"again (--overwrite)")
+        raise UserError(
+            f"{file} has {', '.join(there)} already: name other parts (--only), another folder (--out_dir), or measure "
+            f"again (--overwrite)"
+        )
     if other:
-        raise UserError(f"{file} was measured with another {other[0]}, and parts in one file must be comparable: {elsewhere}")
+        raise UserError(
+            f"{file} was measured with another {other[0]}, and parts in one file must be comparable: {elsewhere}"
+        )
     return {**earlier, **about, "command": command}
 
 
@@ -138,7 +185,9 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"out_dir {folder} cannot be used ({error.strerror}): name a folder you may write to") from None
+        raise UserError(
+            f"out_dir {folder} cannot be used ({error.strerror}): name a folder you may write to"
+        ) from None
 
 
 def _about(config: RunConfig, precision: Precision, against: str | None) -> dict[str, Any]:
@@ -146,12 +195,22 @@ def _about(config: RunConfig, precision: Precision, against: str | None) -> dict
     found = environment()
     sizes = model_sizes(config)
     about = {
-        "command": command_line(), "time": found["time"],
-        "machine": {"device": precision.device_name, "threads": torch.get_num_threads(),
-                    **{name: found[name] for name in ("processor", "cpu_count", "memory_gb", "platform", "python")}},
+        "command": command_line(),
+        "time": found["time"],
+        "machine": {
+            "device": precision.device_name,
+            "threads": torch.get_num_threads(),
+            **{
+                name: found[name]
+                for name in ("processor", "cpu_count", "memory_gb", "platform", "python")
+            },
+        },
         "torch": torch.__version__,
         "model": {"n_params": parameter_count(sizes), **sizes.to_dict()},
-        "amp": precision.amp, "optimizer": config.optimizer, "compile": config.compile, "seed": config.seed,
+        "amp": precision.amp,
+        "optimizer": config.optimizer,
+        "compile": config.compile,
+        "seed": config.seed,
     }
     if against is not None:
         about["transformers"] = version("transformers")

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from gpt2_nb_utils.bench.run_command import run_command
 from gpt2_nb_utils.bench.rounds import in_turn, median
+from gpt2_nb_utils.bench.run_command import run_command
 from gpt2_nb_utils.bench.steps import OurStep
 from gpt2_nb_utils.bench.worker import Worker
 from gpt2_nb_utils.config import RunConfig
@@ -45,13 +45,23 @@ class Checkpoint:
 
     def __init__(self, config: RunConfig, folder: str):
         # The weights and the optimizer's averages are what takes room; the smallest batch fills them.
-        small = config.model_copy(update={"batch_size": 1, "seq_len": min(8, config.seq_len), "grad_accum": 1, "compile": False})
+        small = config.model_copy(
+            update={
+                "batch_size": 1,
+                "seq_len": min(8, config.seq_len),
+                "grad_accum": 1,
+                "compile": False,
+            }
+        )
         step = OurStep(small)
         step.warm_up()
         self.path, self.device = Path(folder) / "last.pt", step.precision.device
         self.content = {
-            "model_config": model_sizes(config).to_dict(), "config": config.model_dump(), "model": step.model.state_dict(),
-            "optimizer": step.optimizer.state_dict(), "scaler": step.scaler.state_dict(),
+            "model_config": model_sizes(config).to_dict(),
+            "config": config.model_dump(),
+            "model": step.model.state_dict(),
+            "optimizer": step.optimizer.state_dict(),
+            "scaler": step.scaler.state_dict(),
             "random_states": {"cpu": torch.get_rng_state()},
         }
 
@@ -72,7 +82,9 @@ class Checkpoint:
         return self.path.stat().st_size / 2**30
 
 
-def measure_files(config: RunConfig, ours: Worker, rounds: int, out_dir: Path | None) -> dict[str, Any]:
+def measure_files(
+    config: RunConfig, ours: Worker, rounds: int, out_dir: Path | None
+) -> dict[str, Any]:
     """Time start-up and files.
 
     Args:
@@ -82,22 +94,38 @@ def measure_files(config: RunConfig, ours: Worker, rounds: int, out_dir: Path | 
         The keys of bench.json that this part fills, in seconds.
     """
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".checkpoint-") as folder:
-        ours.build("checkpoint", Checkpoint, config, folder, size="the weights and the averages of the optimizer")
-        took = in_turn({
-            "help_s": lambda number: run_command([sys.executable, *_HELP])[0],
-            "import_s": lambda number: run_command([sys.executable, *_IMPORT])[0],
-            "corpus": lambda number: _load_corpus(config, Path(folder, f"{number}.bin")),
-            "kept_tokens": lambda number: _load_corpus(config, Path(folder, f"{number}.bin")),
-            "checkpoint_save_s": lambda number: ours.ask("checkpoint", "save"),
-            "checkpoint_load_s": lambda number: ours.ask("checkpoint", "load"),
-        }, rounds, "start-up and files")
+        ours.build(
+            "checkpoint",
+            Checkpoint,
+            config,
+            folder,
+            size="the weights and the averages of the optimizer",
+        )
+        took = in_turn(
+            {
+                "help_s": lambda number: run_command([sys.executable, *_HELP])[0],
+                "import_s": lambda number: run_command([sys.executable, *_IMPORT])[0],
+                "corpus": lambda number: _load_corpus(config, Path(folder, f"{number}.bin")),
+                "kept_tokens": lambda number: _load_corpus(config, Path(folder, f"{number}.bin")),
+                "checkpoint_save_s": lambda number: ours.ask("checkpoint", "save"),
+                "checkpoint_load_s": lambda number: ours.ask("checkpoint", "load"),
+            },
+            rounds,
+            "start-up and files",
+        )
         gigabytes = ours.ask("checkpoint", "gigabytes")
     corpus, kept = took.pop("corpus"), took.pop("kept_tokens")
-    return {**{name: median(seconds) for name, seconds in took.items()},
-            "corpus_load_s": median([float(seconds) for seconds, _ in corpus]), "corpus_tokens": int(corpus[0][1]),
-            "corpus_again_s": median([float(seconds) for seconds, _ in kept]), "checkpoint_gb": gigabytes}
+    return {
+        **{name: median(seconds) for name, seconds in took.items()},
+        "corpus_load_s": median([float(seconds) for seconds, _ in corpus]),
+        "corpus_tokens": int(corpus[0][1]),
+        "corpus_again_s": median([float(seconds) for seconds, _ in kept]),
+        "checkpoint_gb": gigabytes,
+    }
 
 
 def _load_corpus(config: RunConfig, tokens: Path) -> list[str]:
     """Seconds and tokens, as printed; from the text, or from `tokens` where an earlier call left them."""
-    return run_command([sys.executable, "-c", _LOAD_CORPUS, config.input_file, str(tokens)])[1].split()
+    return run_command([sys.executable, "-c", _LOAD_CORPUS, config.input_file, str(tokens)])[
+        1
+    ].split()

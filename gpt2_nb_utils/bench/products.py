@@ -30,13 +30,20 @@ class LinearMap:
 def linear_maps(sizes: GPT2Config) -> list[LinearMap]:
     """All linear maps of a model."""
     C, L = sizes.n_embd, sizes.n_layer
-    return [LinearMap(C, 3 * C, L), LinearMap(C, C, L), LinearMap(C, 4 * C, L), LinearMap(4 * C, C, L),
-            LinearMap(C, sizes.vocab_size, 1)]
+    return [
+        LinearMap(C, 3 * C, L),
+        LinearMap(C, C, L),
+        LinearMap(C, 4 * C, L),
+        LinearMap(4 * C, C, L),
+        LinearMap(C, sizes.vocab_size, 1),
+    ]
 
 
 def flops_of_products(sizes: GPT2Config, n_tokens: int) -> int:
     """Floating-point operations of the products of one step: 2 for each multiplication and addition, 3 products for each map."""
-    return sum(3 * 2 * n_tokens * each.n_in * each.n_out * each.times for each in linear_maps(sizes))
+    return sum(
+        3 * 2 * n_tokens * each.n_in * each.n_out * each.times for each in linear_maps(sizes)
+    )
 
 
 class Products:
@@ -58,9 +65,24 @@ class Products:
 
         self._products = []  # (times, left, right, result)
         for each in linear_maps(model_sizes(config)):
-            x, weight, dy = random(n_rows, each.n_in), random(each.n_in, each.n_out), random(n_rows, each.n_out)
-            for left, right in ((x, weight), (dy, weight.t()), (x.t(), dy)):  # y, gradient of x, gradient of the weight
-                self._products.append((each.times, left, right, torch.empty(len(left), right.size(1), device=device, dtype=dtype)))
+            x, weight, dy = (
+                random(n_rows, each.n_in),
+                random(each.n_in, each.n_out),
+                random(n_rows, each.n_out),
+            )
+            for left, right in (
+                (x, weight),
+                (dy, weight.t()),
+                (x.t(), dy),
+            ):  # y, gradient of x, gradient of the weight
+                self._products.append(
+                    (
+                        each.times,
+                        left,
+                        right,
+                        torch.empty(len(left), right.size(1), device=device, dtype=dtype),
+                    )
+                )
 
     def turn(self, times: int) -> float:
         """Do all of them `times` times; seconds for one time."""

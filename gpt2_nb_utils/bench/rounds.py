@@ -17,7 +17,9 @@ SHORTEST_TURN = 0.5
 """Seconds below which a turn does its work several times: a clock read once in a while costs nothing, and noise less."""
 
 
-def in_turn(turns: Mapping[str, Callable[[int], Any]], rounds: int, label: str) -> dict[str, list[Any]]:
+def in_turn(
+    turns: Mapping[str, Callable[[int], Any]], rounds: int, label: str
+) -> dict[str, list[Any]]:
     """Call each once in every round: A B C, A B C, …
 
     Args:

@@ -28,12 +28,21 @@ def run_command(words: Sequence[str], **environment: str) -> tuple[float, str]:
         UserError: it failed; the line says which and what it complained about.
     """
     begun = time.perf_counter()
-    done = subprocess.run(words, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        words,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     seconds = time.perf_counter() - begun
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        complaint = next((line for line in lines if line.startswith("error: ")), lines[-1]).removeprefix("error: ")
+        complaint = next(
+            (line for line in lines if line.startswith("error: ")), lines[-1]
+        ).removeprefix("error: ")
         command = shlex.join([Path(words[0]).name, *words[1:]])[:_LONGEST_COMMAND]
         raise UserError(f"`{command}` ended with status {done.returncode}: {complaint.strip()}")
     return seconds, done.stdout

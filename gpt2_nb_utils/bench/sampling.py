@@ -41,8 +41,10 @@ class OurSampling:
         """Continue the prompt; seconds, and the new ids."""
         self.precision.wait()
         begun = time.perf_counter()
-        ids = generate(self.model, [self.prompt], new_tokens, temperature=0, use_cache=use_cache)[0]  # on the CPU: it has waited
-        return time.perf_counter() - begun, ids[len(self.prompt):].tolist()
+        ids = generate(self.model, [self.prompt], new_tokens, temperature=0, use_cache=use_cache)[
+            0
+        ]  # on the CPU: it has waited
+        return time.perf_counter() - begun, ids[len(self.prompt) :].tolist()
 
 
 def prompt_ids(config: RunConfig, compared: bool) -> Tensor:
@@ -54,12 +56,16 @@ def prompt_ids(config: RunConfig, compared: bool) -> Tensor:
     ids = torch.from_numpy(encode(config.prompt))
     total = len(ids) + config.max_new_tokens
     if compared and total > config.block_size:
-        raise UserError(f"max_new_tokens {config.max_new_tokens} after a prompt of {len(ids)} tokens exceeds block_size "
-                        f"{config.block_size}, where transformers ends: lower max_new_tokens to {max(1, config.block_size - len(ids))}")
+        raise UserError(
+            f"max_new_tokens {config.max_new_tokens} after a prompt of {len(ids)} tokens exceeds block_size "
+            f"{config.block_size}, where transformers ends: lower max_new_tokens to {max(1, config.block_size - len(ids))}"
+        )
     return ids
 
 
-def measure_sampling(config: RunConfig, ours: Worker, theirs: Worker | None, rounds: int) -> dict[str, Any]:
+def measure_sampling(
+    config: RunConfig, ours: Worker, theirs: Worker | None, rounds: int
+) -> dict[str, Any]:
     """Time the sampling.
 
     Returns:
@@ -75,25 +81,35 @@ def measure_sampling(config: RunConfig, ours: Worker, theirs: Worker | None, rou
         theirs.build("sampling", TransformersSampling, config, prompt, size=size)
         theirs.ask("sampling", "turn", _WARM_UP_TOKENS)
         turns["theirs"] = lambda number: theirs.ask("sampling", "turn", new_tokens)
-    turns["recomputed"] = lambda number: ours.ask("sampling", "turn", new_tokens, False) if number == 0 else None
+    turns["recomputed"] = lambda number: (
+        ours.ask("sampling", "turn", new_tokens, False) if number == 0 else None
+    )
     answers = in_turn(turns, rounds, "sampling")
 
     ours_seconds = [seconds for seconds, _ in answers["ours"]]
     recomputed_seconds, recomputed = answers["recomputed"][0]
     written = answers["ours"][0][1]
     sample: dict[str, Any] = {
-        "new_tokens": new_tokens, "prompt_tokens": len(prompt), "recomputed_tok_per_s": new_tokens / recomputed_seconds,
+        "new_tokens": new_tokens,
+        "prompt_tokens": len(prompt),
+        "recomputed_tok_per_s": new_tokens / recomputed_seconds,
         "cache_gain": recomputed_seconds / ours_seconds[0],
         "same_as_recomputed": _same(written, recomputed),
     }
     if theirs is not None:
         seconds = [each for each, _ in answers["theirs"]]
-        sample["against"] = {"name": "transformers", "tok_per_s": new_tokens / median(seconds),
-                             **ratios([1 / each for each in ours_seconds], [1 / each for each in seconds]),
-                             "same_tokens": _same(written, answers["theirs"][0][1])}
+        sample["against"] = {
+            "name": "transformers",
+            "tok_per_s": new_tokens / median(seconds),
+            **ratios([1 / each for each in ours_seconds], [1 / each for each in seconds]),
+            "same_tokens": _same(written, answers["theirs"][0][1]),
+        }
     return {"sample_tok_per_s": new_tokens / median(ours_seconds), "sample": sample}
 
 
 def _same(ours: list[int], theirs: list[int]) -> int:
     """How many tokens agree before the first that does not. Rounding decides between two that are as likely."""
-    return next((place for place, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1]), min(len(ours), len(theirs)))
+    return next(
+        (place for place, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1]),
+        min(len(ours), len(theirs)),
+    )

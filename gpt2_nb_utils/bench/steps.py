@@ -91,16 +91,32 @@ class TimedStep(ABC):
 
         on_gpu = self.precision.device.type == "cuda"
         micro_batches = self._micro_batches(0)
-        with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as profiler:
+        with profile(
+            activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
+        ) as profiler:
             self.step(micro_batches)
             self.precision.wait()
         # Kernels are listed beside the operators that started them: counting both would count them twice.
-        events = [event for event in profiler.key_averages() if event.device_type == torch.autograd.DeviceType.CPU]
-        micros = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events}
+        events = [
+            event
+            for event in profiler.key_averages()
+            if event.device_type == torch.autograd.DeviceType.CPU
+        ]
+        micros = {
+            event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            for event in events
+        }
         total = sum(micros.values())
         events.sort(key=lambda event: -micros[event.key])
-        return [{"operator": event.key, "share": micros[event.key] / total, "ms": micros[event.key] / 1000, "calls": event.count}
-                for event in events[:_OPERATORS_SHOWN]]
+        return [
+            {
+                "operator": event.key,
+                "share": micros[event.key] / total,
+                "ms": micros[event.key] / 1000,
+                "calls": event.count,
+            }
+            for event in events[:_OPERATORS_SHOWN]
+        ]
 
     def _timed(self, first: int, times: int) -> tuple[float, float]:
         batches = [self._micro_batches(first + i) for i in range(times)]
@@ -114,7 +130,11 @@ class TimedStep(ABC):
     def _micro_batches(self, number: int) -> list[tuple[Tensor, Tensor]]:
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
-        ids = torch.randint(VOCAB_SIZE, (config.grad_accum, config.batch_size, config.seq_len + 1), generator=generator)
+        ids = torch.randint(
+            VOCAB_SIZE,
+            (config.grad_accum, config.batch_size, config.seq_len + 1),
+            generator=generator,
+        )
         return [(row[:, :-1], row[:, 1:]) for row in ids]
 
 
@@ -132,5 +152,12 @@ class OurStep(TimedStep):
             self.loss_sum = torch.compile(self.loss_sum)
 
     def step(self, micro_batches: list[tuple[Tensor, Tensor]]) -> float:
-        return training_step(self.loss_sum, self.parameters, self.optimizer, self.scaler, self.precision, micro_batches,
-                             self.config.clip_grad).loss
+        return training_step(
+            self.loss_sum,
+            self.parameters,
+            self.optimizer,
+            self.scaler,
+            self.precision,
+            micro_batches,
+            self.config.clip_grad,
+        ).loss

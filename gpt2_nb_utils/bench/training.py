@@ -19,7 +19,9 @@ SAME_LOSS = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 1e-2}
 """How far two first losses may lie apart, relative, in each number format."""
 
 
-def measure_training(config: RunConfig, ours: Worker, theirs: Worker | None, rounds: int, profile: bool) -> dict[str, Any]:
+def measure_training(
+    config: RunConfig, ours: Worker, theirs: Worker | None, rounds: int, profile: bool
+) -> dict[str, Any]:
     """Time the step.
 
     Args:
@@ -39,31 +41,57 @@ def measure_training(config: RunConfig, ours: Worker, theirs: Worker | None, rou
     except WorkerFailed as error:
         if not config.compile:
             raise
-        raise UserError(f"torch.compile fails on this machine ({error}): leave out --compile") from None
+        raise UserError(
+            f"torch.compile fails on this machine ({error}): leave out --compile"
+        ) from None
     begins = {} if theirs is None else _build_theirs(config, begin, theirs, size)
     ours.build("products", Products, config, size=size)
     steps = times_in_a_turn(begin.seconds)
     passes = times_in_a_turn(ours.ask("products", "turn", 1))
-    turns = {"ours": lambda number: ours.ask("step", "turn", number, steps),
-             **{name: lambda number, name=name: theirs.ask(name, "turn", number, steps) for name in begins},
-             "products": lambda number: ours.ask("products", "turn", passes)}
+    turns = {
+        "ours": lambda number: ours.ask("step", "turn", number, steps),
+        **{
+            name: lambda number, name=name: theirs.ask(name, "turn", number, steps)
+            for name in begins
+        },
+        "products": lambda number: ours.ask("products", "turn", passes),
+    }
     seconds = in_turn(turns, rounds, "training step")
 
     flops = flops_of_products(model_sizes(config), config.batch_size * config.seq_len)
     rates = [flops / each / 1e9 for each in seconds["products"]]
-    speeds = {name: [config.tokens_per_step / each for each in seconds[name]] for name in ("ours", *begins)}
-    shares = {name: [config.grad_accum * flops / each / 1e9 / rate for each, rate in zip(seconds[name], rates)]
-              for name in speeds}
+    speeds = {
+        name: [config.tokens_per_step / each for each in seconds[name]]
+        for name in ("ours", *begins)
+    }
+    shares = {
+        name: [
+            config.grad_accum * flops / each / 1e9 / rate
+            for each, rate in zip(seconds[name], rates)
+        ]
+        for name in speeds
+    }
     result: dict[str, Any] = {
-        "train": {"tok_per_s": median(speeds["ours"]), "ms_per_step": 1000 * median(seconds["ours"]),
-                  "batch_size": config.batch_size, "seq_len": config.seq_len, "grad_accum": config.grad_accum},
-        "matmul_gflops": median(rates), "share_of_matmul": median(shares["ours"]), "peak_memory_gb": begin.peak_memory_gb,
+        "train": {
+            "tok_per_s": median(speeds["ours"]),
+            "ms_per_step": 1000 * median(seconds["ours"]),
+            "batch_size": config.batch_size,
+            "seq_len": config.seq_len,
+            "grad_accum": config.grad_accum,
+        },
+        "matmul_gflops": median(rates),
+        "share_of_matmul": median(shares["ours"]),
+        "peak_memory_gb": begin.peak_memory_gb,
         "rounds": {"tok_per_s": speeds, "matmul_gflops": rates},
     }
     for name, each in begins.items():
-        result[name] = {"name": "transformers" if name == "against" else "transformers, torch.compile",
-                        "tok_per_s": median(speeds[name]), **ratios(speeds["ours"], speeds[name]),
-                        "share_of_matmul": median(shares[name]), "loss": each.loss}
+        result[name] = {
+            "name": "transformers" if name == "against" else "transformers, torch.compile",
+            "tok_per_s": median(speeds[name]),
+            **ratios(speeds["ours"], speeds[name]),
+            "share_of_matmul": median(shares[name]),
+            "loss": each.loss,
+        }
     if begins:
         result["against"]["peak_memory_gb"] = begins["against"].peak_memory_gb
         result["train"]["loss"] = begin.loss
@@ -94,5 +122,7 @@ def check_same(ours: float, theirs: float, amp: str) -> None:
         UserError: they differ by more than the number format explains.
     """
     if not abs(ours - theirs) <= SAME_LOSS[amp] * abs(ours):
-        raise UserError(f"the first loss is {ours:.6f} here and {theirs:.6f} with transformers, on the same weights and batch: "
-                        f"they do not compute the same, so their speeds are not compared; try another version of transformers")
+        raise UserError(
+            f"the first loss is {ours:.6f} here and {theirs:.6f} with transformers, on the same weights and batch: "
+            f"they do not compute the same, so their speeds are not compared; try another version of transformers"
+        )

@@ -25,10 +25,23 @@ def transformers_gpt2(config: RunConfig) -> Any:
     import transformers
 
     sizes = model_sizes(config)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=sizes.vocab_size, n_positions=sizes.block_size, n_embd=sizes.n_embd, n_layer=sizes.n_layer, n_head=sizes.n_head,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None))
-    model.load_state_dict(GPT2(sizes, seed=config.seed).state_dict(), strict=False)  # the head's key is missing: it is tied
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=sizes.vocab_size,
+            n_positions=sizes.block_size,
+            n_embd=sizes.n_embd,
+            n_layer=sizes.n_layer,
+            n_head=sizes.n_head,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    model.load_state_dict(
+        GPT2(sizes, seed=config.seed).state_dict(), strict=False
+    )  # the head's key is missing: it is tied
     model.tie_weights()
     return model
 
@@ -57,7 +70,9 @@ class TransformersStep(TimedStep):
             self.scaler.scale(loss).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or float("inf"))
+        torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.config.clip_grad or float("inf")
+        )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return float(total)
@@ -84,7 +99,12 @@ class TransformersSampling:
         """Continue the prompt; seconds, and the new ids."""
         self.precision.wait()
         begun = time.perf_counter()
-        ids = self.model.generate(self.prompt, attention_mask=torch.ones_like(self.prompt), max_new_tokens=new_tokens,
-                                  do_sample=False, pad_token_id=0)
+        ids = self.model.generate(
+            self.prompt,
+            attention_mask=torch.ones_like(self.prompt),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
         self.precision.wait()
-        return time.perf_counter() - begun, ids[0, self.prompt.size(1):].tolist()
+        return time.perf_counter() - begun, ids[0, self.prompt.size(1) :].tolist()

@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Callable
+from typing import Any
 
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.training.out_of_memory import is_out_of_memory
@@ -66,9 +67,13 @@ class Worker:
             outcome, answer = self._connection.recv()
         except (EOFError, OSError):
             self._process.join()
-            if self._process.exitcode == -getattr(signal, "SIGKILL", 9):  # what Linux does where memory runs out
+            if self._process.exitcode == -getattr(
+                signal, "SIGKILL", 9
+            ):  # what Linux does where memory runs out
                 raise self._out_of_memory() from None
-            raise WorkerFailed(f"{self.name}: its process ended with status {self._process.exitcode}") from None
+            raise WorkerFailed(
+                f"{self.name}: its process ended with status {self._process.exitcode}"
+            ) from None
         if outcome == "wrong input":
             raise UserError(answer)
         if outcome == "out of memory":
@@ -78,19 +83,25 @@ class Worker:
         return answer
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a forked copy of a process that has computed is unsafe
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # a forked copy of a process that has computed is unsafe
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), name=self.name)
         self._process.start()
         theirs.close()  # the worker's end is the worker's alone, so that its death is noticed
 
     def _out_of_memory(self) -> UserError:
-        return UserError(f"{self.name}: {self._size} do not fit into memory: lower them, or take a smaller model (n_layer, n_embd)")
+        return UserError(
+            f"{self.name}: {self._size} do not fit into memory: lower them, or take a smaller model (n_layer, n_embd)"
+        )
 
 
 def _serve(connection: Connection) -> None:
     """What a worker does: one task after the other, until nobody is there any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that asks, and so this one
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C ends the process that asks, and so this one
     sys.stdout.flush()
     os.dup2(2, 1)  # the standard output is the result's
     subjects: dict[str, Any] = {}

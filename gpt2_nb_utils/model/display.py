@@ -24,8 +24,10 @@ def code_of(*things: object) -> HTML:
     source = "\n\n".join(textwrap.dedent(inspect.getsource(thing)).rstrip() for thing in things)
     # Colours in the elements themselves, on a background of their own: the same on every page, light or dark.
     formatter = HtmlFormatter(
-        noclasses=True, cssstyles="background:#ffffff; color:#1a1a1a; overflow-x:auto; padding:.1em .8em;",
-        prestyles="font-family:monospace; white-space:pre; color:#1a1a1a; background:transparent;")
+        noclasses=True,
+        cssstyles="background:#ffffff; color:#1a1a1a; overflow-x:auto; padding:.1em .8em;",
+        prestyles="font-family:monospace; white-space:pre; color:#1a1a1a; background:transparent;",
+    )
     return HTML(highlight(source, PythonLexer(), formatter))
 
 
@@ -34,4 +36,7 @@ def parts_table(config: GPT2Config) -> HTML:
     parts = parameter_parts(config)
     total = sum(count for _, _, count in parts)
     rows = [(*part, f"{part[2] / total:.1%}") for part in parts]
-    return table(("part", "arithmetic", "parameters", "share"), [*rows, (HTML("<b>together</b>"), "", total, "100.0%")])
+    return table(
+        ("part", "arithmetic", "parameters", "share"),
+        [*rows, (HTML("<b>together</b>"), "", total, "100.0%")],
+    )

@@ -55,14 +55,18 @@ class Attention(nn.Module):
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.n_head = config.n_head
-        self.c_attn = Affine(config.n_embd, 3 * config.n_embd)  # queries, keys and values side by side
+        self.c_attn = Affine(
+            config.n_embd, 3 * config.n_embd
+        )  # queries, keys and values side by side
         self.c_proj = Affine(config.n_embd, config.n_embd)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of `x` (B, T, C), each (B, H, T, D)."""
         B, T, C = x.shape
-        return tuple(part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
-                     for part in self.c_attn(x).split(C, dim=2))
+        return tuple(
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+            for part in self.c_attn(x).split(C, dim=2)
+        )
 
     def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         q, k, v = self.heads(x)  # (B, H, T, D)
@@ -72,18 +76,24 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask)
-        return self.c_proj(y.transpose(1, 2).reshape(x.shape))  # heads side by side again: (B, T, C)
+        return self.c_proj(
+            y.transpose(1, 2).reshape(x.shape)
+        )  # heads side by side again: (B, T, C)
 
     def weights(self, x: Tensor) -> Tensor:
         """The attention weights (B, H, T, T) that `forward` uses inside: row t is where token t looks."""
         q, k, _ = self.heads(x)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, T)
-        return scores.masked_fill(~causal_mask(q.size(2), k.size(2), q.device), -math.inf).softmax(dim=-1)
+        return scores.masked_fill(~causal_mask(q.size(2), k.size(2), q.device), -math.inf).softmax(
+            dim=-1
+        )
 
 
 def causal_mask(n_queries: int, n_keys: int, device: torch.device | str = "cpu") -> Tensor:
     """True where a query may look: (n_queries, n_keys). The last query stands at the last key."""
-    return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(diagonal=n_keys - n_queries)
+    return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(
+        diagonal=n_keys - n_queries
+    )
 
 
 class MLP(nn.Module):
@@ -129,12 +139,14 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config = GPT2Config(), seed: int = 1337):
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict({
-            "wte": _embedding(config.vocab_size, config.n_embd),
-            "wpe": _embedding(config.block_size, config.n_embd),
-            "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-            "ln_f": nn.LayerNorm(config.n_embd),
-        })
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": _embedding(config.vocab_size, config.n_embd),
+                "wpe": _embedding(config.block_size, config.n_embd),
+                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                "ln_f": nn.LayerNorm(config.n_embd),
+            }
+        )
         initialise(self, seed)
 
     @property
@@ -154,7 +166,9 @@ class GPT2(nn.Module):
             past: one number, or (B,) where rows differ.
         """
         if isinstance(past, Tensor):
-            return self.transformer.wte(x) + self.transformer.wpe(past[:, None] + torch.arange(x.size(1), device=x.device))
+            return self.transformer.wte(x) + self.transformer.wpe(
+                past[:, None] + torch.arange(x.size(1), device=x.device)
+            )
         end = past + x.size(1)
         if end > self.config.block_size:
             raise ValueError(f"{end} tokens exceed block_size {self.config.block_size}")
@@ -186,7 +200,9 @@ class GPT2(nn.Module):
 
     def loss_of(self, hidden: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
         """The same from the last hidden states (B, T, C) of the ids, for who needs those as well."""
-        losses = head_loss(hidden.flatten(0, 1), self.transformer.wte.weight, y.flatten(), IGNORE_INDEX, reduction)
+        losses = head_loss(
+            hidden.flatten(0, 1), self.transformer.wte.weight, y.flatten(), IGNORE_INDEX, reduction
+        )
         return losses.view(y.shape) if reduction == "none" else losses
 
     @torch.no_grad()

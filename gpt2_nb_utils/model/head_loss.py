@@ -22,7 +22,9 @@ _ALIGNED = 64
 """Values of which tensor cores take a whole number: 128 bytes in 16 bits."""
 
 
-def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
+def head_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, reduction: str
+) -> Tensor:
     """Cross-entropy, in nats, of a linear head. The matrix products follow autocast; exponentials and sums are fp32.
 
     Args:
@@ -42,13 +44,20 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int
         return total if reduction == "sum" else total / (targets != ignore_index).sum()
     if by_rows and not torch.is_grad_enabled():
         losses = _losses_by_rows(hidden.to(dtype), weight.to(dtype), targets, ignore_index)
-        return losses if reduction == "none" else losses.sum() if reduction == "sum" else (
-            losses.sum() / (targets != ignore_index).sum())
+        return (
+            losses
+            if reduction == "none"
+            else losses.sum()
+            if reduction == "sum"
+            else (losses.sum() / (targets != ignore_index).sum())
+        )
     # Not in fp32: no tensor core takes part, and the cross-entropy would copy logits that are not contiguous.
     padded = device == "cuda" and dtype != weight.dtype
     logits = padded_product(hidden, weight) if padded else F.linear(hidden, weight)  # (N, V)
     # In fp32 whatever the autocast: an fp16 sum of 50,257 exponentials overflows.
-    return F.cross_entropy(logits.to(weight.dtype), targets, ignore_index=ignore_index, reduction=reduction)
+    return F.cross_entropy(
+        logits.to(weight.dtype), targets, ignore_index=ignore_index, reduction=reduction
+    )
 
 
 def padded_product(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -58,19 +67,29 @@ def padded_product(hidden: Tensor, weight: Tensor) -> Tensor:
 
     Source: NVIDIA, "Matrix Multiplication Background User's Guide", on tensor core requirements.
     """
-    return F.linear(hidden, F.pad(weight, (0, 0, 0, -len(weight) % _ALIGNED)))[:, :len(weight)]
+    return F.linear(hidden, F.pad(weight, (0, 0, 0, -len(weight) % _ALIGNED)))[:, : len(weight)]
 
 
 def _losses_by_rows(hidden: Tensor, head: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
     product = _Product(head, _ROWS_AT_ONCE)
-    return torch.cat([
-        F.cross_entropy(product(h).to(torch.promote_types(head.dtype, torch.float32)), y, ignore_index=ignore_index, reduction="none")
-        for h, y in zip(hidden.split(_ROWS_AT_ONCE), targets.split(_ROWS_AT_ONCE))])
+    return torch.cat(
+        [
+            F.cross_entropy(
+                product(h).to(torch.promote_types(head.dtype, torch.float32)),
+                y,
+                ignore_index=ignore_index,
+                reduction="none",
+            )
+            for h, y in zip(hidden.split(_ROWS_AT_ONCE), targets.split(_ROWS_AT_ONCE))
+        ]
+    )
 
 
 class _HeadLossSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dtype: torch.dtype
+    ) -> Tensor:
         N, C = hidden.shape
         # Each chunk reads and writes the whole (V, C) gradient once, so wide models take more rows at a time.
         rows = min(N, max(32, C))
@@ -78,7 +97,9 @@ class _HeadLossSum(torch.autograd.Function):
         scratch = None if exact else weight.new_empty(min(rows, _ROWS_AT_ONCE), weight.size(0))
         d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
         hidden, head = hidden.to(dtype), weight.to(dtype)
-        keep = (targets != ignore_index).to(weight.dtype).unsqueeze(1)  # (N, 1): 1 where a target counts
+        keep = (
+            (targets != ignore_index).to(weight.dtype).unsqueeze(1)
+        )  # (N, 1): 1 where a target counts
         counted = targets.masked_fill(targets == ignore_index, 0).unsqueeze(1)  # (N, 1)
         normalisers = weight.new_empty(N, 1)
         total = weight.new_zeros((), dtype=torch.float64)
@@ -90,9 +111,14 @@ class _HeadLossSum(torch.autograd.Function):
             if exact:
                 losses = _logits_to_gradients(products, y, normalisers[chunk])
             else:
-                losses = torch.cat([
-                    _through_scratch(part, scratch, y_part, normaliser) for part, y_part, normaliser
-                    in zip(*(t.split(_ROWS_AT_ONCE) for t in (products, y, normalisers[chunk])))])
+                losses = torch.cat(
+                    [
+                        _through_scratch(part, scratch, y_part, normaliser)
+                        for part, y_part, normaliser in zip(
+                            *(t.split(_ROWS_AT_ONCE) for t in (products, y, normalisers[chunk]))
+                        )
+                    ]
+                )
             total += (losses * k).sum(dtype=torch.float64)
             share = k / normalisers[chunk]
             d_hidden[chunk] = torch.mm(products, head) * share
@@ -112,9 +138,17 @@ class _HeadLossSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         if ctx.gradients is None:
-            raise RuntimeError("the head's gradients were handed out by the first backward pass: compute the loss again")
+            raise RuntimeError(
+                "the head's gradients were handed out by the first backward pass: compute the loss again"
+            )
         (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
-        return d_hidden.mul_(grad_output), d_weight.mul_(grad_output), None, None, None  # in place: (V, C) is 154 MB
+        return (
+            d_hidden.mul_(grad_output),
+            d_weight.mul_(grad_output),
+            None,
+            None,
+            None,
+        )  # in place: (V, C) is 154 MB
 
 
 class _Product:
@@ -133,7 +167,7 @@ class _Product:
             return onednn_product(hidden, self._head)
         if self._buffer is None:
             self._buffer = self._head.new_empty(self._rows, len(self._head))
-        return torch.mm(hidden, self._head.t(), out=self._buffer[:len(hidden)])
+        return torch.mm(hidden, self._head.t(), out=self._buffer[: len(hidden)])
 
 
 def _logits_to_gradients(logits: Tensor, y: Tensor, normaliser: Tensor) -> Tensor:
@@ -151,7 +185,7 @@ def _logits_to_gradients(logits: Tensor, y: Tensor, normaliser: Tensor) -> Tenso
 
 
 def _through_scratch(products: Tensor, scratch: Tensor, y: Tensor, normaliser: Tensor) -> Tensor:
-    logits = scratch[:len(products)].copy_(products)
+    logits = scratch[: len(products)].copy_(products)
     losses = _logits_to_gradients(logits, y, normaliser)
     products.copy_(logits)
     return losses

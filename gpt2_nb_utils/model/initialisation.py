@@ -43,4 +43,6 @@ def initialise(model: nn.Module, seed: int) -> None:
             continue  # a model without storage, built to count its parameters
         else:
             std = expected_std(name, model.config.n_layer)
-            parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator))
+            parameter.copy_(
+                torch.empty(parameter.shape, device="cpu").normal_(0.0, std, generator=generator)
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +29,9 @@ class KVCache:
         self.mask: Tensor | None = None
         self._keys: list[Tensor | None] = [None] * n_layer  # each (B, H, capacity, D)
         self._values: list[Tensor | None] = [None] * n_layer
-        self._slots: tuple[slice | Tensor, slice, slice | Tensor]  # of the tokens of the forward pass under way
+        self._slots: tuple[
+            slice | Tensor, slice, slice | Tensor
+        ]  # of the tokens of the forward pass under way
         self._end = 0
 
     def __len__(self) -> int:
@@ -53,13 +55,18 @@ class KVCache:
         self.lengths = [length + T for length in before]
         if min(before) == longest:
             self._slots = (slice(None), slice(None), slice(longest, self._end))
-            self.mask = None if T == 1 or longest == 0 else torch.ones(
-                T, self._end, dtype=torch.bool, device=x.device).tril(longest)  # (T, K)
+            self.mask = (
+                None
+                if T == 1 or longest == 0
+                else torch.ones(T, self._end, dtype=torch.bool, device=x.device).tril(longest)
+            )  # (T, K)
             return longest
         past = torch.tensor(before, device=x.device)  # (B,)
         slots = past[:, None] + torch.arange(T, device=x.device)  # (B, T)
         self._slots = (torch.arange(B, device=x.device)[:, None], slice(None), slots)
-        self.mask = (torch.arange(self._end, device=x.device) <= slots[:, :, None])[:, None]  # (B, 1, T, K)
+        self.mask = (torch.arange(self._end, device=x.device) <= slots[:, :, None])[
+            :, None
+        ]  # (B, 1, T, K)
         return past
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,8 +76,10 @@ class KVCache:
             # Zeros: a slot that a shorter row has not come to has no weight, but even 0 × NaN is NaN.
             self._keys[layer], self._values[layer] = k.new_zeros(room), v.new_zeros(room)
         for held, new in ((self._keys[layer], k), (self._values[layer], v)):
-            held[self._slots] = new if isinstance(self._slots[0], slice) else new.transpose(1, 2)  # (B, T, H, D)
-        return self._keys[layer][:, :, :self._end], self._values[layer][:, :, :self._end]
+            held[self._slots] = (
+                new if isinstance(self._slots[0], slice) else new.transpose(1, 2)
+            )  # (B, T, H, D)
+        return self._keys[layer][:, :, : self._end], self._values[layer][:, :, : self._end]
 
     def keep(self, lengths: Sequence[int]) -> None:
         """Forget all but the first `lengths` tokens of each row."""
@@ -80,4 +89,4 @@ class KVCache:
         """Put what another cache holds in the place of these rows."""
         for mine, theirs in zip(self._keys + self._values, other._keys + other._values):
             if theirs is not None:
-                mine[list(rows), :, :other._end] = theirs[:, :, :other._end]
+                mine[list(rows), :, : other._end] = theirs[:, :, : other._end]

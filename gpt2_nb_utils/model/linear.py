@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_SMALLEST = 2 ** 18
+_SMALLEST = 2**18
 """Elements of a weight from which oneDNN wins: for less, the call takes longer than the product."""
 _FEW_ROWS = 64
 """Rows up to which any number goes to oneDNN; above, its multiples do, such as 4 windows of 256 tokens."""
@@ -35,9 +35,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def takes_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is there, and faster than MKL for `x @ weight`, `x` (…, in) and `weight` (in, out)."""
-    return (_HAS_ONEDNN and weight.numel() >= _SMALLEST and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-            and _suits(x.numel() // x.size(-1), weight)
-            and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling())
+    return (
+        _HAS_ONEDNN
+        and weight.numel() >= _SMALLEST
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and _suits(x.numel() // x.size(-1), weight)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _suits(n_rows: int, weight: Tensor) -> bool:
@@ -49,7 +55,9 @@ def _suits(n_rows: int, weight: Tensor) -> bool:
 def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.t() + bias` for `x` (…, in) and `weight` (out, in), without a gradient; only where `takes_onednn`."""
     # oneDNN reads a bias as if it were contiguous, whatever its strides: one from a file need not be.
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None if bias is None else bias.contiguous(), "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(
+        x, weight, None if bias is None else bias.contiguous(), "none", [], ""
+    )
 
 
 class _Linear(torch.autograd.Function):
@@ -64,9 +72,11 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rows = d_out.reshape(-1, d_out.size(-1))  # (N, out)
-        return (onednn_product(d_out, weight) if needs_x else None,
-                x.reshape(-1, x.size(-1)).t() @ rows if needs_weight else None,
-                rows.sum(dim=0) if needs_bias else None)
+        return (
+            onednn_product(d_out, weight) if needs_x else None,
+            x.reshape(-1, x.size(-1)).t() @ rows if needs_weight else None,
+            rows.sum(dim=0) if needs_bias else None,
+        )
 
 
 def _works() -> bool:

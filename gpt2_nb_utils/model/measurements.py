@@ -28,18 +28,28 @@ def trace_shapes(model: GPT2, x: Tensor) -> list[tuple[str, str, tuple[int, ...]
     """
     block = model.transformer.h[0]
     watched = [
-        ("token embedding", "(B, T, C)", model.transformer.wte), ("LayerNorm 1", "(B, T, C)", block.ln_1),
+        ("token embedding", "(B, T, C)", model.transformer.wte),
+        ("LayerNorm 1", "(B, T, C)", block.ln_1),
         ("queries, keys and values side by side", "(B, T, 3C)", block.attn.c_attn),
-        ("attention output", "(B, T, C)", block.attn), ("LayerNorm 2", "(B, T, C)", block.ln_2),
-        ("MLP, up", "(B, T, 4C)", block.mlp.c_fc), ("MLP, down", "(B, T, C)", block.mlp.c_proj),
-        ("block 1 (residual stream)", "(B, T, C)", block), ("last LayerNorm", "(B, T, C)", model.transformer.ln_f),
+        ("attention output", "(B, T, C)", block.attn),
+        ("LayerNorm 2", "(B, T, C)", block.ln_2),
+        ("MLP, up", "(B, T, 4C)", block.mlp.c_fc),
+        ("MLP, down", "(B, T, C)", block.mlp.c_proj),
+        ("block 1 (residual stream)", "(B, T, C)", block),
+        ("last LayerNorm", "(B, T, C)", model.transformer.ln_f),
     ]
     seen: dict[str, tuple[int, ...]] = {}
     inputs: dict[str, Tensor] = {}
     # update() returns None: a hook that returned a value would replace the module's own.
-    hooks = [module.register_forward_hook(lambda _, __, out, part=part: seen.update({part: tuple(out.shape)}))
-             for part, _, module in watched]
-    hooks.append(block.attn.register_forward_pre_hook(lambda _, args: inputs.update(attention=args[0])))
+    hooks = [
+        module.register_forward_hook(
+            lambda _, __, out, part=part: seen.update({part: tuple(out.shape)})
+        )
+        for part, _, module in watched
+    ]
+    hooks.append(
+        block.attn.register_forward_pre_hook(lambda _, args: inputs.update(attention=args[0]))
+    )
     try:
         logits = model(x)
     finally:
@@ -48,17 +58,36 @@ def trace_shapes(model: GPT2, x: Tensor) -> list[tuple[str, str, tuple[int, ...]
     q, _, _ = block.attn.heads(inputs["attention"])
     maps = block.attn.weights(inputs["attention"])
     rows = [(part, letters, seen[part]) for part, letters, _ in watched]
-    rows[3:3] = [("queries, split into heads (keys and values alike)", "(B, H, T, D)", tuple(q.shape)),
-                 ("attention weights", "(B, H, T, T)", tuple(maps.shape))]
-    rows = [("token ids", "(B, T)", tuple(x.shape)), rows[0],
-            ("position embedding (one for all rows)", "(T, C)", tuple(model.transformer.wpe.weight[:x.size(1)].shape)),
-            ("their sum", "(B, T, C)", tuple(model.embed(x).shape)), *rows[1:],
-            ("logits", "(B, T, V)", tuple(logits.shape))]
+    rows[3:3] = [
+        ("queries, split into heads (keys and values alike)", "(B, H, T, D)", tuple(q.shape)),
+        ("attention weights", "(B, H, T, T)", tuple(maps.shape)),
+    ]
+    rows = [
+        ("token ids", "(B, T)", tuple(x.shape)),
+        rows[0],
+        (
+            "position embedding (one for all rows)",
+            "(T, C)",
+            tuple(model.transformer.wpe.weight[: x.size(1)].shape),
+        ),
+        ("their sum", "(B, T, C)", tuple(model.embed(x).shape)),
+        *rows[1:],
+        ("logits", "(B, T, V)", tuple(logits.shape)),
+    ]
     sizes = model.config
-    value = {"B": x.size(0), "T": x.size(1), "C": sizes.n_embd, "H": sizes.n_head, "D": sizes.n_embd // sizes.n_head,
-             "V": sizes.vocab_size}
+    value = {
+        "B": x.size(0),
+        "T": x.size(1),
+        "C": sizes.n_embd,
+        "H": sizes.n_head,
+        "D": sizes.n_embd // sizes.n_head,
+        "V": sizes.vocab_size,
+    }
     for part, letters, shape in rows:
-        claimed = tuple(int(factor or 1) * value[letter] for factor, letter in re.findall(r"(\d?)([A-Z])", letters))
+        claimed = tuple(
+            int(factor or 1) * value[letter]
+            for factor, letter in re.findall(r"(\d?)([A-Z])", letters)
+        )
         if claimed != shape:
             raise ValueError(f"{part} has shape {shape}, not {letters} = {claimed}")
     return rows
@@ -67,8 +96,10 @@ def trace_shapes(model: GPT2, x: Tensor) -> list[tuple[str, str, tuple[int, ...]
 @torch.no_grad()
 def weight_stds(model: GPT2) -> list[tuple[str, int, float, float]]:
     """Each parameter's (name, number of values, standard deviation it should have, standard deviation it has)."""
-    return [(name, p.numel(), expected_std(name, model.config.n_layer), p.std(correction=0).item())
-            for name, p in model.named_parameters()]
+    return [
+        (name, p.numel(), expected_std(name, model.config.n_layer), p.std(correction=0).item())
+        for name, p in model.named_parameters()
+    ]
 
 
 @torch.no_grad()
@@ -83,11 +114,19 @@ def residual_stds(model: GPT2, x: Tensor, scaled: bool = True) -> list[float]:
     stds: list[float] = []
     blocks = model.transformer.h
     # What each LayerNorm reads is the residual stream at that point.
-    hooks = [norm.register_forward_pre_hook(lambda _, args: stds.append(args[0].std().item()))
-             for norm in (*(norm for block in blocks for norm in (block.ln_1, block.ln_2)), model.transformer.ln_f)]
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, args: stds.append(args[0].std().item()))
+        for norm in (
+            *(norm for block in blocks for norm in (block.ln_1, block.ln_2)),
+            model.transformer.ln_f,
+        )
+    ]
     if not scaled:
-        hooks += [projection.register_forward_hook(lambda _, __, out: out * math.sqrt(2 * len(blocks)))
-                  for block in blocks for projection in (block.attn.c_proj, block.mlp.c_proj)]
+        hooks += [
+            projection.register_forward_hook(lambda _, __, out: out * math.sqrt(2 * len(blocks)))
+            for block in blocks
+            for projection in (block.attn.c_proj, block.mlp.c_proj)
+        ]
     try:
         model.hidden(x)
     finally:

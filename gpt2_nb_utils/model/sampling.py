@@ -5,7 +5,7 @@ It sees token ids only, never text.
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,7 +32,9 @@ Randomness = torch.Generator | Sequence[torch.Generator] | None
 """A source on the CPU, or one for each row; rows with the same one are drawn together."""
 
 
-def next_token(logits: Tensor, temperature: float, top_k: int, generator: Randomness = None) -> Tensor:
+def next_token(
+    logits: Tensor, temperature: float, top_k: int, generator: Randomness = None
+) -> Tensor:
     """Draw one token per row.
 
     Args:
@@ -67,12 +69,16 @@ def next_token(logits: Tensor, temperature: float, top_k: int, generator: Random
         for each in dict.fromkeys(generator):
             rows = [row for row, its in enumerate(generator) if its is each]
             drawn[rows] = torch.multinomial(probabilities[rows], num_samples=1, generator=each)
-    return (drawn.to(logits.device) if ids is None else ids.gather(1, drawn.to(ids.device))).squeeze(1)
+    return (
+        drawn.to(logits.device) if ids is None else ids.gather(1, drawn.to(ids.device))
+    ).squeeze(1)
 
 
 def _demand_finite(values: Tensor) -> None:
     if not values.isfinite().all():
-        raise UserError("the model's logits are not finite, so no token can be drawn: its training has diverged; lower lr")
+        raise UserError(
+            "the model's logits are not finite, so no token can be drawn: its training has diverged; lower lr"
+        )
 
 
 def skip_draws(generator: torch.Generator, n: int, rows: int, choices: int) -> None:
@@ -112,32 +118,59 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        return _continue(model, prompts, max_new_tokens, temperature, top_k, generator, use_cache,
-                         min(context or model.config.block_size, model.config.block_size))
+        return _continue(
+            model,
+            prompts,
+            max_new_tokens,
+            temperature,
+            top_k,
+            generator,
+            use_cache,
+            min(context or model.config.block_size, model.config.block_size),
+        )
     finally:
         model.train(was_training)
 
 
-def _continue(model: GPT2, prompts: Sequence[Tensor], max_new_tokens: int, temperature: float, top_k: int,
-              generator: Randomness, use_cache: bool, context: int) -> list[Tensor]:
+def _continue(
+    model: GPT2,
+    prompts: Sequence[Tensor],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    generator: Randomness,
+    use_cache: bool,
+    context: int,
+) -> list[Tensor]:
     B, ends = len(prompts), [len(prompt) for prompt in prompts]
-    ids = torch.zeros(B, max(ends) + max_new_tokens, dtype=torch.long)  # a row's text, and padding behind it
+    ids = torch.zeros(
+        B, max(ends) + max_new_tokens, dtype=torch.long
+    )  # a row's text, and padding behind it
     for row, prompt in enumerate(prompts):
-        ids[row, :ends[row]] = torch.as_tensor(prompt)
+        ids[row, : ends[row]] = torch.as_tensor(prompt)
     ids = ids.to(model.device)
-    rows, next_place = torch.arange(B, device=ids.device), torch.tensor(ends, device=ids.device)  # (B,) each
+    rows, next_place = (
+        torch.arange(B, device=ids.device),
+        torch.tensor(ends, device=ids.device),
+    )  # (B,) each
     cache, starts = None, [-1] * B
     for _ in range(max_new_tokens):
         before, starts = starts, [context_start(end, context) for end in ends]
         if use_cache:
-            moved = [row for row in range(B) if starts[row] != before[row]]  # all at first, then where a context slides
+            moved = [
+                row for row in range(B) if starts[row] != before[row]
+            ]  # all at first, then where a context slides
             if moved:
                 cache = _filled(cache, model, ids, moved, starts, ends, min(context, ids.size(1)))
             h = model.hidden(ids[rows, next_place - 1, None], cache)[:, 0]  # (B, C)
         else:
             seen = _contexts(ids, range(B), starts, ends)  # (B, T)
-            h = model.hidden(seen)[rows, next_place - 1 - torch.tensor(starts, device=ids.device)]  # (B, C)
-        logits = linear(h, model.transformer.wte.weight.t())  # (B, V): only the last position of each row is needed
+            h = model.hidden(seen)[
+                rows, next_place - 1 - torch.tensor(starts, device=ids.device)
+            ]  # (B, C)
+        logits = linear(
+            h, model.transformer.wte.weight.t()
+        )  # (B, V): only the last position of each row is needed
         ids[rows, next_place] = next_token(logits, temperature, top_k, generator)
         next_place += 1
         ends = [end + 1 for end in ends]
@@ -150,12 +183,21 @@ def _contexts(ids: Tensor, rows: Sequence[int], starts: list[int], ends: list[in
     What stands behind the end of a shorter one is padding: no token before it ever sees it.
     """
     first = torch.tensor([starts[row] for row in rows], device=ids.device)
-    places = first[:, None] + torch.arange(max(ends[row] - starts[row] for row in rows), device=ids.device)
+    places = first[:, None] + torch.arange(
+        max(ends[row] - starts[row] for row in rows), device=ids.device
+    )
     return ids[list(rows)].gather(1, places.clamp(max=ids.size(1) - 1))
 
 
-def _filled(cache: KVCache | None, model: GPT2, ids: Tensor, rows: list[int], starts: list[int], ends: list[int],
-            capacity: int) -> KVCache:
+def _filled(
+    cache: KVCache | None,
+    model: GPT2,
+    ids: Tensor,
+    rows: list[int],
+    starts: list[int],
+    ends: list[int],
+    capacity: int,
+) -> KVCache:
     """A cache that holds the context of each row but for its last token: computed for these rows, as it was for the others."""
     seen = _contexts(ids, rows, starts, [end - 1 for end in ends])  # (len(rows), T)
     whole = len(rows) == len(ids)

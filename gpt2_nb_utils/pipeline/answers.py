@@ -28,7 +28,16 @@ class Answer:
 
 def answers(facts: RunFacts) -> list[Answer]:
     """The answers, in the order in which a grader asks."""
-    return [_loss(facts), _corpus(facts), _parameters(facts), _epochs(facts), _time(facts), _machine(facts), _run(facts), _audit(facts)]
+    return [
+        _loss(facts),
+        _corpus(facts),
+        _parameters(facts),
+        _epochs(facts),
+        _time(facts),
+        _machine(facts),
+        _run(facts),
+        _audit(facts),
+    ]
 
 
 def _loss(facts: RunFacts) -> Answer:
@@ -36,7 +45,9 @@ def _loss(facts: RunFacts) -> Answer:
     target = f"target: below {facts.target:g}"
     if facts.summary.get(which) is None:
         return Answer("Training loss", "not measured yet", target)
-    return Answer("Training loss", loss_text(facts.summary[which]), f"{facts.measured(which)}; {target}")
+    return Answer(
+        "Training loss", loss_text(facts.summary[which]), f"{facts.measured(which)}; {target}"
+    )
 
 
 def _corpus(facts: RunFacts) -> Answer:
@@ -44,12 +55,19 @@ def _corpus(facts: RunFacts) -> Answer:
     sha256 = f"sha256 {corpus['sha256'][:8]}…" if corpus.get("sha256") else f"sha256 {UNKNOWN}"
     excerpt = facts.config.get("max_tokens")
     size = f"its first {excerpt:,} tokens" if excerpt else f"{count(corpus.get('tokens'))} tokens"
-    return Answer("Corpus", "demonstration corpus" if corpus.get("source") == "demo" else facts.course, f"{size}, {sha256}")
+    return Answer(
+        "Corpus",
+        "demonstration corpus" if corpus.get("source") == "demo" else facts.course,
+        f"{size}, {sha256}",
+    )
 
 
 def _parameters(facts: RunFacts) -> Answer:
-    shape = [f"{facts.config[name]} {words}" for name, words in (("n_layer", "layers"), ("n_head", "heads"), ("n_embd", "wide"))
-             if name in facts.config]
+    shape = [
+        f"{facts.config[name]} {words}"
+        for name, words in (("n_layer", "layers"), ("n_head", "heads"), ("n_embd", "wide"))
+        if name in facts.config
+    ]
     return Answer("Parameters", count(facts.summary.get("n_params")), ", ".join(shape))
 
 
@@ -58,10 +76,16 @@ def _epochs(facts: RunFacts) -> Answer:
 
 
 def _time(facts: RunFacts) -> Answer:
-    seconds, wall, speed = (facts.summary.get(name) for name in ("seconds", "wall_seconds", "tok_per_s"))
+    seconds, wall, speed = (
+        facts.summary.get(name) for name in ("seconds", "wall_seconds", "tok_per_s")
+    )
     besides = ["of training"] + ([] if wall is None else [f"{_spelled(wall)} in all"])
     besides += [] if speed is None else [f"{speed:,.0f} tokens/s"]
-    return Answer("Time", UNKNOWN, "") if seconds is None else Answer("Time", _spelled(seconds), ", ".join(besides))
+    return (
+        Answer("Time", UNKNOWN, "")
+        if seconds is None
+        else Answer("Time", _spelled(seconds), ", ".join(besides))
+    )
 
 
 def _machine(facts: RunFacts) -> Answer:
@@ -75,7 +99,11 @@ def _machine(facts: RunFacts) -> Answer:
 def _run(facts: RunFacts) -> Answer:
     status = str(facts.summary.get("status") or UNKNOWN)
     short = STATUS.get(status, status).partition(":")[0].partition(",")[0]
-    return Answer("Run", short, f"step {count(facts.summary.get('step'))}{facts.of_steps}, seed {facts.summary.get('seed', UNKNOWN)}")
+    return Answer(
+        "Run",
+        short,
+        f"step {count(facts.summary.get('step'))}{facts.of_steps}, seed {facts.summary.get('seed', UNKNOWN)}",
+    )
 
 
 def _audit(facts: RunFacts) -> Answer:

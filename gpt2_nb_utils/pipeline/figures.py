@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from gpt2_nb_utils.pipeline.run_facts import RunFacts
 
 _MAIN = "loss"
-_CAPTIONS = {_MAIN: "Loss over the steps of training", "grad_norm": "Gradient norm", "lr": "Learning rate"}
+_CAPTIONS = {
+    _MAIN: "Loss over the steps of training",
+    "grad_norm": "Gradient norm",
+    "lr": "Learning rate",
+}
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,16 @@ class Figure:
 def figures(facts: RunFacts) -> list[Figure]:
     """All PNG files of the run's `figures/`, the loss curve first."""
     told = dict(_alternative_texts(facts.run.notebooks))
-    paths = sorted(facts.run.figures.glob("*.png"), key=lambda path: (path.stem != _MAIN, path.name))
+    paths = sorted(
+        facts.run.figures.glob("*.png"), key=lambda path: (path.stem != _MAIN, path.name)
+    )
     found = []
     for path in paths:
         words = path.stem.replace("_", " ").replace("-", " ").strip()
         caption = _CAPTIONS.get(path.stem, words[:1].upper() + words[1:])
-        alt = told.get(path.read_bytes()) or (facts.curve_in_words() if path.stem == _MAIN else f"Figure: {caption}")
+        alt = told.get(path.read_bytes()) or (
+            facts.curve_in_words() if path.stem == _MAIN else f"Figure: {caption}"
+        )
         found.append(Figure(path, caption, alt))
     return found
 

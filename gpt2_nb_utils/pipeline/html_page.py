@@ -17,7 +17,10 @@ from pygments.formatters import HtmlFormatter
 from gpt2_nb_utils.plain_text import visible
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_LIGHT_CODE, _DARK_CODE = "xcode", "lightbulb"  # the Pygments styles whose every colour keeps a contrast of 4.5 here
+_LIGHT_CODE, _DARK_CODE = (
+    "xcode",
+    "lightbulb",
+)  # the Pygments styles whose every colour keeps a contrast of 4.5 here
 
 
 def render(template: str, **content: Any) -> str:
@@ -27,8 +30,14 @@ def render(template: str, **content: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True, finalize=_harmless)
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_harmless,
+    )
     return environment
 
 
@@ -42,7 +51,9 @@ def _css() -> Markup:
     def code_colours(style: str) -> str:
         rules = HtmlFormatter(style=style).get_style_defs(".highlight").splitlines()
         # The box around the code has its own colours; only the words are the style's.
-        return "\n".join(rule for rule in rules if rule.startswith(".highlight .") and "background" not in rule)
+        return "\n".join(
+            rule for rule in rules if rule.startswith(".highlight .") and "background" not in rule
+        )
 
     own = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     dark = f"@media screen and (prefers-color-scheme: dark) {{\n{code_colours(_DARK_CODE)}\n}}"

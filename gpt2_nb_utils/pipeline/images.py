@@ -32,7 +32,9 @@ def compressed(png: bytes, level: int) -> bytes:
     image = Image.alpha_composite(paper, image).convert("RGB")
     widest = _WIDEST.get(min(level, SMALLEST), image.width)
     if image.width > widest:
-        image = image.resize((widest, max(1, round(image.height * widest / image.width))), Image.Resampling.LANCZOS)
+        image = image.resize(
+            (widest, max(1, round(image.height * widest / image.width))), Image.Resampling.LANCZOS
+        )
     buffer = io.BytesIO()
     image.quantize(colors=256 if level < SMALLEST else 64).save(buffer, format="PNG", optimize=True)
     return min(png, buffer.getvalue(), key=len)

@@ -12,7 +12,12 @@ import unicodedata
 from typing import Any
 
 from latex2mathml.converter import convert
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathBlockParser, MathInlineParser
+from nbconvert.filters.markdown_mistune import (
+    IPythonRenderer,
+    MarkdownWithMath,
+    MathBlockParser,
+    MathInlineParser,
+)
 
 
 def formula_html(latex: str, display: str) -> str:
@@ -25,10 +30,18 @@ def formula_html(latex: str, display: str) -> str:
     latex = latex.strip()
     braces = re.findall(r"(?<!\\)[{}]", latex)
     try:
-        mathml = _polished(convert(latex, display=display)) if braces.count("{") == braces.count("}") else ""
-    except Exception:  # the converter raises whatever its parser meets: KeyError, IndexError, its own errors
+        mathml = (
+            _polished(convert(latex, display=display))
+            if braces.count("{") == braces.count("}")
+            else ""
+        )
+    except (
+        Exception
+    ):  # the converter raises whatever its parser meets: KeyError, IndexError, its own errors
         mathml = ""
-    if not mathml or "\\" in html.unescape(re.sub(r"<[^>]*>", "", mathml)):  # a command that it does not know
+    if not mathml or "\\" in html.unescape(
+        re.sub(r"<[^>]*>", "", mathml)
+    ):  # a command that it does not know
         return f'<code class="latex">{html.escape(latex)}</code>'
     # Focusable, so that a formula wider than a phone can be scrolled with the keyboard.
     return f'<span class="formula" tabindex="0">{mathml}</span>' if display == "block" else mathml
@@ -36,27 +49,39 @@ def formula_html(latex: str, display: str) -> str:
 
 def _polished(mathml: str) -> str:
     """Set what browsers' MathML Core leaves to the author: space around `ln`, and script or bold letters."""
+
     def function(match: re.Match[str]) -> str:
         name, bracket = match.groups()
         return f'<mo form="prefix" lspace="0.17em" rspace="{0 if bracket else 0.17}em">{name}</mo>{bracket or ""}'
 
     def letter(match: re.Match[str]) -> str:
         style, character = match.groups()
-        kind = f"{style.upper()} {'CAPITAL' if character.isupper() else 'SMALL'} {character.upper()}"
-        for name in (f"MATHEMATICAL {kind}", kind):  # Unicode names the older half of the script letters without it
+        kind = (
+            f"{style.upper()} {'CAPITAL' if character.isupper() else 'SMALL'} {character.upper()}"
+        )
+        for name in (
+            f"MATHEMATICAL {kind}",
+            kind,
+        ):  # Unicode names the older half of the script letters without it
             with contextlib.suppress(KeyError):
                 return f'<mi mathvariant="normal">{unicodedata.lookup(name)}</mi>'
         return match[0]
 
     mathml = re.sub(r'<mi mathvariant="(script|bold)">([A-Za-z])</mi>', letter, mathml)
-    return re.sub(r'<m[io]>([A-Za-z]{2,})</m[io]>(<mo stretchy="false">&#x00028;</mo>)?', function, mathml)
+    return re.sub(
+        r'<m[io]>([A-Za-z]{2,})</m[io]>(<mo stretchy="false">&#x00028;</mo>)?', function, mathml
+    )
 
 
 class _Blocks(MathBlockParser):
     # nbconvert takes $$ for a block anywhere in a line, also inside a code span: here it must start the line.
-    SPECIFICATION = {**MathBlockParser.SPECIFICATION, "multiline_math": (
-        r"^ {0,3}(?:\$\$(?s:.*?)(?<!\\)\$\$"
-        r"|\\begin\{(?P<math_env_name>[a-z]*\*?)\}(?s:.*?)\\end\{(?P=math_env_name)\})")}
+    SPECIFICATION = {
+        **MathBlockParser.SPECIFICATION,
+        "multiline_math": (
+            r"^ {0,3}(?:\$\$(?s:.*?)(?<!\\)\$\$"
+            r"|\\begin\{(?P<math_env_name>[a-z]*\*?)\}(?s:.*?)\\end\{(?P=math_env_name)\})"
+        ),
+    }
 
 
 class _Inlines(MathInlineParser):
@@ -66,7 +91,6 @@ class _Inlines(MathInlineParser):
         "block_math_tex": r"(?<!\\)\$\$(?P<math_block_tex>[^`]+?)(?<!\\)\$\$",
         "inline_math_tex": r"(?<![$\\])\$(?![\s$])(?P<math_inline_tex>(?:\\.|[^$\\`])+?)(?<!\s)\$(?![$\d])",
     }
-
 
 
 class _Renderer(IPythonRenderer):
@@ -85,4 +109,6 @@ class _Renderer(IPythonRenderer):
 def markdown_to_html(source: str, attachments: dict[str, Any] | None = None) -> str:
     """HTML of a Markdown text; raw HTML in it comes through, formulas are MathML."""
     renderer = _Renderer(escape=False, exclude_anchor_links=True, attachments=attachments or {})
-    return MarkdownWithMath(renderer=renderer, block=_Blocks(), inline=_Inlines(hard_wrap=False)).render(source)
+    return MarkdownWithMath(
+        renderer=renderer, block=_Blocks(), inline=_Inlines(hard_wrap=False)
+    ).render(source)

@@ -26,10 +26,20 @@ from gpt2_nb_utils.pipeline.safe_html import Outline, safe_html
 from gpt2_nb_utils.plain_text import visible
 from gpt2_nb_utils.progress import duration
 
-_PAPERMILL_NOTICE = "papermill-error-cell-tag"  # papermill's own words about a failed cell: the page says it itself
+_PAPERMILL_NOTICE = (
+    "papermill-error-cell-tag"  # papermill's own words about a failed cell: the page says it itself
+)
 _LARGEST_OUTPUT = 200_000  # characters of one output, where a page would grow too large otherwise
 _TEMPLATES = Path(__file__).parent / "templates"
-_SHOWN_FIRST = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain"]
+_SHOWN_FIRST = [
+    "text/html",
+    "text/markdown",
+    "image/svg+xml",
+    "text/latex",
+    "image/png",
+    "image/jpeg",
+    "text/plain",
+]
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,16 @@ def read_notebook(path: Path) -> Any:
         notebook = nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises its own, jsonschema's and plain ones
         raise ValueError(f"{path} is not a readable notebook") from error
-    notebook.cells = [cell for cell in notebook.cells if _PAPERMILL_NOTICE not in cell.metadata.get("tags", [])]
+    notebook.cells = [
+        cell for cell in notebook.cells if _PAPERMILL_NOTICE not in cell.metadata.get("tags", [])
+    ]
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs
-                            if set(output.get("data", _SHOWN_FIRST)) & set(_SHOWN_FIRST)]
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if set(output.get("data", _SHOWN_FIRST)) & set(_SHOWN_FIRST)
+            ]
     return notebook
 
 
@@ -70,13 +85,21 @@ def execution(notebook: Any) -> Execution:
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     for number, cell in enumerate(notebook.cells, start=1):
         for output in cell.get("outputs", []):
-            if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
+            if output.output_type == "error" and "raises-exception" not in cell.metadata.get(
+                "tags", []
+            ):
                 value = (output.get("evalue") or "").strip().partition("\n")[0]
                 where = f"stopped at cell {number} of {len(notebook.cells)}"
-                return Execution(False, f"{where}: {output.get('ename')}: {value}"[:400], cell.get("id", ""))
+                return Execution(
+                    False, f"{where}: {output.get('ename')}: {value}"[:400], cell.get("id", "")
+                )
     executed = sum(cell.execution_count is not None for cell in code)
     if executed < len(code):
-        words = f"executed {executed} of {len(code)} code cells only" if executed else "was not executed"
+        words = (
+            f"executed {executed} of {len(code)} code cells only"
+            if executed
+            else "was not executed"
+        )
         return Execution(False, words)
     took = notebook.metadata.get("papermill", {}).get("duration")
     return Execution(True, f"ran to its end in {duration(took)}" if took else "ran to its end")
@@ -92,7 +115,8 @@ def notebook_body(notebook: Any, pages: dict[str, str], level: int = 0) -> tuple
     """
     outline = Outline(ids={"content", "contents"})
     exporter = HTMLExporter(
-        template_name="notebook_body", extra_template_basedirs=[str(_TEMPLATES)],
+        template_name="notebook_body",
+        extra_template_basedirs=[str(_TEMPLATES)],
         config=Config({"NbConvertBase": {"display_data_priority": _SHOWN_FIRST}}),
     )
 
@@ -103,7 +127,11 @@ def notebook_body(notebook: Any, pages: dict[str, str], level: int = 0) -> tuple
         data, alt = output["data"][mime], output.get("metadata", {}).get(mime, {}).get("alt")
         alt = html.escape(str(alt or "Figure without a description"))
         try:
-            content = data.encode("utf-8", errors="replace") if mime == "image/svg+xml" else base64.b64decode(data)
+            content = (
+                data.encode("utf-8", errors="replace")
+                if mime == "image/svg+xml"
+                else base64.b64decode(data)
+            )
         except ValueError:  # no base64
             return f'<p class="missing">[image that cannot be read: {alt}]</p>'
         if mime == "image/png":
@@ -119,7 +147,9 @@ def notebook_body(notebook: Any, pages: dict[str, str], level: int = 0) -> tuple
         "parameters_name": _parameters_name,
         "focusable": lambda source: source.replace("<pre>", '<pre tabindex="0">', 1),
     }
-    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # one box per stream, not per flush
+    exporter.register_preprocessor(
+        CoalesceStreamsPreprocessor, enabled=True
+    )  # one box per stream, not per flush
     for name, function in filters.items():
         exporter.register_filter(name, function)
     body, _ = exporter.from_notebook_node(notebook)
@@ -132,8 +162,13 @@ def cell_output(notebook: Any, cell_id: str, outline: Outline) -> Markup:
     Args:
         outline: the headings and ids of the page on which it will stand.
     """
-    shown = [safe_html("".join(output["data"]["text/html"]), outline) for cell in notebook.cells if cell.get("id") == cell_id
-             for output in cell.get("outputs", []) if "text/html" in output.get("data", {})]
+    shown = [
+        safe_html("".join(output["data"]["text/html"]), outline)
+        for cell in notebook.cells
+        if cell.get("id") == cell_id
+        for output in cell.get("outputs", [])
+        if "text/html" in output.get("data", {})
+    ]
     return Markup("\n".join(shown))
 
 
@@ -148,7 +183,9 @@ def _last_state(text: str) -> str:
     """What a terminal shows in the end: a carriage return goes back over its line; other controls show nothing."""
     text = re.sub(r"[^\n]*\r(?!\n)", "", text.replace("\r\n", "\n").rstrip("\r"))
     text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]", "", text)
-    text = re.sub(r"\x1b(?!\[[0-?]*[ -/]*[@-~])", "\u241b", text)  # of the others ansi2html makes colours
+    text = re.sub(
+        r"\x1b(?!\[[0-?]*[ -/]*[@-~])", "\u241b", text
+    )  # of the others ansi2html makes colours
     return "\x1b".join(map(visible, text.split("\x1b")))
 
 
@@ -161,4 +198,7 @@ def _limited(text: str, level: int) -> str:
 def _latex_output(source: str) -> str:
     source = source.strip()
     display = "block" if source.startswith(("$$", r"\[")) else "inline"
-    return formula_html(re.sub(r"^(\$+|\\\[|\\\()|(\$+|\\\]|\\\))$", "", source).replace(r"\displaystyle", ""), display)
+    return formula_html(
+        re.sub(r"^(\$+|\\\[|\\\()|(\$+|\\\]|\\\))$", "", source).replace(r"\displaystyle", ""),
+        display,
+    )

@@ -10,8 +10,9 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import nbformat
 
@@ -39,7 +40,9 @@ class NotebookFailed(UserError):
         self.exit_status = exit_status
 
 
-def run_notebooks(config: RunConfig, directory: RunDirectory, names: tuple[str, ...] = NAMES) -> None:
+def run_notebooks(
+    config: RunConfig, directory: RunDirectory, names: tuple[str, ...] = NAMES
+) -> None:
     """Execute notebooks with the settings of a run.
 
     The run directory is claimed already. With `resume` set, 01 and 02 are not run again if they had run to their end, as they stand now;
@@ -82,8 +85,11 @@ def parameters_for(source: Path, config: RunConfig) -> dict[str, Any]:
     usual = RunConfig.resolve({"preset": config.preset})
     # The directory is this run's by now: its notebooks go on in it.
     always, never = {"preset", "out_dir"}, {"resume", "overwrite"}
-    return {name: value for name, value in config.model_dump().items()
-            if name in known and name not in never and (name in always or value != getattr(usual, name))}
+    return {
+        name: value
+        for name, value in config.model_dump().items()
+        if name in known and name not in never and (name in always or value != getattr(usual, name))
+    }
 
 
 def _execute(name: str, target: Path, config: RunConfig, directory: RunDirectory) -> None:
@@ -95,22 +101,36 @@ def _execute(name: str, target: Path, config: RunConfig, directory: RunDirectory
     logging.getLogger("papermill").setLevel(logging.ERROR)
     source = _source(name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    n_cells = len(nbformat.read(source, as_version=4).cells) + 1  # papermill adds the injected parameters
+    n_cells = (
+        len(nbformat.read(source, as_version=4).cells) + 1
+    )  # papermill adds the injected parameters
     with _Watch(name, n_cells, directory) as watch, StopRequest(engine.interrupt) as stop:
         engine.on_cell = watch.cell
         try:
-            papermill.execute_notebook(_as_seen_from_here(source), str(target), parameters_for(source, config),
-                                       engine_name=_ENGINE, kernel_name="python3", progress_bar=False, autosave_cell_every=0)
+            papermill.execute_notebook(
+                _as_seen_from_here(source),
+                str(target),
+                parameters_for(source, config),
+                engine_name=_ENGINE,
+                kernel_name="python3",
+                progress_bar=False,
+                autosave_cell_every=0,
+            )
         except papermill.PapermillExecutionError as error:
             if stop:
                 raise KeyboardInterrupt from None
             first_line = error.source.strip().splitlines()[0]
             raise NotebookFailed(
                 f"{name}.ipynb, cell {watch.cells_done + 1} of {n_cells} (`{first_line}`): {error.ename}: {' '.join(error.evalue.split())} "
-                f"(executed so far: {target})", 2 if error.ename == "UserError" else 1) from None
+                f"(executed so far: {target})",
+                2 if error.ename == "UserError" else 1,
+            ) from None
         except RuntimeError as error:  # nbclient: the kernel died, or did not start
-            raise NotebookFailed(f"{name}.ipynb, cell {watch.cells_done + 1} of {n_cells}: {' '.join(str(error).split())} (executed so far: "
-                                 f"{target}); --resume auto goes on from the last checkpoint", 1) from None
+            raise NotebookFailed(
+                f"{name}.ipynb, cell {watch.cells_done + 1} of {n_cells}: {' '.join(str(error).split())} (executed so far: "
+                f"{target}); --resume auto goes on from the last checkpoint",
+                1,
+            ) from None
         if stop:
             raise KeyboardInterrupt
 
@@ -126,9 +146,12 @@ def _ran_to_its_end(source: Path, executed: Path) -> bool:
         cells = nbformat.read(executed, as_version=4).cells
     except (OSError, ValueError, nbformat.reader.NotJSONError):
         return False
-    own = [cell.source for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    return (own == [cell.source for cell in nbformat.read(source, as_version=4).cells]
-            and all(cell.metadata.get("papermill", {}).get("status") == "completed" for cell in cells))
+    own = [
+        cell.source for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
+    return own == [cell.source for cell in nbformat.read(source, as_version=4).cells] and all(
+        cell.metadata.get("papermill", {}).get("status") == "completed" for cell in cells
+    )
 
 
 def _telling_engine() -> type:
@@ -150,8 +173,13 @@ def _telling_engine() -> type:
 
             nb_man.cell_start = cell_start
             # Level 50: what the kernel itself says would tear the progress line.
-            cls.client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=120, timeout=None,
-                                                 extra_arguments=["--log-level=50"])
+            cls.client = PapermillNotebookClient(
+                nb_man,
+                kernel_name=kernel_name,
+                startup_timeout=120,
+                timeout=None,
+                extra_arguments=["--log-level=50"],
+            )
             cls.client.execute()
 
         @classmethod
@@ -159,7 +187,9 @@ def _telling_engine() -> type:
             """Interrupt the kernel, as JupyterLab's stop button does: training then saves and ends."""
             kernel = cls.client and cls.client.km and cls.client.km.provisioner
             if kernel and kernel.pid:
-                os.kill(kernel.pid, signal.SIGINT)  # a kernel is in a process group of its own: Ctrl-C does not reach it
+                os.kill(
+                    kernel.pid, signal.SIGINT
+                )  # a kernel is in a process group of its own: Ctrl-C does not reach it
 
     return TellingEngine
 
@@ -185,7 +215,9 @@ class _Watch:
         self._over.set()
         self._thread.join()
         self._progress.update(self.cells_done if kind else self._progress.total)
-        self._progress.close("interrupted" if kind is KeyboardInterrupt else "failed" if kind else "")
+        self._progress.close(
+            "interrupted" if kind is KeyboardInterrupt else "failed" if kind else ""
+        )
 
     def _follow(self) -> None:
         while not self._over.wait(0.5):

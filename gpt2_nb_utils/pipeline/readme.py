@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 from urllib.parse import quote
 
 from gpt2_nb_utils import markdown
@@ -25,8 +25,11 @@ from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
 _MARKER = re.compile(rb"<!--AUTO:([A-Z]+):(START|END)-->")
 _LOG_LINES = (12, 8)  # how many of the first and of the last lines of a log are shown
 _LONGEST_LINE = 1500
-_SCREENSHOTS = {"page.png": "The page of the app as a visitor finds it", "generation.png": "The page after an example generation",
-                "phone.png": "The same page on a phone"}
+_SCREENSHOTS = {
+    "page.png": "The page of the app as a visitor finds it",
+    "generation.png": "The page after an example generation",
+    "phone.png": "The same page on a phone",
+}
 
 
 def fill_readme(run: RunDirectory, readme: Path) -> bool:
@@ -48,10 +51,14 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
     readme = Path(readme)
     try:
         if readme.exists() and not readme.is_file():
-            raise UserError(f"README {readme} is no regular file: name one that is")  # a pipe or a device might never end
+            raise UserError(
+                f"README {readme} is no regular file: name one that is"
+            )  # a pipe or a device might never end
         old = readme.read_bytes()
     except OSError as error:
-        raise UserError(f"README {readme} cannot be read ({error.strerror}): name an existing file") from None
+        raise UserError(
+            f"README {readme} cannot be read ({error.strerror}): name an existing file"
+        ) from None
     places = _places(old, readme)
     facts = read_run(run)
     new, end = b"", 0
@@ -78,29 +85,39 @@ def _places(content: bytes, readme: Path) -> list[tuple[str, int, int]]:
     for name in _BLOCKS:
         for edge in ("START", "END"):
             found = sum(marker[:2] == (name, edge) for marker in markers)
-            if found != 1 and not (name in _OPTIONAL and not any(marker[0] == name for marker in markers)):
+            if found != 1 and not (
+                name in _OPTIONAL and not any(marker[0] == name for marker in markers)
+            ):
                 how = f"stands there {found} times" if found else "is missing"
-                raise UserError(f"{readme}: marker <!--AUTO:{name}:{edge}--> {how}: have it exactly once")
+                raise UserError(
+                    f"{readme}: marker <!--AUTO:{name}:{edge}--> {how}: have it exactly once"
+                )
     places = []
     ours = [marker for marker in markers if marker[0] in _BLOCKS]
     for (name, edge, opening), (next_name, next_edge, closing) in zip(ours[::2], ours[1::2]):
         if edge == "END" and next_name == name:
-            raise UserError(f"{readme}: marker <!--AUTO:{name}:END--> stands before its START: exchange the two")
+            raise UserError(
+                f"{readme}: marker <!--AUTO:{name}:END--> stands before its START: exchange the two"
+            )
         wrong = (name, edge) if edge == "END" else (next_name, next_edge)
         if edge == "END" or (next_name, next_edge) != (name, "END"):
-            raise UserError(f"{readme}: marker <!--AUTO:{wrong[0]}:{wrong[1]}--> stands inside another block: "
-                            f"close each block before the next one starts")
+            raise UserError(
+                f"{readme}: marker <!--AUTO:{wrong[0]}:{wrong[1]}--> stands inside another block: "
+                f"close each block before the next one starts"
+            )
         for other, other_edge, match in markers:
             if opening.end() <= match.start() < closing.start():
-                raise UserError(f"{readme}: marker <!--AUTO:{other}:{other_edge}--> stands inside the block {name}, "
-                                f"which is replaced: move it out")
+                raise UserError(
+                    f"{readme}: marker <!--AUTO:{other}:{other_edge}--> stands inside the block {name}, "
+                    f"which is replaced: move it out"
+                )
         places.append((name, opening.end(), closing.start()))
     return places
 
 
 def _line_end(content: bytes, start: int) -> bytes:
     """The line end that follows the marker, or that of the file."""
-    following = content[start:start + 2]
+    following = content[start : start + 2]
     if following == b"\r\n" or (not following.startswith(b"\n") and b"\r\n" in content):
         return b"\r\n"
     return b"\n"
@@ -108,10 +125,19 @@ def _line_end(content: bytes, start: int) -> bytes:
 
 def _summary(facts: RunFacts, readme: Path) -> str:
     mark = "✓" if facts.reached else "✗"
-    conditions = [f"{markdown.text(condition.asks)}: {MARKS[condition.state]} {condition.state}"
-                  for condition in facts.conditions]
-    return "\n".join([f"**{mark} {markdown.text(facts.headline)}.** {markdown.text(facts.explanation)}", "",
-                      "Conditions: " + "; ".join(conditions) + ".", "", markdown.table(("", "this run"), facts.table())])
+    conditions = [
+        f"{markdown.text(condition.asks)}: {MARKS[condition.state]} {condition.state}"
+        for condition in facts.conditions
+    ]
+    return "\n".join(
+        [
+            f"**{mark} {markdown.text(facts.headline)}.** {markdown.text(facts.explanation)}",
+            "",
+            "Conditions: " + "; ".join(conditions) + ".",
+            "",
+            markdown.table(("", "this run"), facts.table()),
+        ]
+    )
 
 
 def _plot(facts: RunFacts, readme: Path) -> str:
@@ -125,7 +151,9 @@ def _picture(path: Path, alt: str, readme: Path) -> str:
     try:
         target = os.path.relpath(path.resolve(), readme.resolve().parent)
     except ValueError:
-        raise UserError(f"{path} and {readme} are on different drives: keep the run beside the README") from None
+        raise UserError(
+            f"{path} and {readme} are on different drives: keep the run beside the README"
+        ) from None
     return f"![{markdown.text(alt)}]({quote(Path(target).as_posix())})"
 
 
@@ -136,18 +164,42 @@ def _logs(facts: RunFacts, readme: Path) -> str:
     lines = [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} …" for line in lines]
     first, last = _LOG_LINES
     if len(lines) > first + last:
-        lines = [*lines[:first], f"… {len(lines) - first - last:,} more lines in logs/train.log …", *lines[-last:]]
+        lines = [
+            *lines[:first],
+            f"… {len(lines) - first - last:,} more lines in logs/train.log …",
+            *lines[-last:],
+        ]
     return _fenced("\n".join(lines))
 
 
 def _metrics(facts: RunFacts, readme: Path) -> str:
     if not facts.metrics:
         return "No metrics were written for this run."
-    forms = {"step": ",.0f", "epoch": ".3f", "loss": ".4f", "train_loss": ".4f", "lr": ".2e", "grad_norm": ".2f",
-             "tok_per_s": ",.0f"}
-    heads = ("step", "epoch", "batch loss", "training loss", "learning rate", "gradient norm", "tokens/s")
-    rows = [["–" if getattr(row, name) is None else format(getattr(row, name), form) for name, form in forms.items()]
-            for row in facts.metric_rows(12)]
+    forms = {
+        "step": ",.0f",
+        "epoch": ".3f",
+        "loss": ".4f",
+        "train_loss": ".4f",
+        "lr": ".2e",
+        "grad_norm": ".2f",
+        "tok_per_s": ",.0f",
+    }
+    heads = (
+        "step",
+        "epoch",
+        "batch loss",
+        "training loss",
+        "learning rate",
+        "gradient norm",
+        "tokens/s",
+    )
+    rows = [
+        [
+            "–" if getattr(row, name) is None else format(getattr(row, name), form)
+            for name, form in forms.items()
+        ]
+        for row in facts.metric_rows(12)
+    ]
     return f"{markdown.table(heads, rows)}\n\nTraining loss: {markdown.text(facts.last_training_loss)}."
 
 
@@ -158,17 +210,31 @@ def _samples(facts: RunFacts, readme: Path) -> str:
     parts = []
     for samples in (before, after):
         for sample in samples[:1]:
-            settings = ", ".join(f"{name} {value}" for name, value in sample.settings.items() if name != "prompts")
+            settings = ", ".join(
+                f"{name} {value}" for name, value in sample.settings.items() if name != "prompts"
+            )
             how = f" ({markdown.text(settings)})" if settings else ""
-            parts += [f"Step {count(sample.step)}, prompt {_code(sample.prompt)}{how}:", _fenced(visible(sample.text))]
+            parts += [
+                f"Step {count(sample.step)}, prompt {_code(sample.prompt)}{how}:",
+                _fenced(visible(sample.text)),
+            ]
     return "\n\n".join(parts)
 
 
 def _repro(facts: RunFacts, readme: Path) -> str:
-    rows = [("Seed", str(facts.summary.get("seed", "not recorded"))), ("Best training loss", facts.best_training_loss),
-            ("Best batch loss", facts.best_batch_loss), *facts.machine]
-    return "\n\n".join(["The command of this run, exactly as it was given:", _fenced(visible(facts.command), "sh"),
-                        markdown.table(("", "this run"), rows)])
+    rows = [
+        ("Seed", str(facts.summary.get("seed", "not recorded"))),
+        ("Best training loss", facts.best_training_loss),
+        ("Best batch loss", facts.best_batch_loss),
+        *facts.machine,
+    ]
+    return "\n\n".join(
+        [
+            "The command of this run, exactly as it was given:",
+            _fenced(visible(facts.command), "sh"),
+            markdown.table(("", "this run"), rows),
+        ]
+    )
 
 
 def _runs(facts: RunFacts, readme: Path) -> str:
@@ -181,7 +247,11 @@ def _bench(facts: RunFacts, readme: Path) -> str:
 
 def _space(facts: RunFacts, readme: Path) -> str:
     folder = _reference(facts, readme) / "space"
-    shown = [_picture(folder / name, alt, readme) for name, alt in _SCREENSHOTS.items() if (folder / name).is_file()]
+    shown = [
+        _picture(folder / name, alt, readme)
+        for name, alt in _SCREENSHOTS.items()
+        if (folder / name).is_file()
+    ]
     return "\n\n".join(shown) or "No pictures of the app were taken yet."
 
 
@@ -192,8 +262,15 @@ def _reference(facts: RunFacts, readme: Path) -> Path:
 
 
 _BLOCKS: dict[str, Callable[[RunFacts, Path], str]] = {
-    "SUMMARY": _summary, "PLOT": _plot, "LOGS": _logs, "METRICS": _metrics, "SAMPLES": _samples, "REPRO": _repro, "RUNS": _runs,
-    "BENCH": _bench, "SPACE": _space,
+    "SUMMARY": _summary,
+    "PLOT": _plot,
+    "LOGS": _logs,
+    "METRICS": _metrics,
+    "SAMPLES": _samples,
+    "REPRO": _repro,
+    "RUNS": _runs,
+    "BENCH": _bench,
+    "SPACE": _space,
 }
 _OPTIONAL = {"RUNS", "BENCH", "SPACE"}
 

@@ -7,9 +7,10 @@ It reads a run directory and writes its `report/`. It deliberately does not trai
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from markupsafe import Markup
 
@@ -17,7 +18,13 @@ from gpt2_nb_utils.pipeline import images
 from gpt2_nb_utils.pipeline.answers import answers
 from gpt2_nb_utils.pipeline.figures import figures
 from gpt2_nb_utils.pipeline.html_page import render
-from gpt2_nb_utils.pipeline.notebook_html import Execution, cell_output, execution, notebook_body, read_notebook
+from gpt2_nb_utils.pipeline.notebook_html import (
+    Execution,
+    cell_output,
+    execution,
+    notebook_body,
+    read_notebook,
+)
 from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run
 from gpt2_nb_utils.pipeline.safe_html import Outline
 from gpt2_nb_utils.pipeline.token_page import FILE as TOKENS_FILE
@@ -31,8 +38,16 @@ _REST_OF_TOKEN_PAGE = 100_000
 """Bytes of that page besides its text: styles, tables, headings."""
 _RECALL = ("04_results", ("recall", "growth-table"))
 """The notebook that measures recall, and the ids of its cells whose tables the first page shows as well."""
-_SECTIONS = (("curve", "How the loss fell"), ("tokens", "Token by token"), ("samples", "Samples"), ("recall", "By heart"), ("audit", "Audit"),
-             ("reproduce", "Reproduce it"), ("notebooks", "Notebooks"), ("facts", "All numbers"))
+_SECTIONS = (
+    ("curve", "How the loss fell"),
+    ("tokens", "Token by token"),
+    ("samples", "Samples"),
+    ("recall", "By heart"),
+    ("audit", "Audit"),
+    ("reproduce", "Reproduce it"),
+    ("notebooks", "Notebooks"),
+    ("facts", "All numbers"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,11 @@ class _Page:
     @property
     def label(self) -> str:
         number, _, name = self.path.stem.partition("_")
-        return f"{int(number)} {name.replace('_', ' ').capitalize()}".strip() if number.isdigit() else self.path.stem
+        return (
+            f"{int(number)} {name.replace('_', ' ').capitalize()}".strip()
+            if number.isdigit()
+            else self.path.stem
+        )
 
 
 def build_report(run: RunDirectory) -> Path:
@@ -65,13 +84,29 @@ def build_report(run: RunDirectory) -> Path:
     """
     facts = read_run(run)
     pages, unreadable = _pages(run)
-    tokens = None if facts.token_losses is None else token_page(facts.token_losses, LARGEST_PAGE - _REST_OF_TOKEN_PAGE)
-    links = [("index.html", "Overview"), *([(TOKENS_FILE, "Token by token")] if tokens else []), *((page.file, page.label) for page in pages)]
+    tokens = (
+        None
+        if facts.token_losses is None
+        else token_page(facts.token_losses, LARGEST_PAGE - _REST_OF_TOKEN_PAGE)
+    )
+    links = [
+        ("index.html", "Overview"),
+        *([(TOKENS_FILE, "Token by token")] if tokens else []),
+        *((page.file, page.label) for page in pages),
+    ]
     if tokens:
         title = f"The loss of every token: {run.path.resolve().name}"
-        write_atomically(run.report / TOKENS_FILE,
-                         render("tokens.html.j2", title=title, links=links, current=TOKENS_FILE, page=tokens,
-                                text=facts.text))
+        write_atomically(
+            run.report / TOKENS_FILE,
+            render(
+                "tokens.html.j2",
+                title=title,
+                links=links,
+                current=TOKENS_FILE,
+                page=tokens,
+                text=facts.text,
+            ),
+        )
     for number, page in enumerate(pages, start=len(links) - len(pages)):
         _write(run.report / page.file, lambda level: _notebook_page(page, number, links, level))
     index = run.report / "index.html"
@@ -91,8 +126,13 @@ def _pages(run: RunDirectory) -> tuple[list[_Page], list[str]]:
         except ValueError:
             unreadable.append(path.name)
             continue
-        headings = [match[1] for cell in notebook.cells if cell.cell_type == "markdown"
-                    for match in [re.search(r"^# +(.+?)\s*#*$", cell.source, re.MULTILINE)] if match]
+        headings = [
+            match[1]
+            for cell in notebook.cells
+            if cell.cell_type == "markdown"
+            for match in [re.search(r"^# +(.+?)\s*#*$", cell.source, re.MULTILINE)]
+            if match
+        ]
         title = re.sub(r"[*_`$\\]", "", headings[0]) if headings else path.stem.replace("_", " ")
         pages.append(_Page(path, notebook, execution(notebook), title))
     return pages, unreadable
@@ -101,7 +141,9 @@ def _pages(run: RunDirectory) -> tuple[list[_Page], list[str]]:
 def _write(path: Path, page_at: Callable[[int], str]) -> None:
     """Write the page with the least compression that keeps it small enough to be mailed and opened at once."""
     for level in range(images.SMALLEST + 1):
-        page = page_at(level).encode("utf-8", errors="replace")  # half a surrogate pair, from somebody's notebook
+        page = page_at(level).encode(
+            "utf-8", errors="replace"
+        )  # half a surrogate pair, from somebody's notebook
         if len(page) < LARGEST_PAGE:
             break
     write_atomically(path, page)
@@ -111,28 +153,57 @@ def _notebook_page(page: _Page, number: int, links: list[tuple[str, str]], level
     elsewhere = {file.removesuffix(".html") + ".ipynb": file for file, _ in links[1:]}
     body, outline = notebook_body(page.content, elsewhere, level)
     return render(
-        "notebook.html.j2", title=page.title, links=links, current=page.file, body=body, execution=page.execution,
-        heading=Markup(outline.title) or page.title, sections=outline.sections, previous=links[number - 1],
+        "notebook.html.j2",
+        title=page.title,
+        links=links,
+        current=page.file,
+        body=body,
+        execution=page.execution,
+        heading=Markup(outline.title) or page.title,
+        sections=outline.sections,
+        previous=links[number - 1],
         following=links[number + 1] if number + 1 < len(links) else None,
     )
 
 
 def _index_page(
-    facts: RunFacts, pages: list[_Page], unreadable: list[str], links: list[tuple[str, str]], tokens: TokenPage | None, level: int
+    facts: RunFacts,
+    pages: list[_Page],
+    unreadable: list[str],
+    links: list[tuple[str, str]],
+    tokens: TokenPage | None,
+    level: int,
 ) -> str:
     before, after = facts.before_and_after()
     recall_page = next((page for page in pages if page.path.stem == _RECALL[0]), None)
     outline = Outline(level=2, ids={"content", *dict(_SECTIONS)})
-    shown = [(figure, images.data_url(figure.path.read_bytes(), level)) for figure in figures(facts)]
+    shown = [
+        (figure, images.data_url(figure.path.read_bytes(), level)) for figure in figures(facts)
+    ]
     return render(
-        "index.html.j2", title=f"{facts.headline}: {facts.run.path.resolve().name}", links=links, current="index.html",
-        facts=facts, pages=pages, unreadable=unreadable, count=count, marks=MARKS,
+        "index.html.j2",
+        title=f"{facts.headline}: {facts.run.path.resolve().name}",
+        links=links,
+        current="index.html",
+        facts=facts,
+        pages=pages,
+        unreadable=unreadable,
+        count=count,
+        marks=MARKS,
         curve=[item for item in shown if item[0].is_main],
         other_figures=[item for item in shown if not item[0].is_main],
-        pairs=_pairs(before, after), number=_number, answers=answers(facts),
+        pairs=_pairs(before, after),
+        number=_number,
+        answers=answers(facts),
         sections=[section for section in _SECTIONS if section[0] != "audit" or facts.audit],
-        tokens=tokens, tokens_file=TOKENS_FILE, taste=taste(tokens.losses) if tokens else [],
-        recall=Markup("\n").join(cell_output(recall_page.content, cell, outline) for cell in _RECALL[1]).strip() if recall_page else "",
+        tokens=tokens,
+        tokens_file=TOKENS_FILE,
+        taste=taste(tokens.losses) if tokens else [],
+        recall=Markup("\n")
+        .join(cell_output(recall_page.content, cell, outline) for cell in _RECALL[1])
+        .strip()
+        if recall_page
+        else "",
         recall_page=recall_page.file if recall_page else "",
     )
 
@@ -140,8 +211,17 @@ def _index_page(
 def _pairs(before: list[Any], after: list[Any]) -> list[tuple[str, list[Any]]]:
     """(prompt, its first and its last sample), prompt by prompt."""
     prompts = dict.fromkeys(sample.prompt for sample in [*before, *after])
-    return [(prompt, [next(sample for sample in group if sample.prompt == prompt) for group in (before, after)
-                      if any(sample.prompt == prompt for sample in group)]) for prompt in prompts]
+    return [
+        (
+            prompt,
+            [
+                next(sample for sample in group if sample.prompt == prompt)
+                for group in (before, after)
+                if any(sample.prompt == prompt for sample in group)
+            ],
+        )
+        for prompt in prompts
+    ]
 
 
 def _number(value: float | None, form: str) -> str:

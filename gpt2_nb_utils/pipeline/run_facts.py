@@ -30,12 +30,18 @@ MARKS = {"met": "✓", "not met": "✗", "unknown": "?"}
 """The signs of a condition's state; each always stands beside the word."""
 
 STATUS = {
-    "running": "still running, or killed without notice", "target_reached": "finished: target reached",
-    "steps_done": "finished: all steps done", "interrupted": "interrupted: can be resumed",
+    "running": "still running, or killed without notice",
+    "target_reached": "finished: target reached",
+    "steps_done": "finished: all steps done",
+    "interrupted": "interrupted: can be resumed",
     "failed": "failed before its end",
 }
 """The status of a run in words; what stands before the colon or the comma says it in short."""
-_SOURCES = {"input_file": "given input file", "download": "downloaded input file", "demo": "demonstration corpus"}
+_SOURCES = {
+    "input_file": "given input file",
+    "download": "downloaded input file",
+    "demo": "demonstration corpus",
+}
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,24 @@ class RunFacts:
     @property
     def command(self) -> str:
         """The command of the run, exactly as it was given, and below it each that went on with it."""
-        resumed = [f"{each.get('command')}  # went on at step {count(each.get('step'))}"
-                   for each in self.summary.get("resumed_with") or []]
+        resumed = [
+            f"{each.get('command')}  # went on at step {count(each.get('step'))}"
+            for each in self.summary.get("resumed_with") or []
+        ]
         return "\n".join([self.summary.get("command") or UNKNOWN, *resumed])
 
     @property
     def verify_command(self) -> str:
         """The command that audits the run."""
-        return shlex.join(["python", "-m", "gpt2_nb_utils", "verify", str(self.config.get("out_dir") or "RUN_DIR")])
+        return shlex.join(
+            [
+                "python",
+                "-m",
+                "gpt2_nb_utils",
+                "verify",
+                str(self.config.get("out_dir") or "RUN_DIR"),
+            ]
+        )
 
     @property
     def best_training_loss(self) -> str:
@@ -100,17 +116,30 @@ class RunFacts:
     def last_training_loss(self) -> str:
         """The training loss last measured, said with how."""
         loss = self.summary.get("train_loss")
-        return "not measured yet" if loss is None else f"{loss_text(loss)} ({self.measured('train_loss')})"
+        return (
+            "not measured yet"
+            if loss is None
+            else f"{loss_text(loss)} ({self.measured('train_loss')})"
+        )
 
     def measured(self, which: str) -> str:
         """How `train_loss` or `best_train_loss` was measured, in words."""
-        return measured_on({**self.summary, "train_loss": self.summary.get(which),
-                            "train_loss_windows": self.summary.get(f"{which}_windows")})
+        return measured_on(
+            {
+                **self.summary,
+                "train_loss": self.summary.get(which),
+                "train_loss_windows": self.summary.get(f"{which}_windows"),
+            }
+        )
 
     @property
     def best_batch_loss(self) -> str:
         best, step = self.summary.get("best_batch_loss"), self.summary.get("best_batch_step")
-        return UNKNOWN if best is None else f"{loss_text(best)} at step {count(step)} (one batch: proves nothing)"
+        return (
+            UNKNOWN
+            if best is None
+            else f"{loss_text(best)} at step {count(step)} (one batch: proves nothing)"
+        )
 
     @property
     def text(self) -> str:
@@ -135,26 +164,48 @@ class RunFacts:
         size = f"{count(corpus.get('chars'))} characters, {count(corpus.get('tokens'))} tokens"
         if max_tokens:
             size += f"; trained on the first {max_tokens:,} tokens only"
-        shape = ", ".join(f"{name} {self.config[name]}" for name in ("n_layer", "n_head", "n_embd", "block_size")
-                          if name in self.config)
+        shape = ", ".join(
+            f"{name} {self.config[name]}"
+            for name in ("n_layer", "n_head", "n_embd", "block_size")
+            if name in self.config
+        )
         return [
             ("Status", self.status),
             ("Training loss", self.best_training_loss),
-            ("Target", f"below {self.target:g} over the whole corpus" + ("" if self.target == TARGET_LOSS else
-                                                                         f" (the course asks for {TARGET_LOSS:g})")),
+            (
+                "Target",
+                f"below {self.target:g} over the whole corpus"
+                + ("" if self.target == TARGET_LOSS else f" (the course asks for {TARGET_LOSS:g})"),
+            ),
             ("Best batch loss", self.best_batch_loss),
             ("Corpus", self.text),
-            *([("Corpus as read", "; ".join(corpus["notes"]))] if corpus.get("notes") and corpus.get("source") != "demo" else []),
+            *(
+                [("Corpus as read", "; ".join(corpus["notes"]))]
+                if corpus.get("notes") and corpus.get("source") != "demo"
+                else []
+            ),
             ("Corpus size", size),
             ("Corpus sha256", corpus.get("sha256") or UNKNOWN),
             ("Parameters", count(summary.get("n_params")) + (f" ({shape})" if shape else "")),
             ("Epochs", self.epochs),
             ("Tokens seen", count(summary.get("tokens_seen"))),
             ("Time", _time(summary)),
-            ("Machine", f"{summary.get('device') or UNKNOWN}, {summary.get('amp') or UNKNOWN}, "
-                        f"torch {summary.get('torch') or UNKNOWN}"),
+            (
+                "Machine",
+                f"{summary.get('device') or UNKNOWN}, {summary.get('amp') or UNKNOWN}, "
+                f"torch {summary.get('torch') or UNKNOWN}",
+            ),
             ("Preset, seed", f"{summary.get('preset') or UNKNOWN}, {summary.get('seed', UNKNOWN)}"),
-            *([] if self.audit is None else [("Audit", f"{MARKS['met' if self.audit.passed else 'not met']} {self.audit.tally}")]),
+            *(
+                []
+                if self.audit is None
+                else [
+                    (
+                        "Audit",
+                        f"{MARKS['met' if self.audit.passed else 'not met']} {self.audit.tally}",
+                    )
+                ]
+            ),
         ]
 
     @property
@@ -178,21 +229,38 @@ class RunFacts:
     def machine(self) -> list[tuple[str, str]]:
         """What the run ran on, as (name, value)."""
         found = self.environment
-        packages = [f"{name} {version}" for name, version in (found.get("packages") or {}).items() if version]
+        packages = [
+            f"{name} {version}"
+            for name, version in (found.get("packages") or {}).items()
+            if version
+        ]
         hardware = [str(found["processor"])] if found.get("processor") else []
         hardware += [f"{found['cpu_count']} CPU cores"] if found.get("cpu_count") else []
         hardware += [f"{found['memory_gb']} GB memory"] if found.get("memory_gb") else []
-        rows = [("Date", str(found.get("time") or "")), ("Python", str(found.get("python") or "")),
-                ("System", str(found.get("platform") or "")), ("Hardware", ", ".join(hardware)),
-                ("Packages", ", ".join(packages))]
+        rows = [
+            ("Date", str(found.get("time") or "")),
+            ("Python", str(found.get("python") or "")),
+            ("System", str(found.get("platform") or "")),
+            ("Hardware", ", ".join(hardware)),
+            ("Packages", ", ".join(packages)),
+        ]
         return [(name, value) for name, value in rows if value]
 
     @property
     def audited_on(self) -> str:
         """When, on what and with which command the audit was made."""
-        made, machine = self.audit.made.replace("T", " ").replace("+00:00", " UTC"), self.audit.machine
-        return f"{made}, {machine.get('device') or UNKNOWN}, in {machine.get('amp') or UNKNOWN}: {self.audit.command}" + (
-            f"; best.pt had sha256 {self.audit.best_sha256[:16]}…" if self.audit.best_sha256 else "")
+        made, machine = (
+            self.audit.made.replace("T", " ").replace("+00:00", " UTC"),
+            self.audit.machine,
+        )
+        return (
+            f"{made}, {machine.get('device') or UNKNOWN}, in {machine.get('amp') or UNKNOWN}: {self.audit.command}"
+            + (
+                f"; best.pt had sha256 {self.audit.best_sha256[:16]}…"
+                if self.audit.best_sha256
+                else ""
+            )
+        )
 
     def before_and_after(self) -> tuple[list[Sample], list[Sample]]:
         """The samples of the first step and those of the last; the latter empty when there is one step only."""
@@ -200,7 +268,9 @@ class RunFacts:
             return [], []
         first, last = self.samples[0].step, self.samples[-1].step
         before = [sample for sample in self.samples if sample.step == first]
-        return before, [sample for sample in self.samples if sample.step == last] if last != first else []
+        return before, [
+            sample for sample in self.samples if sample.step == last
+        ] if last != first else []
 
     def metric_rows(self, at_most: int = 10) -> list[Row]:
         """Rows of the metrics, spread evenly from the first to the last."""
@@ -215,8 +285,10 @@ class RunFacts:
         if not rows:
             return "Loss curve"
         first, last = rows[0], rows[-1]
-        return (f"Loss curve: the batch loss goes from {loss_text(first.loss)} at step {count(first.step)} to "
-                f"{loss_text(last.loss)} at step {count(last.step)}; last training loss {self.last_training_loss}.")
+        return (
+            f"Loss curve: the batch loss goes from {loss_text(first.loss)} at step {count(first.step)} to "
+            f"{loss_text(last.loss)} at step {count(last.step)}; last training loss {self.last_training_loss}."
+        )
 
 
 def read_run(run: RunDirectory) -> RunFacts:
@@ -237,18 +309,39 @@ def read_run(run: RunDirectory) -> RunFacts:
     metrics = _or_note(notes, lambda: _read_rows(run.metrics), []) if run.metrics.exists() else []
     samples = _or_note(notes, lambda: read_samples(run.samples), []) if run.samples.exists() else []
     audit = _or_note(notes, lambda: read_audit(run.audit), None) if run.audit.exists() else None
-    if audit is not None and not _or_note(notes, lambda: _is_of_this_state(audit, summary, run), False):
-        notes.append(f"The audit in {run.audit.name} is of another state of this run, or of another best.pt, and is not shown: make it again with verify.")
+    if audit is not None and not _or_note(
+        notes, lambda: _is_of_this_state(audit, summary, run), False
+    ):
+        notes.append(
+            f"The audit in {run.audit.name} is of another state of this run, or of another best.pt, and is not shown: make it again with verify."
+        )
         audit = None
-    losses = _or_note(notes, lambda: read_token_losses(run.token_losses), None) if run.token_losses.exists() else None
+    losses = (
+        _or_note(notes, lambda: read_token_losses(run.token_losses), None)
+        if run.token_losses.exists()
+        else None
+    )
     if losses is not None and not losses.is_of(summary):
-        notes.append(f"The losses in {run.token_losses.name} are of an earlier state of this run and are not shown: make them again with verify.")
+        notes.append(
+            f"The losses in {run.token_losses.name} are of an earlier state of this run and are not shown: make them again with verify."
+        )
         losses = None
     caveat = verdict.corpus_caveat(summary)
     if caveat:
         notes.insert(0, caveat)
-    return RunFacts(run, summary, config, environment, metrics, samples, tuple(notes), caveat,
-                    verdict.conditions(summary, config, metrics), audit, losses)
+    return RunFacts(
+        run,
+        summary,
+        config,
+        environment,
+        metrics,
+        samples,
+        tuple(notes),
+        caveat,
+        verdict.conditions(summary, config, metrics),
+        audit,
+        losses,
+    )
 
 
 def _is_of_this_state(audit: Audit, summary: dict[str, Any], run: RunDirectory) -> bool:
@@ -270,7 +363,9 @@ def _read_environment(run: RunDirectory) -> dict[str, Any]:
     try:
         content = json.loads(run.environment.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        raise UserError(f"{run.environment} is not valid JSON: restore it, or remove it to do without") from None
+        raise UserError(
+            f"{run.environment} is not valid JSON: restore it, or remove it to do without"
+        ) from None
     check_environment(content, run)
     return content
 
@@ -279,12 +374,16 @@ def _read_rows(path: Path) -> list[Row]:
     try:
         return read_metrics(path)
     except (OSError, ValueError, TypeError, csv.Error):  # not UTF-8, or no metrics at all
-        raise UserError(f"{path} is not a readable metrics table: restore it, or remove it to do without") from None
+        raise UserError(
+            f"{path} is not a readable metrics table: restore it, or remove it to do without"
+        ) from None
 
 
 def _time(summary: dict[str, Any]) -> str:
     seconds, wall, speed = (summary.get(name) for name in ("seconds", "wall_seconds", "tok_per_s"))
     parts = [] if seconds is None else [f"{duration(seconds)} of training"]
-    parts += [] if wall is None else [f"{duration(wall)} with measurements, samples and checkpoints"]
+    parts += (
+        [] if wall is None else [f"{duration(wall)} with measurements, samples and checkpoints"]
+    )
     parts += [] if speed is None else [f"{speed:,.0f} tokens/s"]
     return ", ".join(parts) or UNKNOWN

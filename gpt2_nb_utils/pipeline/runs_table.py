@@ -14,8 +14,18 @@ from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.results.verdict import count
 from gpt2_nb_utils.run_directory import RunDirectory
 
-_HEAD = ("run", "text", "parameters", "tokens a step", "epochs", "tokens seen", "training", "machine", "training loss",
-         "course target")
+_HEAD = (
+    "run",
+    "text",
+    "parameters",
+    "tokens a step",
+    "epochs",
+    "tokens seen",
+    "training",
+    "machine",
+    "training loss",
+    "course target",
+)
 
 
 def runs_table(folder: Path) -> str:
@@ -37,11 +47,16 @@ def _row(name: str, facts: RunFacts) -> list[str]:
     summary, config = facts.summary, facts.config
     per_step = [config.get(part) for part in ("batch_size", "seq_len", "grad_accum")]
     return [
-        name, _text(facts), count(summary.get("n_params")),
+        name,
+        _text(facts),
+        count(summary.get("n_params")),
         count(per_step[0] * per_step[1] * per_step[2]) if all(per_step) else "–",
-        "–" if summary.get("epoch") is None else f"{summary['epoch']:.2f}", count(summary.get("tokens_seen")),
+        "–" if summary.get("epoch") is None else f"{summary['epoch']:.2f}",
+        count(summary.get("tokens_seen")),
         "–" if summary.get("seconds") is None else duration(summary["seconds"]),
-        f"{summary.get('device')}, {summary.get('amp')}", facts.best_training_loss, "reached" if facts.reached else "not reached",
+        f"{summary.get('device')}, {summary.get('amp')}",
+        facts.best_training_loss,
+        "reached" if facts.reached else "not reached",
     ]
 
 

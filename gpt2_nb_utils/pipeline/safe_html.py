@@ -14,12 +14,47 @@ from bs4.element import PreformattedString
 
 from gpt2_nb_utils.plain_text import visible
 
-_DROPPED = ("script", "iframe", "frame", "object", "embed", "applet", "link", "meta", "base", "noscript", "template",
-            "audio", "video", "portal", "xmp", "plaintext", "noembed", "noframes", "textarea", "title", "animate", "set")
+_DROPPED = (
+    "script",
+    "iframe",
+    "frame",
+    "object",
+    "embed",
+    "applet",
+    "link",
+    "meta",
+    "base",
+    "noscript",
+    "template",
+    "audio",
+    "video",
+    "portal",
+    "xmp",
+    "plaintext",
+    "noembed",
+    "noframes",
+    "textarea",
+    "title",
+    "animate",
+    "set",
+)
 _UNWRAPPED = ("form", "html", "body", "head", "main")
-_FETCHING = ("src", "srcset", "poster", "background", "action", "formaction", "data", "ping", "manifest")
+_FETCHING = (
+    "src",
+    "srcset",
+    "poster",
+    "background",
+    "action",
+    "formaction",
+    "data",
+    "ping",
+    "manifest",
+)
 # A backslash could spell any of the others.
-_FETCHING_CSS = re.compile(r"@import|url\(\s*[\"']?(?!\s*[\"']?(?:data:|#))|expression\(|image-set\(|src\(|\\", re.IGNORECASE)
+_FETCHING_CSS = re.compile(
+    r"@import|url\(\s*[\"']?(?!\s*[\"']?(?:data:|#))|expression\(|image-set\(|src\(|\\",
+    re.IGNORECASE,
+)
 _HEADINGS = re.compile(r"h[1-6]")
 
 
@@ -54,11 +89,17 @@ def safe_html(fragment: str, outline: Outline, pages: dict[str, str] | None = No
     for tag in soup.find_all(_UNWRAPPED):
         tag.unwrap()
     for tag in soup.find_all("style"):
-        if "<" in tag.get_text() or tag.find_parent(["svg", "math"]) or _FETCHING_CSS.search(tag.get_text()):
+        if (
+            "<" in tag.get_text()
+            or tag.find_parent(["svg", "math"])
+            or _FETCHING_CSS.search(tag.get_text())
+        ):
             tag.decompose()  # inside a drawing a browser reads a style as tags
     for tag in soup.find_all(True):
         _disarm(tag, pages or {})
-    for tag in soup.find_all(True):  # after all were disarmed: the title leaves with all that is in it
+    for tag in soup.find_all(
+        True
+    ):  # after all were disarmed: the title leaves with all that is in it
         if not tag.decomposed:
             _order(tag, outline)
     for table in soup.find_all("table"):
@@ -74,11 +115,20 @@ def _disarm(tag: Tag, pages: dict[str, str]) -> None:
     """Take out of the tag what would run, be fetched or lead nowhere."""
     for name in list(tag.attrs):
         value = str(tag.attrs[name])
-        inline_image = tag.name in ("img", "image") and value.strip().lower().startswith("data:image/")
-        if (name.startswith("on") or (name == "style" and _FETCHING_CSS.search(value))
-                or (name in _FETCHING and not inline_image)
-                or (name.endswith("href") and (tag.name, name) != ("a", "href") and not inline_image
-                    and not value.startswith("#"))):
+        inline_image = tag.name in ("img", "image") and value.strip().lower().startswith(
+            "data:image/"
+        )
+        if (
+            name.startswith("on")
+            or (name == "style" and _FETCHING_CSS.search(value))
+            or (name in _FETCHING and not inline_image)
+            or (
+                name.endswith("href")
+                and (tag.name, name) != ("a", "href")
+                and not inline_image
+                and not value.startswith("#")
+            )
+        ):
             del tag.attrs[name]
     if tag.name == "a" and "href" in tag.attrs:
         target = str(tag["href"]).strip()
@@ -93,7 +143,10 @@ def _disarm(tag: Tag, pages: dict[str, str]) -> None:
         tag.attrs.pop("scope", None)
     if tag.name == "img":
         if "src" not in tag.attrs:
-            tag.name, tag.string = "span", f"[image not part of the report: {tag.get('alt') or 'no description'}]"
+            tag.name, tag.string = (
+                "span",
+                f"[image not part of the report: {tag.get('alt') or 'no description'}]",
+            )
             tag.attrs = {"class": "missing"}
         else:
             tag.attrs.setdefault("alt", "")
@@ -113,7 +166,9 @@ def _order(tag: Tag, outline: Outline) -> None:
         level = max(2, min(level, outline.level + 1))  # one page, one title
         tag.name, outline.level = f"h{level}", level
         if "id" not in tag.attrs:
-            tag["id"] = _free_id(re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section", outline.ids)
+            tag["id"] = _free_id(
+                re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section", outline.ids
+            )
         if level == 2:
             outline.sections.append((str(tag["id"]), text))
     if "id" in tag.attrs:

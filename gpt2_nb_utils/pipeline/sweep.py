@@ -59,7 +59,10 @@ def sweep(spec_file: Path, out_dir: Path, keep_checkpoints: bool = False) -> lis
             directory = RunDirectory(config.out_dir)
             status = _status(directory)
             if status in (*FINISHED, "failed"):
-                print(f"run {number} of {len(spec.runs)}, {name}: {status.replace('_', ' ')} before", flush=True)
+                print(
+                    f"run {number} of {len(spec.runs)}, {name}: {status.replace('_', ' ')} before",
+                    flush=True,
+                )
             else:
                 print(f"run {number} of {len(spec.runs)}, {name}", flush=True)
                 status = _train(config, directory)
@@ -82,27 +85,43 @@ def _refuse_other_settings(config: RunConfig) -> None:
     saved = directory.read_config()
     for name, value in config.model_dump().items():
         was = saved.get(name, RunConfig.model_fields[name].default)
-        if name == "max_tokens" and was == 0 and 0 < directory.read_summary()["corpus"]["tokens"] <= value:
+        if (
+            name == "max_tokens"
+            and was == 0
+            and 0 < directory.read_summary()["corpus"]["tokens"] <= value
+        ):
             continue  # an excerpt that is as long as the text is no excerpt
         if name not in SET_BY_THE_SWEEP and was != value:
-            raise UserError(f"{directory} was made with {name} {was}, the spec says {value}: delete that folder, or name "
-                            f"another --out_dir")
+            raise UserError(
+                f"{directory} was made with {name} {was}, the spec says {value}: delete that folder, or name "
+                f"another --out_dir"
+            )
 
 
 def _claim(out_dir: Path) -> filelock.AcquireReturnProxy:
     """A lock on the folder; a UserError where it is something else, or another sweep is at work in it."""
     if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f"out_dir {out_dir} is a file: name a folder (--out_dir)")
-    if out_dir.exists() and not (out_dir / _SPEC_COPY).exists() and any(entry.name != ".lock" for entry in out_dir.iterdir()):
-        raise UserError(f"out_dir {out_dir} holds files but no sweep: name a new or empty folder (--out_dir)")
+    if (
+        out_dir.exists()
+        and not (out_dir / _SPEC_COPY).exists()
+        and any(entry.name != ".lock" for entry in out_dir.iterdir())
+    ):
+        raise UserError(
+            f"out_dir {out_dir} holds files but no sweep: name a new or empty folder (--out_dir)"
+        )
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(out_dir / ".lock", timeout=0).acquire()
     except filelock.Timeout:
-        raise UserError(f"out_dir {out_dir}: another sweep is at work there: wait for it, or name another folder "
-                        f"(--out_dir)") from None
+        raise UserError(
+            f"out_dir {out_dir}: another sweep is at work there: wait for it, or name another folder "
+            f"(--out_dir)"
+        ) from None
     except OSError as error:
-        raise UserError(f"out_dir {out_dir} cannot be used ({error.strerror}): name a folder you may write to") from None
+        raise UserError(
+            f"out_dir {out_dir} cannot be used ({error.strerror}): name a folder you may write to"
+        ) from None
 
 
 def _status(directory: RunDirectory) -> str:
@@ -120,8 +139,12 @@ def _train(config: RunConfig, directory: RunDirectory) -> str:
         if status == "not started" or isinstance(error, UserError) and status != "failed":
             raise
         reason = " ".join(str(error).split()) or "no message"
-        reason = (reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}")[:_LONGEST_REASON]
-        directory.write_json(directory.summary, {**directory.read_summary(), "status": "failed", "reason": reason})
+        reason = (reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}")[
+            :_LONGEST_REASON
+        ]
+        directory.write_json(
+            directory.summary, {**directory.read_summary(), "status": "failed", "reason": reason}
+        )
         print(f"failed: {reason}", flush=True)
         return "failed"
 

@@ -27,14 +27,21 @@ def write_files(spec: Spec, out_dir: Path) -> list[Outcome]:
     Returns:
         The rows of the table.
     """
-    outcomes = best_first([_outcome(name, config, spec.varying) for name, config in spec.runs.items()])
-    curves = {name: read_metrics(RunDirectory(config.out_dir).metrics) for name, config in spec.runs.items()}
+    outcomes = best_first(
+        [_outcome(name, config, spec.varying) for name, config in spec.runs.items()]
+    )
+    curves = {
+        name: read_metrics(RunDirectory(config.out_dir).metrics)
+        for name, config in spec.runs.items()
+    }
     result = Sweep(outcomes, curves)
     write_sweep(out_dir, result)
     corpus, is_demo = _corpus(spec)
     write_atomically(out_dir / MARKDOWN, _as_markdown(spec, outcomes, corpus))
     title = f"{spec.title} (demonstration corpus)".strip() if is_demo else spec.title
-    figure = recipe_figures.curves(result, min(config.target_loss for config in spec.runs.values()), title)
+    figure = recipe_figures.curves(
+        result, min(config.target_loss for config in spec.runs.values()), title
+    )
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
     write_atomically(out_dir / FIGURE, picture.getvalue())
@@ -48,11 +55,21 @@ def _outcome(name: str, config: RunConfig, varying: list[str]) -> Outcome:
         return Outcome(name, settings, config.tokens_per_step)
     summary = directory.read_summary()
     measured = summary["train_loss"] is not None and summary["train_loss_step"] == summary["step"]
-    status = "interrupted" if summary["status"] == "running" else summary["status"]  # none is running now: it was killed
+    status = (
+        "interrupted" if summary["status"] == "running" else summary["status"]
+    )  # none is running now: it was killed
     return Outcome(
-        name, settings, config.tokens_per_step, summary["tokens_seen"], summary["epoch"], summary["seconds"],
-        summary["train_loss"] if measured else None, str(summary["train_loss_windows"]) if measured else None,
-        status, summary.get("reason", ""))
+        name,
+        settings,
+        config.tokens_per_step,
+        summary["tokens_seen"],
+        summary["epoch"],
+        summary["seconds"],
+        summary["train_loss"] if measured else None,
+        str(summary["train_loss_windows"]) if measured else None,
+        status,
+        summary.get("reason", ""),
+    )
 
 
 def _cell(value: Any) -> str:
@@ -66,27 +83,71 @@ def _corpus(spec: Spec) -> tuple[str, bool]:
         if directory.summary.exists():
             corpus = directory.read_summary()["corpus"]
             is_demo = corpus["source"] == "demo"
-            text = "the demonstration corpus, not the course's input.txt" if is_demo else Path(corpus["path"]).name
-            return f"{text} (sha256 {corpus['sha256'][:12]}…), {count(corpus['tokens'])} tokens", is_demo
+            text = (
+                "the demonstration corpus, not the course's input.txt"
+                if is_demo
+                else Path(corpus["path"]).name
+            )
+            return (
+                f"{text} (sha256 {corpus['sha256'][:12]}…), {count(corpus['tokens'])} tokens",
+                is_demo,
+            )
     return "nothing yet", False
 
 
 def _as_markdown(spec: Spec, outcomes: list[Outcome], corpus: str) -> str:
     """The table for a person, with what it takes to read it."""
+
     def cells(outcome: Outcome) -> list[str]:
         loss = "–" if outcome.train_loss is None else loss_text(outcome.train_loss)
         forms = ((outcome.tokens, ",.0f"), (outcome.epochs, ".2f"), (outcome.seconds, ",.1f"))
         numbers = ["–" if value is None else format(value, form) for value, form in forms]
-        return [outcome.name, *outcome.settings.values(), f"{outcome.tokens_per_step:,}", *numbers, loss,
-                outcome.train_loss_windows or "–", outcome.status.replace("_", " ")]
+        return [
+            outcome.name,
+            *outcome.settings.values(),
+            f"{outcome.tokens_per_step:,}",
+            *numbers,
+            loss,
+            outcome.train_loss_windows or "–",
+            outcome.status.replace("_", " "),
+        ]
 
-    head = ["run", *spec.varying, "tokens per step", "tokens", "epochs", "seconds", "training loss", "windows", "status"]
-    common = ", ".join(f"{name} {_cell(value)}" for name, value in spec.common.items() if name not in spec.varying) or "none"
-    notes = ["Best first: runs that reached the target by the tokens they took, the others by the training loss at their end."]
+    head = [
+        "run",
+        *spec.varying,
+        "tokens per step",
+        "tokens",
+        "epochs",
+        "seconds",
+        "training loss",
+        "windows",
+        "status",
+    ]
+    common = (
+        ", ".join(
+            f"{name} {_cell(value)}"
+            for name, value in spec.common.items()
+            if name not in spec.varying
+        )
+        or "none"
+    )
+    notes = [
+        "Best first: runs that reached the target by the tokens they took, the others by the training loss at their end."
+    ]
     if "seq_len" in spec.varying:
-        notes.append("The training loss is measured on windows of each run's own seq_len: shorter ones make it harder.")
-    failures = [f"- {markdown.text(outcome.name)} failed: {markdown.text(outcome.reason)}" for outcome in outcomes
-                if outcome.status == "failed"]
-    parts = [f"# {markdown.text(spec.title or 'Sweep')}", f"Trained on {markdown.text(corpus)}.",
-             f"Settings of all runs: {markdown.text(common)}.", " ".join(notes), markdown.table(head, map(cells, outcomes))]
+        notes.append(
+            "The training loss is measured on windows of each run's own seq_len: shorter ones make it harder."
+        )
+    failures = [
+        f"- {markdown.text(outcome.name)} failed: {markdown.text(outcome.reason)}"
+        for outcome in outcomes
+        if outcome.status == "failed"
+    ]
+    parts = [
+        f"# {markdown.text(spec.title or 'Sweep')}",
+        f"Trained on {markdown.text(corpus)}.",
+        f"Settings of all runs: {markdown.text(common)}.",
+        " ".join(notes),
+        markdown.table(head, map(cells, outcomes)),
+    ]
     return "\n\n".join([*parts, "\n".join(failures)]).rstrip("\n") + "\n"

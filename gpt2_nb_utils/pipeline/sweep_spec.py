@@ -46,8 +46,12 @@ class Spec:
     @property
     def varying(self) -> list[str]:
         """The names of the settings in which the runs differ."""
-        return [name for name in RunConfig.model_fields if name not in SET_BY_THE_SWEEP
-                and len({getattr(config, name) for config in self.runs.values()}) > 1]
+        return [
+            name
+            for name in RunConfig.model_fields
+            if name not in SET_BY_THE_SWEEP
+            and len({getattr(config, name) for config in self.runs.values()}) > 1
+        ]
 
 
 def read_spec(path: Path, out_dir: Path) -> Spec:
@@ -60,17 +64,29 @@ def read_spec(path: Path, out_dir: Path) -> Spec:
         source = path.read_text(encoding="utf-8")
         content = tomllib.loads(source)
     except OSError as error:
-        raise UserError(f"spec {path} cannot be read ({error.strerror}): name a TOML file") from None
+        raise UserError(
+            f"spec {path} cannot be read ({error.strerror}): name a TOML file"
+        ) from None
     except ValueError as error:  # no UTF-8, or no TOML: a name given twice too
-        raise UserError(f"spec {path} is not valid TOML ({' '.join(str(error).split())}): mend it there") from None
+        raise UserError(
+            f"spec {path} is not valid TOML ({' '.join(str(error).split())}): mend it there"
+        ) from None
     for name in content:
         if name not in ("title", "common", "runs"):
-            raise UserError(f"spec {path}: unknown entry {name!r}: a spec holds title, [common] and one [runs.NAME] per run")
-    title, common, runs = content.get("title", ""), content.get("common", {}), content.get("runs", {})
+            raise UserError(
+                f"spec {path}: unknown entry {name!r}: a spec holds title, [common] and one [runs.NAME] per run"
+            )
+    title, common, runs = (
+        content.get("title", ""),
+        content.get("common", {}),
+        content.get("runs", {}),
+    )
     if not isinstance(title, str):
         raise UserError(f"spec {path}: title {title!r} is no text: put it in quotes")
     if not isinstance(common, dict) or not isinstance(runs, dict) or not runs:
-        raise UserError(f"spec {path} names no runs: write [common] once, and [runs.NAME] for each run, with settings below it")
+        raise UserError(
+            f"spec {path} names no runs: write [common] once, and [runs.NAME] for each run, with settings below it"
+        )
     configs: dict[str, RunConfig] = {}
     for name, settings in runs.items():
         try:
@@ -86,7 +102,9 @@ def _check_name(name: str, others: dict[str, RunConfig]) -> None:
         raise UserError("the name becomes a folder: take up to 64 letters, digits, - and _")
     for other in others:
         if other.lower() == name.lower():
-            raise UserError(f"{other!r} has the same name but for capitals, and some systems the same folder: rename one")
+            raise UserError(
+                f"{other!r} has the same name but for capitals, and some systems the same folder: rename one"
+            )
 
 
 def _resolve(common: dict[str, Any], settings: Any, out_dir: Path) -> RunConfig:
@@ -95,9 +113,14 @@ def _resolve(common: dict[str, Any], settings: Any, out_dir: Path) -> RunConfig:
     given = {**common, **settings}
     for name in SET_BY_THE_SWEEP:
         if name in given:
-            raise UserError(f"{name} is set by the sweep, to <--out_dir>/NAME for out_dir: leave it out" if name == "out_dir"
-                            else f"{name} is set by the sweep, which goes on where it was broken off: leave it out")
+            raise UserError(
+                f"{name} is set by the sweep, to <--out_dir>/NAME for out_dir: leave it out"
+                if name == "out_dir"
+                else f"{name} is set by the sweep, which goes on where it was broken off: leave it out"
+            )
     for name, value in given.items():
         if isinstance(value, dict):
-            raise UserError(f"{name!r} is a table, not a setting (a dot in [runs.NAME] makes one): leave out the dot")
+            raise UserError(
+                f"{name!r} is a table, not a setting (a dot in [runs.NAME] makes one): leave out the dot"
+            )
     return RunConfig.resolve({**given, "out_dir": str(out_dir), "resume": "auto"})

@@ -91,7 +91,10 @@ def token_page(losses: TokenLosses, largest: int) -> TokenPage:
     """
     n_shown = len(losses.windows)
     while True:
-        windows = [losses.windows[(2 * i + 1) * len(losses.windows) // (2 * n_shown)] for i in range(n_shown)]
+        windows = [
+            losses.windows[(2 * i + 1) * len(losses.windows) // (2 * n_shown)]
+            for i in range(n_shown)
+        ]
         surprises = _surprises(windows)
         parts = list(_parts(windows, losses, {surprise.place for surprise in surprises}))
         size = sum(len(part.body.encode("utf-8")) + _HEADING for part in parts)
@@ -99,7 +102,9 @@ def token_page(losses: TokenLosses, largest: int) -> TokenPage:
             break
         n_shown = max(1, int(n_shown * 0.97 * largest / size))
     counted = shares(torch.from_numpy(losses.all_losses()).double())
-    rows = [(letter, *names, *numbers) for letter, names, numbers in zip(LETTERS, classes(), counted)]
+    rows = [
+        (letter, *names, *numbers) for letter, names, numbers in zip(LETTERS, classes(), counted)
+    ]
     return TokenPage(losses, n_shown, rows, surprises, parts)
 
 
@@ -109,33 +114,59 @@ def taste(losses: TokenLosses) -> list[tuple[str, Markup]]:
     Returns:
         (caption, the painted text) of each.
     """
-    chosen = dict.fromkeys((0, max(range(len(losses.windows)), key=lambda number: losses.windows[number].mean)))
+    chosen = dict.fromkeys(
+        (0, max(range(len(losses.windows)), key=lambda number: losses.windows[number].mean))
+    )
     names = {0: "the first window" if losses.windows[0].index == 0 else "a window"}
-    return [(f"Window {window.index + 1:,} of {losses.n_windows:,}, {names.get(number, 'the one with the highest loss')}: "
-             f"mean loss {window.mean:.3f}", Markup(_painted(window, each=True, stops=_least_expected(window))))
-            for number in chosen for window in [losses.windows[number]]]
+    return [
+        (
+            f"Window {window.index + 1:,} of {losses.n_windows:,}, {names.get(number, 'the one with the highest loss')}: "
+            f"mean loss {window.mean:.3f}",
+            Markup(_painted(window, each=True, stops=_least_expected(window))),
+        )
+        for number in chosen
+        for window in [losses.windows[number]]
+    ]
 
 
 def _least_expected(window: WindowLosses) -> set[int]:
-    return {window.start + 1 + offset for offset in np.argsort(-window.losses, kind="stable")[:_STOPS].tolist()}
+    return {
+        window.start + 1 + offset
+        for offset in np.argsort(-window.losses, kind="stable")[:_STOPS].tolist()
+    }
 
 
 def _parts(windows: Sequence[WindowLosses], losses: TokenLosses, named: Set[int]) -> Iterator[Part]:
     each = sum(len(window.losses) for window in windows) <= _EACH_UP_TO
-    per_part = max(1, _IN_A_PART // losses.seq_len if len(windows) == losses.n_windows else len(windows) // _PARTS)
+    per_part = max(
+        1,
+        _IN_A_PART // losses.seq_len
+        if len(windows) == losses.n_windows
+        else len(windows) // _PARTS,
+    )
     for first in range(0, len(windows), per_part):
-        group = windows[first:first + per_part]
+        group = windows[first : first + per_part]
         start, end = group[0].start + 1, group[-1].start + len(group[-1].losses)
         mean = float(np.concatenate([window.losses for window in group]).mean(dtype=np.float64))
         bodies = [_painted(group[0], each, named)]
         for before, window in pairwise(group):
             apart = window.index != before.index + 1
-            bodies += ["\n<i>⋯</i>\n" if apart else "", _painted(window, each, named, continued=not apart)]
-        yield Part(f"from-{start}", f"Tokens {start:,} to {end:,}", f"{mean:.3f}", Markup("".join(bodies)))
+            bodies += [
+                "\n<i>⋯</i>\n" if apart else "",
+                _painted(window, each, named, continued=not apart),
+            ]
+        yield Part(
+            f"from-{start}", f"Tokens {start:,} to {end:,}", f"{mean:.3f}", Markup("".join(bodies))
+        )
 
 
-def _painted(window: WindowLosses, each: bool, named: Set[int] = frozenset(), stops: Set[int] = frozenset(),
-             continued: bool = False) -> str:
+def _painted(
+    window: WindowLosses,
+    each: bool,
+    named: Set[int] = frozenset(),
+    stops: Set[int] = frozenset(),
+    continued: bool = False,
+) -> str:
     """The HTML of a window: a sign with its mean loss, the token that is given, unless it was shown just before, and the others.
 
     Args:
@@ -146,14 +177,20 @@ def _painted(window: WindowLosses, each: bool, named: Set[int] = frozenset(), st
     """
     texts = token_strings(window.tokens)
     sign = f'<b data-w="{window.index + 1} · {window.mean:.2f}"></b>'
-    parts = [sign if continued else f'{sign}<i>{shown(texts[0])}</i>']
-    for place, text, loss in zip(range(window.start + 1, window.start + len(texts)), texts[1:], window.losses.tolist()):
+    parts = [sign if continued else f"{sign}<i>{shown(texts[0])}</i>"]
+    for place, text, loss in zip(
+        range(window.start + 1, window.start + len(texts)), texts[1:], window.losses.tolist()
+    ):
         number = step(loss)
         if place in named:
-            parts.append(f'<a id="t{place}" href="#r{place}" class={LETTERS[number]} data-l={loss:.2f}>{_text(text)}</a>')
+            parts.append(
+                f'<a id="t{place}" href="#r{place}" class={LETTERS[number]} data-l={loss:.2f}>{_text(text)}</a>'
+            )
         elif number or each:
             stop = " tabindex=0" if place in stops else ""
-            parts.append(f"<u class={LETTERS[number]} data-l={loss:.2f}{stop}>{_text(text) if number else _plain(text)}</u>")
+            parts.append(
+                f"<u class={LETTERS[number]} data-l={loss:.2f}{stop}>{_text(text) if number else _plain(text)}</u>"
+            )
         else:
             parts.append(_plain(text))
     return "".join(parts)
@@ -174,8 +211,15 @@ def _surprises(windows: Sequence[WindowLosses]) -> list[Surprise]:
     found = []
     for at in np.argsort(-values, kind="stable")[:_WORST].tolist():
         window, offset = windows[which[at]], int(within[at])
-        before = "".join(token_strings(window.tokens[max(0, offset - 7):offset + 1]))
+        before = "".join(token_strings(window.tokens[max(0, offset - 7) : offset + 1]))
         loss = float(values[at])
-        found.append(Surprise(window.start + 1 + offset, visible(token_strings(window.tokens[offset + 1:offset + 2])[0]),
-                              before.replace("\n", "↵"), probability_text(loss), f"{loss:.2f}"))
+        found.append(
+            Surprise(
+                window.start + 1 + offset,
+                visible(token_strings(window.tokens[offset + 1 : offset + 2])[0]),
+                before.replace("\n", "↵"),
+                probability_text(loss),
+                f"{loss:.2f}",
+            )
+        )
     return found

@@ -45,10 +45,15 @@ def habits(maps: Sequence[Tensor]) -> dict[str, np.ndarray]:
     Returns:
         (L, H) for each habit; together they are 1. The first two tokens are left out: theirs cannot be told apart.
     """
-    weights = np.stack([layer[0].float().cpu().numpy() for layer in maps])[:, :, 2:]  # (L, H, T - 2, T)
+    weights = np.stack([layer[0].float().cpu().numpy() for layer in maps])[
+        :, :, 2:
+    ]  # (L, H, T - 2, T)
     queries = np.arange(weights.shape[2])
-    shares = {"the first token": weights[..., 0], "itself": weights[:, :, queries, queries + 2],
-              "the token before": weights[:, :, queries, queries + 1]}
+    shares = {
+        "the first token": weights[..., 0],
+        "itself": weights[:, :, queries, queries + 2],
+        "the token before": weights[:, :, queries, queries + 1],
+    }
     shares = {name: share.mean(axis=-1) for name, share in shares.items()}
     return {**shares, "any other token": 1 - sum(shares.values())}
 
@@ -63,8 +68,17 @@ def habits_table(maps: Sequence[Tensor]) -> HTML:
     """For each of HABITS the head that has most of it, how much, and how much an average head has."""
     rows = []
     for habit, shares in habits(maps).items():
-        rows.append((f"looks at {habit}", str(strongest(maps, habit)), f"{shares.max():.0%}", f"{shares.mean():.0%}"))
-    return table(("habit", "the head that has most of it", "share of its attention", "average head"), rows)
+        rows.append(
+            (
+                f"looks at {habit}",
+                str(strongest(maps, habit)),
+                f"{shares.max():.0%}",
+                f"{shares.mean():.0%}",
+            )
+        )
+    return table(
+        ("habit", "the head that has most of it", "share of its attention", "average head"), rows
+    )
 
 
 def all_heads(maps: Sequence[Tensor]) -> Figure:
@@ -76,9 +90,13 @@ def all_heads(maps: Sequence[Tensor]) -> Figure:
     n_layers, n_heads, T = len(maps), maps[0].size(1), maps[0].size(2)
     gap = 1 + T // 8  # cells between two maps
     # One picture of all: a hundred and more panels would take matplotlib many times as long.
-    mosaic = np.full((n_layers * (T + gap) + gap, n_heads * (T + gap) + gap), np.nan, dtype=np.float32)
+    mosaic = np.full(
+        (n_layers * (T + gap) + gap, n_heads * (T + gap) + gap), np.nan, dtype=np.float32
+    )
     for layer, head in np.ndindex(n_layers, n_heads):
-        mosaic[place(layer, T, gap), place(head, T, gap)] = maps[layer][0, head].float().cpu().numpy()
+        mosaic[place(layer, T, gap), place(head, T, gap)] = (
+            maps[layer][0, head].float().cpu().numpy()
+        )
     side = min(2.0, 9.0 / n_heads)  # inches for a map
     figure = Figure(figsize=(0.9 + side * n_heads, 0.6 + side * n_layers), layout="constrained")
     axes = figure.subplots()
@@ -113,17 +131,26 @@ def one_head(maps: Sequence[Tensor], which: Head, pieces: Sequence[str]) -> Figu
     axes = figure.subplots()
     image = axes.imshow(weights, cmap="Greys", vmin=0, vmax=_DARKEST)
     for axis, rotation in ((axes.xaxis, 90), (axes.yaxis, 0)):
-        axis.set_ticks(range(len(pieces)), [visible(piece) for piece in pieces], fontsize=9, rotation=rotation,
-                       parse_math=False)  # a corpus may hold dollar signs
+        axis.set_ticks(
+            range(len(pieces)),
+            [visible(piece) for piece in pieces],
+            fontsize=9,
+            rotation=rotation,
+            parse_math=False,
+        )  # a corpus may hold dollar signs
     axes.set(xlabel="token looked at", ylabel="token that looks")
     axes.set_title(str(which), fontsize=11)
-    figure.colorbar(image, ax=axes, label=f"attention weight (darkest: {_DARKEST:g} and more)", shrink=0.8)
+    figure.colorbar(
+        image, ax=axes, label=f"attention weight (darkest: {_DARKEST:g} and more)", shrink=0.8
+    )
     return figure
 
 
 def in_words(maps: Sequence[Tensor], which: Head, pieces: Sequence[str]) -> str:
     """What the enlarged map says, for those who cannot see it: where each of the last tokens looks most."""
     weights = maps[which.layer][0, which.head].float().cpu().numpy()
-    said = [f"“{visible(pieces[t])}” at “{visible(pieces[int(weights[t].argmax())])}” ({weights[t].max():.0%})"
-            for t in range(max(1, len(pieces) - 6), len(pieces))]
+    said = [
+        f"“{visible(pieces[t])}” at “{visible(pieces[int(weights[t].argmax())])}” ({weights[t].max():.0%})"
+        for t in range(max(1, len(pieces) - 6), len(pieces))
+    ]
     return f"Where the last tokens look most, {which}: {', '.join(said)}."

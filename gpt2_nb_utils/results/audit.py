@@ -6,10 +6,11 @@ It knows words and the file. It deliberately does not know how anything is check
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import wraps
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -88,8 +89,14 @@ class Audit:
     @property
     def tally(self) -> str:
         """How many checks hold, fail and could not be made."""
-        n, failed, unknown = len(self.checks), *(sum(check.ok is state for check in self.checks) for state in (False, None))
-        said = [f"{failed} of {n} checks fail" if failed else "", f"{unknown} of {n} could not be made" if unknown else ""]
+        n, failed, unknown = (
+            len(self.checks),
+            *(sum(check.ok is state for check in self.checks) for state in (False, None)),
+        )
+        said = [
+            f"{failed} of {n} checks fail" if failed else "",
+            f"{unknown} of {n} could not be made" if unknown else "",
+        ]
         return ", ".join(filter(None, said)) or f"all {n} checks hold"
 
     @property
@@ -134,16 +141,21 @@ def read_audit(path: Path) -> Audit:
     try:
         return TypeAdapter(Audit).validate_json(path.read_bytes(), strict=True)
     except (OSError, ValueError):  # pydantic's errors are ValueErrors
-        raise UserError(f"{path} is not a readable audit: make it again with `python -m gpt2_nb_utils verify "
-                        f"{path.parent}`, or remove it to do without") from None
+        raise UserError(
+            f"{path} is not a readable audit: make it again with `python -m gpt2_nb_utils verify "
+            f"{path.parent}`, or remove it to do without"
+        ) from None
 
 
-def asks(what: str, expected: str) -> Callable[[Callable[..., tuple[bool, str]]], Callable[..., Check]]:
+def asks(
+    what: str, expected: str
+) -> Callable[[Callable[..., tuple[bool, str]]], Callable[..., Check]]:
     """Make a check of a function that says whether something holds and what it found.
 
     The function may raise CannotCheck. Records that were edited can hold anything, so a value of the wrong type is a
     check that fails, never a traceback.
     """
+
     def decorate(find: Callable[..., tuple[bool, str]]) -> Callable[..., Check]:
         @wraps(find)
         def check(*evidence: Any) -> Check:
@@ -151,8 +163,19 @@ def asks(what: str, expected: str) -> Callable[[Callable[..., tuple[bool, str]]]
                 ok, found = find(*evidence)
             except CannotCheck as reason:
                 return Check(what, None, _one_line(str(reason)), expected)
-            except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
-                ok, found = False, f"a recorded value cannot be right ({type(error).__name__}: {error})"
+            except (
+                TypeError,
+                ValueError,
+                KeyError,
+                AttributeError,
+                IndexError,
+                OverflowError,
+                RuntimeError,
+            ) as error:
+                ok, found = (
+                    False,
+                    f"a recorded value cannot be right ({type(error).__name__}: {error})",
+                )
             return Check(what, bool(ok), _one_line(found), expected)
 
         check.asks = what

@@ -25,41 +25,100 @@ Pair = tuple[str, str, Any, str, Any]
 _OF_THE_SCHEDULE = ("lr", "lr_schedule", "warmup_steps", "min_lr_ratio", "decay_share", "steps")
 
 
-@asks("summary, config, metrics and text agree", "the same settings, text, steps, losses, times and machine in all of them and in the log")
+@asks(
+    "summary, config, metrics and text agree",
+    "the same settings, text, steps, losses, times and machine in all of them and in the log",
+)
 def records_agree(evidence: Evidence) -> tuple[bool, str]:
     summary, config = evidence.summary, evidence.config
-    pairs = [("the settings", "summary.json", summary.get("config"), "config.json", config),
-             *((name, "summary.json", summary.get(name), "config.json", config.get(name)) for name in ("seed", "preset", "target_loss")),
-             ("target_reached", "summary.json", summary.get("target_reached"), "its own loss", _reached(summary)),
-             *_with_the_rows(evidence), *_with_the_log(evidence), *_with_the_schedule(evidence), *_with_the_text(evidence)]
+    pairs = [
+        ("the settings", "summary.json", summary.get("config"), "config.json", config),
+        *(
+            (name, "summary.json", summary.get(name), "config.json", config.get(name))
+            for name in ("seed", "preset", "target_loss")
+        ),
+        (
+            "target_reached",
+            "summary.json",
+            summary.get("target_reached"),
+            "its own loss",
+            _reached(summary),
+        ),
+        *_with_the_rows(evidence),
+        *_with_the_log(evidence),
+        *_with_the_schedule(evidence),
+        *_with_the_text(evidence),
+    ]
     return _all_equal(pairs)
 
 
-@asks("best.pt says what the records say", "the same settings, sizes, text, step, tokens and losses beside the weights")
+@asks(
+    "best.pt says what the records say",
+    "the same settings, sizes, text, step, tokens and losses beside the weights",
+)
 def best_agrees(evidence: Evidence) -> tuple[bool, str]:
     summary, config, best = evidence.summary, evidence.config, evidence.best
     state, sizes = best["state"], best["model_config"]
-    pairs = [(name, "config.json", config.get(name), "best.pt", best["config"].get(name)) for name in KEPT]
-    pairs += [(name, "config.json", config.get(name), "the sizes in best.pt", sizes.get(name))
-              for name in ("block_size", "n_layer", "n_head", "n_embd")]
-    pairs += [("n_params", "summary.json", summary.get("n_params"), "the sizes in best.pt", parameter_count(GPT2Config(**sizes))),
-              ("sha256 of the text", "summary.json", evidence.recorded_corpus.get("sha256"), "best.pt", best["corpus_sha256"]),
-              ("windows_drawn", "best.pt", state["windows_drawn"], "its steps",
-               state["step"] * evidence.settings.batch_size * evidence.settings.grad_accum),
-              ("training loss", "best.pt", state["train_loss"], "the metrics and the log",
-               _logged(evidence, state["step"], state["train_loss"]))]
-    pairs += [(f"best_{name}", "best.pt", state[f"best_{name}"], "its last measurement", state[name])
-              for name in ("train_loss", "train_loss_windows", "train_loss_step")]
-    pairs += [("step", "best.pt", state["step"], "its best training loss", state["best_train_loss_step"]), *_with_its_step(evidence)]
+    pairs = [
+        (name, "config.json", config.get(name), "best.pt", best["config"].get(name))
+        for name in KEPT
+    ]
+    pairs += [
+        (name, "config.json", config.get(name), "the sizes in best.pt", sizes.get(name))
+        for name in ("block_size", "n_layer", "n_head", "n_embd")
+    ]
+    pairs += [
+        (
+            "n_params",
+            "summary.json",
+            summary.get("n_params"),
+            "the sizes in best.pt",
+            parameter_count(GPT2Config(**sizes)),
+        ),
+        (
+            "sha256 of the text",
+            "summary.json",
+            evidence.recorded_corpus.get("sha256"),
+            "best.pt",
+            best["corpus_sha256"],
+        ),
+        (
+            "windows_drawn",
+            "best.pt",
+            state["windows_drawn"],
+            "its steps",
+            state["step"] * evidence.settings.batch_size * evidence.settings.grad_accum,
+        ),
+        (
+            "training loss",
+            "best.pt",
+            state["train_loss"],
+            "the metrics and the log",
+            _logged(evidence, state["step"], state["train_loss"]),
+        ),
+    ]
+    pairs += [
+        (f"best_{name}", "best.pt", state[f"best_{name}"], "its last measurement", state[name])
+        for name in ("train_loss", "train_loss_windows", "train_loss_step")
+    ]
+    pairs += [
+        ("step", "best.pt", state["step"], "its best training loss", state["best_train_loss_step"]),
+        *_with_its_step(evidence),
+    ]
     if summary.get("status") in ENDED:  # a run at work may be a step ahead of its summary
-        pairs += [(name, "summary.json", summary.get(name), "best.pt", state[name])
-                  for name in ("best_train_loss", "best_train_loss_windows", "best_train_loss_step")]
+        pairs += [
+            (name, "summary.json", summary.get(name), "best.pt", state[name])
+            for name in ("best_train_loss", "best_train_loss_windows", "best_train_loss_step")
+        ]
     return _all_equal(pairs)
 
 
 def _all_equal(pairs: list[Pair]) -> tuple[bool, str]:
-    problems = [f"{name}: {_brief(one)} in {here}, {_brief(other)} in {there}" for name, here, one, there, other in pairs
-                if not _equal(one, other)]
+    problems = [
+        f"{name}: {_brief(one)} in {here}, {_brief(other)} in {there}"
+        for name, here, one, there, other in pairs
+        if not _equal(one, other)
+    ]
     return problems_or(problems, f"{len(pairs)} values, each the same in two places")
 
 
@@ -75,19 +134,64 @@ def _with_the_rows(evidence: Evidence) -> list[Pair]:
     """What the summary says of its steps, beside their rows."""
     summary, rows = evidence.summary, {row.step: row for row in evidence.rows}
     best = summary.get("best_train_loss")
-    pairs = [("best training loss", "summary.json", best, "the metrics and the log",
-              _logged(evidence, summary.get("best_train_loss_step"), best))]
+    pairs = [
+        (
+            "best training loss",
+            "summary.json",
+            best,
+            "the metrics and the log",
+            _logged(evidence, summary.get("best_train_loss_step"), best),
+        )
+    ]
     if (row := rows.get(summary["step"])) is not None:
-        pairs += [("last batch loss", "summary.json", summary.get("loss"), "the metrics", row.loss),
-                  ("seconds", "summary.json", summary.get("seconds"), "the metrics", _as(summary.get("seconds"), row.elapsed_s, 1e-3))]
-    ended, every_step = summary.get("status") in ENDED, all(whole(section.setting("log_every")) == 1 for section in evidence.sections)
-    if (row := rows.get(summary.get("train_loss_step"))) is not None or ended:  # each measurement has a row
-        pairs += [("last training loss", "summary.json", summary.get("train_loss"), "the metrics", row and row.train_loss)]
+        pairs += [
+            ("last batch loss", "summary.json", summary.get("loss"), "the metrics", row.loss),
+            (
+                "seconds",
+                "summary.json",
+                summary.get("seconds"),
+                "the metrics",
+                _as(summary.get("seconds"), row.elapsed_s, 1e-3),
+            ),
+        ]
+    ended, every_step = (
+        summary.get("status") in ENDED,
+        all(whole(section.setting("log_every")) == 1 for section in evidence.sections),
+    )
+    if (
+        row := rows.get(summary.get("train_loss_step"))
+    ) is not None or ended:  # each measurement has a row
+        pairs += [
+            (
+                "last training loss",
+                "summary.json",
+                summary.get("train_loss"),
+                "the metrics",
+                row and row.train_loss,
+            )
+        ]
     if (row := rows.get(summary.get("best_batch_step"))) is not None or ended and every_step:
-        pairs += [("best batch loss", "summary.json", summary.get("best_batch_loss"), "the metrics", row and row.loss)]
-    lowest = min((row.loss for row in rows.values() if row.loss is not None and row.step <= summary["step"]), default=None)
-    if lowest is not None and lowest < summary["best_batch_loss"] and not same(lowest, summary["best_batch_loss"]):
-        pairs += [("best batch loss", "summary.json", summary["best_batch_loss"], "the metrics", lowest)]
+        pairs += [
+            (
+                "best batch loss",
+                "summary.json",
+                summary.get("best_batch_loss"),
+                "the metrics",
+                row and row.loss,
+            )
+        ]
+    lowest = min(
+        (row.loss for row in rows.values() if row.loss is not None and row.step <= summary["step"]),
+        default=None,
+    )
+    if (
+        lowest is not None
+        and lowest < summary["best_batch_loss"]
+        and not same(lowest, summary["best_batch_loss"])
+    ):
+        pairs += [
+            ("best batch loss", "summary.json", summary["best_batch_loss"], "the metrics", lowest)
+        ]
     return pairs
 
 
@@ -97,14 +201,26 @@ def _with_the_log(evidence: Evidence) -> list[Pair]:
     pairs: list[Pair] = []
     for section in sections:
         if section.n_params is not None:
-            pairs += [("n_params", "summary.json", summary.get("n_params"), "the log", section.n_params)]
+            pairs += [
+                ("n_params", "summary.json", summary.get("n_params"), "the log", section.n_params)
+            ]
         if section.sha256:
-            recorded = str(evidence.recorded_corpus.get("sha256"))[:len(section.sha256)]
+            recorded = str(evidence.recorded_corpus.get("sha256"))[: len(section.sha256)]
             pairs += [("sha256 of the text", "summary.json", recorded, "the log", section.sha256)]
     measured = surviving(sections)[1].get(summary.get("train_loss_step"))
     if measured is not None:
-        pairs += [("windows of the last training loss", "summary.json", summary.get("train_loss_windows"), "the log", measured[1])]
-    if summary.get("status") in ENDED:  # otherwise a process may have been killed before its first line
+        pairs += [
+            (
+                "windows of the last training loss",
+                "summary.json",
+                summary.get("train_loss_windows"),
+                "the log",
+                measured[1],
+            )
+        ]
+    if (
+        summary.get("status") in ENDED
+    ):  # otherwise a process may have been killed before its first line
         pairs += _with_the_last_process(evidence, sections[-1])
     return pairs
 
@@ -114,40 +230,71 @@ def _with_the_last_process(evidence: Evidence, section: Section) -> list[Pair]:
     summary, environment = evidence.summary, evidence.run.environment
     pairs = list(_settings(evidence.config, "config.json", section))
     if section.machine is not None:
-        pairs += [(name, "summary.json", summary.get(name), "the log", said)
-                  for name, said in zip(("device", "amp", "torch"), section.machine)]
+        pairs += [
+            (name, "summary.json", summary.get(name), "the log", said)
+            for name, said in zip(("device", "amp", "torch"), section.machine)
+        ]
     if section.end is not None:
-        pairs += [(name, "summary.json", _lasting(summary.get(name), said), "the log", said)
-                  for name, said in (("seconds", section.end.training), ("wall_seconds", section.end.wall))]
+        pairs += [
+            (name, "summary.json", _lasting(summary.get(name), said), "the log", said)
+            for name, said in (
+                ("seconds", section.end.training),
+                ("wall_seconds", section.end.wall),
+            )
+        ]
     if environment:
         now = [environment, *(environment.get("resumed") or [])][-1]
-        release = [str(version).partition("+")[0] for version in (now["packages"].get("torch"), summary.get("torch"))]
+        release = [
+            str(version).partition("+")[0]
+            for version in (now["packages"].get("torch"), summary.get("torch"))
+        ]
         pairs += [("torch", "environment.json", release[0], "summary.json", release[1])]
     return pairs
 
 
 def _settings(config: dict[str, Any], where: str, section: Section) -> Iterable[Pair]:
     """Settings beside those that a section of the log began with; a value with blanks in it cannot be read back from there."""
-    return ((name, where, one_line(repr(value)), "the log", section.setting(name)) for name, value in config.items()
-            if section.setting(name) is not None)
+    return (
+        (name, where, one_line(repr(value)), "the log", section.setting(name))
+        for name, value in config.items()
+        if section.setting(name) is not None
+    )
 
 
 def _lasting(seconds: float, said: str) -> str:
     """These seconds in the log's words: `said`, if that is what they were before they were rounded for the summary."""
-    return next((said for beside in (0.0, -0.001, 0.001) if duration(seconds + beside) == said), duration(seconds))
+    return next(
+        (said for beside in (0.0, -0.001, 0.001) if duration(seconds + beside) == said),
+        duration(seconds),
+    )
 
 
 def _with_the_schedule(evidence: Evidence) -> Iterator[Pair]:
     """The learning rates of the metrics, beside those that the settings of their process plan."""
     settings = evidence.settings
-    trained_by = {step: number for number, section in enumerate(evidence.sections) for step in section.steps}  # a step done again: the last
-    configs = [settings.model_copy(update={name: type(getattr(settings, name))(said.strip("'")) for name in _OF_THE_SCHEDULE
-                                           if (said := section.setting(name)) is not None}) for section in evidence.sections]
+    trained_by = {
+        step: number for number, section in enumerate(evidence.sections) for step in section.steps
+    }  # a step done again: the last
+    configs = [
+        settings.model_copy(
+            update={
+                name: type(getattr(settings, name))(said.strip("'"))
+                for name in _OF_THE_SCHEDULE
+                if (said := section.setting(name)) is not None
+            }
+        )
+        for section in evidence.sections
+    ]
     for row in evidence.rows:
         if row.lr is not None and row.step in trained_by:
             config = configs[trained_by[row.step]]
-            yield (f"learning rate of step {row.step}", "the metrics", row.lr, "the schedule",
-                   config.lr * learning_rate_factor(row.step - 1, config))
+            yield (
+                f"learning rate of step {row.step}",
+                "the metrics",
+                row.lr,
+                "the schedule",
+                config.lr * learning_rate_factor(row.step - 1, config),
+            )
 
 
 def _with_its_step(evidence: Evidence) -> list[Pair]:
@@ -158,12 +305,24 @@ def _with_its_step(evidence: Evidence) -> list[Pair]:
     row = next((row for row in evidence.rows if row.step == step), None)
     if row is not None:
         pairs += [("tokens_seen", "best.pt", state["tokens_seen"], "the metrics", row.tokens)]
-        if sum(step in section.measured for section in sections) < 2:  # else the row may be of a process that did the step again
-            pairs += [("batch loss", "best.pt", state["loss"], "the metrics", row.loss),
-                      ("seconds", "best.pt", state["seconds"], "the metrics", row.elapsed_s)]
-    saved_by = [list(_settings(best["config"], "best.pt", section)) for section in sections if step in section.measured]
+        if (
+            sum(step in section.measured for section in sections) < 2
+        ):  # else the row may be of a process that did the step again
+            pairs += [
+                ("batch loss", "best.pt", state["loss"], "the metrics", row.loss),
+                ("seconds", "best.pt", state["seconds"], "the metrics", row.elapsed_s),
+            ]
+    saved_by = [
+        list(_settings(best["config"], "best.pt", section))
+        for section in sections
+        if step in section.measured
+    ]
     # That other process may have had other settings.
-    return pairs + min(saved_by, key=lambda settings: sum(one != other for _, _, one, _, other in settings), default=[])
+    return pairs + min(
+        saved_by,
+        key=lambda settings: sum(one != other for _, _, one, _, other in settings),
+        default=[],
+    )
 
 
 def _with_the_text(evidence: Evidence) -> list[Pair]:
@@ -174,13 +333,23 @@ def _with_the_text(evidence: Evidence) -> list[Pair]:
         return []
     corpus = evidence.recorded_corpus
     counts = text.is_course_input and seen == len(evidence.tokens)
-    return [(f"{name} of the text", "summary.json", corpus.get(name), "the text", value) for name, value in
-            (("sha256", text.sha256), ("chars", text.chars), ("tokens", seen), ("is_course_input", counts))]
+    return [
+        (f"{name} of the text", "summary.json", corpus.get(name), "the text", value)
+        for name, value in (
+            ("sha256", text.sha256),
+            ("chars", text.chars),
+            ("tokens", seen),
+            ("is_course_input", counts),
+        )
+    ]
 
 
 def _reached(summary: dict[str, Any]) -> bool:
-    return (summary.get("best_train_loss_windows") == "all" and summary["best_train_loss"] is not None
-            and summary["best_train_loss"] < summary["target_loss"])
+    return (
+        summary.get("best_train_loss_windows") == "all"
+        and summary["best_train_loss"] is not None
+        and summary["best_train_loss"] < summary["target_loss"]
+    )
 
 
 def _equal(one: Any, other: Any) -> bool:

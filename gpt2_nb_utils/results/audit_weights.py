@@ -47,20 +47,31 @@ _START_TOKENS = 65_536
 """Tokens up to which the loss of random weights is measured again; a longer measurement at step 0 is left to the first batch."""
 
 
-@asks("best.pt loads as plain tensors", "weights_only=True loads it, so that nothing in the file runs")
+@asks(
+    "best.pt loads as plain tensors", "weights_only=True loads it, so that nothing in the file runs"
+)
 def loads(evidence: Evidence) -> tuple[bool, str]:
     if isinstance(evidence.loaded, UserError):
         return False, str(evidence.loaded)
-    return True, f"{len(evidence.best['model'])} tensors, those of step {evidence.best['state'].get('step')}"
+    return (
+        True,
+        f"{len(evidence.best['model'])} tensors, those of step {evidence.best['state'].get('step')}",
+    )
 
 
-@asks("the weights are GPT-2's, by name and shape", "the tensors of GPT-2 as published, the head being the token embedding, stored once")
+@asks(
+    "the weights are GPT-2's, by name and shape",
+    "the tensors of GPT-2 as published, the head being the token embedding, stored once",
+)
 def architecture(evidence: Evidence) -> tuple[bool, str]:
     sizes = ", ".join(f"{name} {size}" for name, size in evidence.best["model_config"].items())
     return problems_or(misfits(evidence.best), f"all tensors fit {sizes}; no second head")
 
 
-@asks(f"at least {COURSE_MIN_PARAMS:,} parameters", f"{COURSE_MIN_PARAMS:,} or more, counted in the tensors")
+@asks(
+    f"at least {COURSE_MIN_PARAMS:,} parameters",
+    f"{COURSE_MIN_PARAMS:,} or more, counted in the tensors",
+)
 def parameters(evidence: Evidence) -> tuple[bool, str]:
     n = sum(tensor.numel() for tensor in evidence.best["model"].values())
     return n >= COURSE_MIN_PARAMS, f"{n:,} parameters"
@@ -69,7 +80,10 @@ def parameters(evidence: Evidence) -> tuple[bool, str]:
 @asks("the text is the course's input.txt", f"sha256 {COURSE_SHA256}")
 def course_text(evidence: Evidence) -> tuple[bool, str]:
     corpus = evidence.corpus
-    return corpus.is_course_input, f"{corpus.path}: {corpus.chars:,} characters, sha256 {corpus.sha256}"
+    return (
+        corpus.is_course_input,
+        f"{corpus.path}: {corpus.chars:,} characters, sha256 {corpus.sha256}",
+    )
 
 
 @asks("the run saw all of its text, no excerpt", "every token of the text")
@@ -78,32 +92,44 @@ def whole_text(evidence: Evidence) -> tuple[bool, str]:
     return seen == there, f"{seen:,} of {there:,} tokens"
 
 
-@asks(f"training loss below {TARGET_LOSS:g}, measured anew", f"below {TARGET_LOSS:g} over every prediction")
+@asks(
+    f"training loss below {TARGET_LOSS:g}, measured anew",
+    f"below {TARGET_LOSS:g} over every prediction",
+)
 def below_target(evidence: Evidence) -> tuple[bool, str]:
     measured = evidence.measurement
     how = f"{measured.n_targets:,} predictions, in {evidence.precision.amp} on {evidence.precision.device_name}"
     if not measured.whole:
-        raise CannotCheck(f"{loss_text(measured.mean())} over {how}: {len(measured.losses):,} of {measured.n_windows:,} windows "
-                          f"are a quick look, which decides nothing")
+        raise CannotCheck(
+            f"{loss_text(measured.mean())} over {how}: {len(measured.losses):,} of {measured.n_windows:,} windows "
+            f"are a quick look, which decides nothing"
+        )
     return measured.mean() < TARGET_LOSS, f"{loss_text(measured.mean())} over all {how}"
 
 
 @asks("the loss on record is the one measured", "the same, but for rounding")
 def recorded_loss(evidence: Evidence) -> tuple[bool, str]:
-    recorded, windows = evidence.summary["best_train_loss"], evidence.summary["best_train_loss_windows"]
+    recorded, windows = (
+        evidence.summary["best_train_loss"],
+        evidence.summary["best_train_loss_windows"],
+    )
     if recorded is None:
         return False, "no training loss is on record"
     indices = evidence.windows.evenly_spread(0 if windows == "all" else windows)
     if not set(indices) <= set(evidence.measurement.losses):
         raise CannotCheck("a quick look has not measured the windows of the loss on record")
     anew = evidence.measurement.mean(indices)
-    found = (f"{recorded:.6f} on record ({extent(windows, evidence.settings.max_tokens)}), {anew:.6f} on the same windows anew: "
-             f"relative difference {abs(recorded - anew) / anew:.1e}")
+    found = (
+        f"{recorded:.6f} on record ({extent(windows, evidence.settings.max_tokens)}), {anew:.6f} on the same windows anew: "
+        f"relative difference {abs(recorded - anew) / anew:.1e}"
+    )
     return _agree(evidence, recorded, anew, _AGREEMENT), found
 
 
-@asks("the seed's random weights give the first losses on record",
-      "the training loss of step 0 and the batch loss of step 1, but for rounding")
+@asks(
+    "the seed's random weights give the first losses on record",
+    "the training loss of step 0 and the batch loss of step 1, but for rounding",
+)
 def first_losses(evidence: Evidence) -> tuple[bool, str]:
     settings, windows = evidence.settings, evidence.windows
     rows = {row.step: row for row in evidence.rows[:2]}
@@ -112,22 +138,33 @@ def first_losses(evidence: Evidence) -> tuple[bool, str]:
     if settings.batch_size * settings.grad_accum > _LARGEST_BATCH:
         raise ValueError(f"{settings.batch_size * settings.grad_accum:,} windows a step")
     first_batch = evidence.order.take(0, settings.batch_size * settings.grad_accum)
-    recorded = [("training loss of step 0", rows.get(0) and rows[0].train_loss, at_start),
-                ("batch loss of step 1", rows.get(1) and rows[1].loss, first_batch)]
-    wanted = [each for each in recorded if each[2] is first_batch or len(at_start) * windows.seq_len <= _START_TOKENS]
+    recorded = [
+        ("training loss of step 0", rows.get(0) and rows[0].train_loss, at_start),
+        ("batch loss of step 1", rows.get(1) and rows[1].loss, first_batch),
+    ]
+    wanted = [
+        each
+        for each in recorded
+        if each[2] is first_batch or len(at_start) * windows.seq_len <= _START_TOKENS
+    ]
     indices = sorted({index for _, _, indices in wanted for index in indices})
     measured = evidence.measure(evidence.initial_model, indices, "measuring random weights, window")
     problems, said = [], []
     for name, loss, indices in wanted:
         anew = measured.mean(indices)
-        said.append(f"{name} {'not' if loss is None else f'{loss:.5f}'} on record, {anew:.5f} with the weights of seed {settings.seed}")
+        said.append(
+            f"{name} {'not' if loss is None else f'{loss:.5f}'} on record, {anew:.5f} with the weights of seed {settings.seed}"
+        )
         if loss is None or not _agree(evidence, loss, anew, _AGREEMENT_AT_START):
             problems.append(said[-1])
     return problems_or(problems, "; ".join(said))
 
 
-@asks("best.pt grew from the seed's random weights", f"in every part a correlation with them that chance does not give, above {_UNTOUCHED} in the rows of "
-      f"tokens that the text never holds, and 1 in positions past the windows")
+@asks(
+    "best.pt grew from the seed's random weights",
+    f"in every part a correlation with them that chance does not give, above {_UNTOUCHED} in the rows of "
+    f"tokens that the text never holds, and 1 in positions past the windows",
+)
 @torch.no_grad()
 def kinship(evidence: Evidence) -> tuple[bool, str]:
     if misfits(evidence.best):
@@ -142,8 +179,12 @@ def kinship(evidence: Evidence) -> tuple[bool, str]:
             continue
         found = _correlation(now, then)
         chance = 1 / math.sqrt(now.numel())
-        least = {_UNSEEN: _UNTOUCHED, _PAST: _NEVER_READ}.get(part, (_UNRELATED_MATRIX if part == name else _UNRELATED) * chance)
-        text = f"{found:.4f} in {part}" + ("" if part in (_UNSEEN, _PAST) else f" (unrelated ones: 0 ± {chance:.4f})")
+        least = {_UNSEEN: _UNTOUCHED, _PAST: _NEVER_READ}.get(
+            part, (_UNRELATED_MATRIX if part == name else _UNRELATED) * chance
+        )
+        text = f"{found:.4f} in {part}" + (
+            "" if part in (_UNSEEN, _PAST) else f" (unrelated ones: 0 ± {chance:.4f})"
+        )
         if not found > least:
             problems.append(text)
         (matrices if part == name else said).append((found, text))
@@ -152,7 +193,9 @@ def kinship(evidence: Evidence) -> tuple[bool, str]:
         texts.append(f"{min(matrices)[1]}, the lowest of {len(matrices)} matrices")
     asked = f"correlation with the random weights of seed {evidence.settings.seed}: "
     # Nothing short of training again can tell weights that grew from others into which each of these parts was mixed.
-    return problems_or([asked + problems[0], *problems[1:]] if problems else [], asked + "; ".join(texts))
+    return problems_or(
+        [asked + problems[0], *problems[1:]] if problems else [], asked + "; ".join(texts)
+    )
 
 
 _SEEN, _UNSEEN = "the rows of tokens that occur", "the rows of tokens that do not occur"

@@ -16,9 +16,11 @@ from gpt2_nb_utils.tokenization.display import INK
 
 FAINT = "color:#5a5a5a; background:#ececec;"
 _BORDER = "border:1px solid #8a8a8a; border-radius:4px;"
-_BOX = (f"font-family:monospace; white-space:pre-wrap; overflow-wrap:anywhere; line-height:1.5; padding:.5em .7em; "
-        f"{_BORDER} "
-        f"color:{INK}; background:#ffffff;")
+_BOX = (
+    f"font-family:monospace; white-space:pre-wrap; overflow-wrap:anywhere; line-height:1.5; padding:.5em .7em; "
+    f"{_BORDER} "
+    f"color:{INK}; background:#ffffff;"
+)
 _NOTE = "color:inherit; border:1px solid #8a8a8a; border-left:5px solid #b8621b; padding:.4em .8em; margin:.4em 0;"
 
 
@@ -43,15 +45,22 @@ def beside(columns: Iterable[tuple[str, str]]) -> str:
     Args:
         columns: (caption, HTML of the box).
     """
-    cells = "".join(f'<div style="flex:1 1 17em; min-width:0;">{caption(name)}{inner}</div>' for name, inner in columns)
-    return f'<div style="display:flex; flex-wrap:wrap; gap:0 .8em; margin-bottom:.6em;">{cells}</div>'
+    cells = "".join(
+        f'<div style="flex:1 1 17em; min-width:0;">{caption(name)}{inner}</div>'
+        for name, inner in columns
+    )
+    return (
+        f'<div style="display:flex; flex-wrap:wrap; gap:0 .8em; margin-bottom:.6em;">{cells}</div>'
+    )
 
 
 def key(text: str, style: str) -> str:
     """One entry of a legend, on its own background."""
-    return (f'<span style="display:inline-block; white-space:nowrap; padding:.1em .6em; margin:.1em .25em .1em 0; '
-            f'{_BORDER} {style}">'
-            f"{html.escape(text)}</span>")
+    return (
+        f'<span style="display:inline-block; white-space:nowrap; padding:.1em .6em; margin:.1em .25em .1em 0; '
+        f'{_BORDER} {style}">'
+        f"{html.escape(text)}</span>"
+    )
 
 
 def say(text: str) -> HTML:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +35,13 @@ from gpt2_nb_utils.training.start import model_sizes
 from gpt2_nb_utils.training.verbatim import counted_openings
 
 _PROJECT = Path(__file__).parents[2]
-_PARTS_OF_BEST = {"model": dict, "model_config": dict, "config": dict, "state": dict, "corpus_sha256": str}
+_PARTS_OF_BEST = {
+    "model": dict,
+    "model_config": dict,
+    "config": dict,
+    "state": dict,
+    "corpus_sha256": str,
+}
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,14 @@ class Measurement:
 
     def mean(self, indices: Sequence[int] | None = None) -> float:
         """Mean loss over these windows (all measured ones, when None), nats per token."""
-        chosen = list(self.losses.values()) if indices is None else [self.losses[index] for index in indices]
-        return sum(window.double().sum().item() for window in chosen) / sum(len(window) for window in chosen)
+        chosen = (
+            list(self.losses.values())
+            if indices is None
+            else [self.losses[index] for index in indices]
+        )
+        return sum(window.double().sum().item() for window in chosen) / sum(
+            len(window) for window in chosen
+        )
 
 
 class Evidence:
@@ -78,7 +90,12 @@ class Evidence:
     """
 
     def __init__(self, run: RunResults, precision: Precision, sample: int = 0):
-        self.run, self.directory, self.summary, self.settings = run, run.directory, run.summary, run.config
+        self.run, self.directory, self.summary, self.settings = (
+            run,
+            run.directory,
+            run.summary,
+            run.config,
+        )
         self.precision, self._n_windows = precision, sample
         corpus = run.summary.get("corpus")
         self.recorded_corpus: dict[str, Any] = corpus if isinstance(corpus, dict) else {}
@@ -93,17 +110,25 @@ class Evidence:
             content = read_checkpoint(path)
         except UserError as error:
             return error
-        lacking = [name for name, kind in _PARTS_OF_BEST.items() if not isinstance(content.get(name), kind)]
+        lacking = [
+            name for name, kind in _PARTS_OF_BEST.items() if not isinstance(content.get(name), kind)
+        ]
         if not lacking and type(content["state"].get("step")) is not int:
             lacking = ["number of its step"]
-        return UserError(f"{path} holds no {lacking[0]}: put back the file that the run wrote") if lacking else content
+        return (
+            UserError(f"{path} holds no {lacking[0]}: put back the file that the run wrote")
+            if lacking
+            else content
+        )
 
     @property
     def best(self) -> dict[str, Any]:
         """The content of best.pt."""
         if isinstance(self.loaded, dict):
             return self.loaded
-        raise CannotCheck("checkpoints/best.pt " + ("is missing" if self.loaded is None else "cannot be loaded"))
+        raise CannotCheck(
+            "checkpoints/best.pt " + ("is missing" if self.loaded is None else "cannot be loaded")
+        )
 
     @property
     def config(self) -> dict[str, Any]:
@@ -144,13 +169,19 @@ class Evidence:
 
     def openings(self, windows: int | str) -> list[int]:
         """The windows whose openings a measurement on so many windows (or "all") has counted."""
-        return counted_openings(self.windows, self.windows.evenly_spread(0 if windows == "all" else windows))
+        return counted_openings(
+            self.windows, self.windows.evenly_spread(0 if windows == "all" else windows)
+        )
 
     @cached_property
     def corpus(self) -> Corpus:
         """The text of the run, found on this machine by its sha256; nothing is downloaded."""
         recorded = self.recorded_corpus
-        sha256 = self.loaded["corpus_sha256"] if isinstance(self.loaded, dict) else recorded.get("sha256")
+        sha256 = (
+            self.loaded["corpus_sha256"]
+            if isinstance(self.loaded, dict)
+            else recorded.get("sha256")
+        )
         if recorded.get("source") == "demo":
             found = [demonstration("the run was trained on it")]
         else:
@@ -158,13 +189,19 @@ class Evidence:
         for text in found:
             if text.sha256 == sha256:
                 return text
-        others = f" ({found[0].path} is another text, sha256 {found[0].sha256[:12]}…)" if found else ""
-        raise CannotCheck(f"the text of the run, sha256 {str(sha256)[:12]}…, is not on this machine{others}")
+        others = (
+            f" ({found[0].path} is another text, sha256 {found[0].sha256[:12]}…)" if found else ""
+        )
+        raise CannotCheck(
+            f"the text of the run, sha256 {str(sha256)[:12]}…, is not on this machine{others}"
+        )
 
     def _places(self) -> list[Path]:
         """Where the text may lie; a run directory may have come from another machine."""
         named = [self.settings.input_file, self.recorded_corpus.get("path")]
-        places = [Path(os.path.expanduser(name)) for name in named if isinstance(name, str) and name]
+        places = [
+            Path(os.path.expanduser(name)) for name in named if isinstance(name, str) and name
+        ]
         return list(dict.fromkeys([*places, DEFAULT_PATH, _PROJECT / DEFAULT_PATH]))
 
     @cached_property
@@ -175,7 +212,7 @@ class Evidence:
     @cached_property
     def windows(self) -> Windows:
         """The tokens that the run was trained on, cut as in training."""
-        return Windows(self.tokens[:self.settings.max_tokens or None], self.settings.seq_len)
+        return Windows(self.tokens[: self.settings.max_tokens or None], self.settings.seq_len)
 
     @cached_property
     def order(self) -> WindowOrder:
@@ -211,33 +248,72 @@ class Evidence:
         """
         windows = self.windows
         if self._n_windows >= len(windows):
-            raise UserError(f"sample {self._n_windows} is not below the {len(windows):,} windows of the text: leave it out to measure all")
+            raise UserError(
+                f"sample {self._n_windows} is not below the {len(windows):,} windows of the text: leave it out to measure all"
+            )
         openings: set[int] = set()  # those that were counted with these weights
         with contextlib.suppress(CannotCheck):
-            openings.update(*(self.openings(n) for step, n in self.measurements if step == self.best["state"].get("step")))
-        return self.measure(self.model, windows.evenly_spread(self._n_windows), "measuring the training loss, window", openings)
+            openings.update(
+                *(
+                    self.openings(n)
+                    for step, n in self.measurements
+                    if step == self.best["state"].get("step")
+                )
+            )
+        return self.measure(
+            self.model,
+            windows.evenly_spread(self._n_windows),
+            "measuring the training loss, window",
+            openings,
+        )
 
-    def measure(self, model: GPT2, indices: Sequence[int], label: str, openings: Collection[int] = ()) -> Measurement:
+    def measure(
+        self, model: GPT2, indices: Sequence[int], label: str, openings: Collection[int] = ()
+    ) -> Measurement:
         """The losses of a model on these windows, with a progress line.
 
         Args:
             openings: those of them whose verbatim continuation is counted in the same forward pass.
         """
         progress = Progress(len(indices), label)
-        readings = dict(zip(indices, read_windows(model.to(self.precision.device), self.windows, indices, self.precision,
-                                                  progress.update, openings)))
+        readings = dict(
+            zip(
+                indices,
+                read_windows(
+                    model.to(self.precision.device),
+                    self.windows,
+                    indices,
+                    self.precision,
+                    progress.update,
+                    openings,
+                ),
+            )
+        )
         progress.close()
-        return Measurement({index: reading.losses for index, reading in readings.items()}, len(self.windows),
-                           {index: reading.n_right for index, reading in readings.items() if reading.n_right is not None})
+        return Measurement(
+            {index: reading.losses for index, reading in readings.items()},
+            len(self.windows),
+            {
+                index: reading.n_right
+                for index, reading in readings.items()
+                if reading.n_right is not None
+            },
+        )
 
 
 def misfits(best: dict[str, Any]) -> list[str]:
     """What keeps the tensors of a checkpoint from being the fp32 weights of GPT-2 as published, in the sizes that it states."""
     tensors, stated = best["model"], best["model_config"]
-    if set(stated) != set(GPT2Config().to_dict()) or not all(type(size) is int and size > 0 for size in stated.values()):
+    if set(stated) != set(GPT2Config().to_dict()) or not all(
+        type(size) is int and size > 0 for size in stated.values()
+    ):
         return [f"its sizes are {stated}"]
     sizes = GPT2Config(**stated)
-    problems = [] if sizes.vocab_size == VOCAB_SIZE else [f"its vocabulary has {sizes.vocab_size:,} tokens"]
+    problems = (
+        []
+        if sizes.vocab_size == VOCAB_SIZE
+        else [f"its vocabulary has {sizes.vocab_size:,} tokens"]
+    )
     if sizes.n_embd % sizes.n_head:
         problems.append(f"n_embd {sizes.n_embd} is not divisible by n_head {sizes.n_head}")
     if sizes.n_layer > len(tensors):  # before the shapes of so many layers are listed
@@ -245,11 +321,17 @@ def misfits(best: dict[str, Any]) -> list[str]:
     expected = parameter_shapes(sizes)
     problems += [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is stored besides" for name in tensors if name not in expected]
-    problems += [f"{name} is {tuple(tensor.shape)} in {tensor.dtype}, not {expected[name]} in torch.float32"
-                 for name, tensor in tensors.items() if name in expected
-                 and (tuple(tensor.shape) != expected[name] or tensor.dtype != torch.float32)]
-    problems += [f"{name} is no plain tensor ({tensor.layout}, {tensor.device.type})" for name, tensor in tensors.items()
-                 if isinstance(tensor, Tensor) and (tensor.layout != torch.strided or tensor.is_meta)]
+    problems += [
+        f"{name} is {tuple(tensor.shape)} in {tensor.dtype}, not {expected[name]} in torch.float32"
+        for name, tensor in tensors.items()
+        if name in expected
+        and (tuple(tensor.shape) != expected[name] or tensor.dtype != torch.float32)
+    ]
+    problems += [
+        f"{name} is no plain tensor ({tensor.layout}, {tensor.device.type})"
+        for name, tensor in tensors.items()
+        if isinstance(tensor, Tensor) and (tensor.layout != torch.strided or tensor.is_meta)
+    ]
     return problems
 
 

@@ -14,7 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gpt2_nb_utils.config import TARGET_LOSS
-from gpt2_nb_utils.curves import label_ends, moving_average, one_panel, plain_log_axis, smoothing_rows
+from gpt2_nb_utils.curves import (
+    label_ends,
+    moving_average,
+    one_panel,
+    plain_log_axis,
+    smoothing_rows,
+)
 from gpt2_nb_utils.results.verdict import RANDOM_LOSS, loss_text
 from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE
 from gpt2_nb_utils.training.run_log import Row
@@ -40,7 +46,9 @@ _QUANTITIES = {
 }
 
 
-def loss_figure(rows: Sequence[Row], target: float = TARGET_LOSS, floor: float | None = None) -> Figure:
+def loss_figure(
+    rows: Sequence[Row], target: float = TARGET_LOSS, floor: float | None = None
+) -> Figure:
     """Batch loss, its moving average, and the training loss as marked points, with target and random guess as lines.
 
     Args:
@@ -55,25 +63,46 @@ def loss_figure(rows: Sequence[Row], target: float = TARGET_LOSS, floor: float |
     if batch:
         steps, losses = zip(*batch)
         smooth = moving_average(losses, smoothing_rows(len(losses)))
-        axes.plot(steps, losses, color=GREY, linewidth=0.8, marker="." if len(batch) <= _MANY else "", markersize=4)
+        axes.plot(
+            steps,
+            losses,
+            color=GREY,
+            linewidth=0.8,
+            marker="." if len(batch) <= _MANY else "",
+            markersize=4,
+        )
         if len(batch) >= _AVERAGED_FROM:
             axes.plot(steps, smooth, color="black", linewidth=1.8)
             ends.append(("moving average", smooth[-1], "black"))
         ends.append(("batch loss", losses[-1], "0.4"))
     if training:
         steps, losses = zip(*training)
-        axes.plot(steps, losses, color=BLUE, linewidth=1.0, linestyle=(0, (4, 2)), marker="D", markersize=5.5,
-                  markerfacecolor="white", markeredgewidth=1.5, zorder=4)
+        axes.plot(
+            steps,
+            losses,
+            color=BLUE,
+            linewidth=1.0,
+            linestyle=(0, (4, 2)),
+            marker="D",
+            markersize=5.5,
+            markerfacecolor="white",
+            markeredgewidth=1.5,
+            zorder=4,
+        )
         ends.append(("training loss ◇", losses[-1], BLUE))
     drawn = [loss for _, loss in batch + training]
     if _loss_axis(axes, drawn, target, floor):
         axes.axhline(floor, color="black", linewidth=1.2)
-        axes.axhspan(axes.get_ylim()[0], floor, facecolor="none", edgecolor="0.6", linewidth=0, hatch="////")
+        axes.axhspan(
+            axes.get_ylim()[0], floor, facecolor="none", edgecolor="0.6", linewidth=0, hatch="////"
+        )
         ends.append((f"floor {floor:.3g}", floor, "black"))
     axes.axhline(target, color="black", linewidth=1.2, linestyle="--")
     axes.axhline(RANDOM_LOSS, color="black", linewidth=1.0, linestyle=(0, (1, 2)))
-    ends += [(f"target {target:g}", target, "black"),
-             (f"random guess\nln {VOCAB_SIZE:,} = {RANDOM_LOSS:.3f}", RANDOM_LOSS, "black")]
+    ends += [
+        (f"target {target:g}", target, "black"),
+        (f"random guess\nln {VOCAB_SIZE:,} = {RANDOM_LOSS:.3f}", RANDOM_LOSS, "black"),
+    ]
     axes.set_ylabel("loss (nats per token)")
     _steps_and_epochs(axes, rows)
     label_ends(axes, ends)
@@ -91,7 +120,13 @@ def grad_norm_figure(rows: Sequence[Row], clip_grad: float = 0.0) -> Figure:
     Args:
         clip_grad: that norm; 0 means no clipping.
     """
-    return _curve(rows, "grad_norm", level=clip_grad or None, level_name=f"clipped to {clip_grad:g}", may_be_log=True)
+    return _curve(
+        rows,
+        "grad_norm",
+        level=clip_grad or None,
+        level_name=f"clipped to {clip_grad:g}",
+        may_be_log=True,
+    )
 
 
 def speed_figure(rows: Sequence[Row]) -> Figure:
@@ -126,11 +161,15 @@ def in_words(rows: Sequence[Row], name: str) -> str:
         return f"{text[:1].upper()}{text[1:]} {number(start)} at step {first:,}."
     peak_step, peak = max(points, key=lambda point: point[1])
     low_step, low = min(points, key=lambda point: point[1])
-    return (f"{text[:1].upper()}{text[1:]} from {number(start)} at step {first:,} to {number(end)} at step {last:,}; "
-            f"highest {number(peak)} at step {peak_step:,}, lowest {number(low)} at step {low_step:,}.")
+    return (
+        f"{text[:1].upper()}{text[1:]} from {number(start)} at step {first:,} to {number(end)} at step {last:,}; "
+        f"highest {number(peak)} at step {peak_step:,}, lowest {number(low)} at step {low_step:,}."
+    )
 
 
-def loss_in_words(rows: Sequence[Row], target: float = TARGET_LOSS, floor: float | None = None) -> str:
+def loss_in_words(
+    rows: Sequence[Row], target: float = TARGET_LOSS, floor: float | None = None
+) -> str:
     """What the loss figure says, for those who cannot see it; the floor too where it lies too low to be drawn."""
     lines = f"Target {target:g}, random guess {RANDOM_LOSS:.3f}"
     if floor is not None:
@@ -144,13 +183,25 @@ def _points(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
     return [(step, value) for step, value in values if value is not None and math.isfinite(value)]
 
 
-def _curve(rows: Sequence[Row], name: str, level: float | None = None, level_name: str = "",
-           may_be_log: bool = False) -> Figure:
+def _curve(
+    rows: Sequence[Row],
+    name: str,
+    level: float | None = None,
+    level_name: str = "",
+    may_be_log: bool = False,
+) -> Figure:
     figure, axes = one_panel(8, 2.8)
     points = _points(rows, name)
     if points:
         steps, values = zip(*points)
-        axes.plot(steps, values, color=BLUE, linewidth=1.5, marker="o" if len(points) <= _MANY else "", markersize=3.5)
+        axes.plot(
+            steps,
+            values,
+            color=BLUE,
+            linewidth=1.5,
+            marker="o" if len(points) <= _MANY else "",
+            markersize=3.5,
+        )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         shown = [*values, *([level] if level else [])]
         if may_be_log and min(shown) > 0 and max(shown) > _LOG_FROM * min(shown):
@@ -169,7 +220,15 @@ def _curve(rows: Sequence[Row], name: str, level: float | None = None, level_nam
 
 
 def _nothing_yet(axes: Axes) -> None:
-    axes.text(0.5, 0.5, "nothing logged yet", transform=axes.transAxes, ha="center", va="center", color="0.4")
+    axes.text(
+        0.5,
+        0.5,
+        "nothing logged yet",
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        color="0.4",
+    )
     axes.set_yticks([])
 
 
@@ -199,7 +258,9 @@ def _steps_and_epochs(axes: Axes, rows: Sequence[Row]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if last and last.step and last.epoch:
         per_step = last.epoch / last.step
-        above = axes.secondary_xaxis("top", functions=(lambda step: step * per_step, lambda epoch: epoch / per_step))
+        above = axes.secondary_xaxis(
+            "top", functions=(lambda step: step * per_step, lambda epoch: epoch / per_step)
+        )
         above.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         above.set_xlabel("epochs", color="0.35", fontsize=9)
         above.tick_params(color="0.6", labelcolor="0.35", labelsize=8)

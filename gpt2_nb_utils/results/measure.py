@@ -5,9 +5,8 @@ It knows what a forward pass costs. It deliberately does not know how losses are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Callable
 
 import numpy as np
 import torch
@@ -61,7 +60,11 @@ class Measured:
     @property
     def extent(self) -> str:
         """On what `training_loss` was measured, in words."""
-        return "every prediction" if self.audited or self.result.whole else f"{self.result.n_windows:,} windows of {len(self.windows):,}"
+        return (
+            "every prediction"
+            if self.audited or self.result.whole
+            else f"{self.result.n_windows:,} windows of {len(self.windows):,}"
+        )
 
     @property
     def result(self) -> CorpusLoss:
@@ -69,8 +72,13 @@ class Measured:
         n_targets = sum(len(window) for window in self.losses)
         total = sum(window.double().sum().item() for window in self.losses)
         opening = opening_of(self.windows)
-        return CorpusLoss(total / n_targets, n_targets, len(self.indices), whole=len(self.indices) == len(self.windows),
-                          recalled=recalled_of(counted(self.n_right, opening), opening))
+        return CorpusLoss(
+            total / n_targets,
+            n_targets,
+            len(self.indices),
+            whole=len(self.indices) == len(self.windows),
+            recalled=recalled_of(counted(self.n_right, opening), opening),
+        )
 
     @property
     def comparable(self) -> bool:
@@ -95,8 +103,10 @@ class Measured:
                 return f"{record} {anew} Difference {difference:.1e}: they agree."
             return f"{record} {anew} Difference {difference:.1e}: this file is not the model of which the log speaks."
         if self.audited:
-            return (f"{record} {anew} These are not the same windows. But `verify` read all of them with these weights: {self.audited.loss:.6f}, "
-                    f"and {_mean_on(self.audited, self.indices):.6f} on those measured here.")
+            return (
+                f"{record} {anew} These are not the same windows. But `verify` read all of them with these weights: {self.audited.loss:.6f}, "
+                f"and {_mean_on(self.audited, self.indices):.6f} on those measured here."
+            )
         return f"{record} {anew} These are not the same windows, so the two figures need not agree."
 
 
@@ -111,7 +121,9 @@ def affordable_tokens(n_params: int, seconds: float, device_type: str = "cpu") -
     return int(seconds / (n_params * _SECONDS_PER_PARAMETER[kind] + _SECONDS_PER_TOKEN[kind]))
 
 
-def windows_to_measure(windows: Windows, n_affordable: int, recorded: str | int | None) -> list[int]:
+def windows_to_measure(
+    windows: Windows, n_affordable: int, recorded: str | int | None
+) -> list[int]:
     """Which windows to measure: all where that is affordable, else those of the run's own measurement, else fewer.
 
     Args:
@@ -126,8 +138,12 @@ def windows_to_measure(windows: Windows, n_affordable: int, recorded: str | int 
     return windows.evenly_spread(affordable)
 
 
-def measure(run: RunResults, device: str = "auto", seconds: float = 8.0,
-            on_windows: Callable[[int], None] | None = None) -> Measured:
+def measure(
+    run: RunResults,
+    device: str = "auto",
+    seconds: float = 8.0,
+    on_windows: Callable[[int], None] | None = None,
+) -> Measured:
     """Load the model and measure the loss of each prediction of the windows that are affordable.
 
     Args:
@@ -144,14 +160,28 @@ def measure(run: RunResults, device: str = "auto", seconds: float = 8.0,
     n_affordable = affordable_tokens(trained.model.n_params, seconds, precision.device.type)
     indices = windows_to_measure(run.windows, n_affordable, recorded)
     progress = Progress(len(indices), "measuring windows") if on_windows is None else None
-    readings = read_windows(trained.model, run.windows, indices, precision, on_windows or progress.update, openings_among(indices))
+    readings = read_windows(
+        trained.model,
+        run.windows,
+        indices,
+        precision,
+        on_windows or progress.update,
+        openings_among(indices),
+    )
     if progress is not None:
         progress.close()
-    return Measured(trained, run.windows, tuple(indices), tuple(reading.losses for reading in readings),
-                    tuple(reading.n_right for reading in readings))
+    return Measured(
+        trained,
+        run.windows,
+        tuple(indices),
+        tuple(reading.losses for reading in readings),
+        tuple(reading.n_right for reading in readings),
+    )
 
 
-def measure_or_say(run: RunResults, device: str = "auto", seconds: float = 8.0) -> tuple[Measured | None, str]:
+def measure_or_say(
+    run: RunResults, device: str = "auto", seconds: float = 8.0
+) -> tuple[Measured | None, str]:
     """What `measure` finds and its comparison in words; or nothing and the reason, where checkpoint or text is missing.
 
     The losses are kept in the run directory, for the report to paint.
@@ -174,13 +204,23 @@ def _audited(run: RunResults, measured: Measured) -> TokenLosses | None:
         kept = read_token_losses(run.directory.token_losses)
     except UserError:
         return None  # nobody kept any
-    whole = kept.whole and kept.is_of(run.summary) and (kept.n_windows, kept.seq_len) == (len(run.windows), run.windows.seq_len)
-    return kept if whole and abs(_mean_on(kept, measured.indices) - measured.result.loss) < _AGREES_WITHIN else None
+    whole = (
+        kept.whole
+        and kept.is_of(run.summary)
+        and (kept.n_windows, kept.seq_len) == (len(run.windows), run.windows.seq_len)
+    )
+    return (
+        kept
+        if whole and abs(_mean_on(kept, measured.indices) - measured.result.loss) < _AGREES_WITHIN
+        else None
+    )
 
 
 def _mean_on(losses: TokenLosses, indices: Sequence[int]) -> float:
     """The mean loss of some windows, of losses that hold all."""
-    return float(np.concatenate([losses.windows[index].losses for index in indices]).mean(dtype=np.float64))
+    return float(
+        np.concatenate([losses.windows[index].losses for index in indices]).mean(dtype=np.float64)
+    )
 
 
 def precision_here(run: RunResults, device: str) -> Precision:

@@ -18,8 +18,19 @@ from gpt2_nb_utils.plain_text import visible
 from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.results.blocks import beside, box, note, say
 from gpt2_nb_utils.results.run import RunResults
-from gpt2_nb_utils.results.verdict import (RANDOM_LOSS, Condition, conditions, corpus_caveat, count, explanation, extent, headline,
-                                           loss_text, measured_on, reached)
+from gpt2_nb_utils.results.verdict import (
+    RANDOM_LOSS,
+    Condition,
+    conditions,
+    corpus_caveat,
+    count,
+    explanation,
+    extent,
+    headline,
+    loss_text,
+    measured_on,
+    reached,
+)
 from gpt2_nb_utils.tokenization.display import table
 from gpt2_nb_utils.tokenization.floor import prefix_entropy
 from gpt2_nb_utils.tokenization.windows import Windows
@@ -27,7 +38,11 @@ from gpt2_nb_utils.training.samples_file import Sample
 
 _MARKS = {"met": "✓\u00a0met", "not met": "✗\u00a0not\u00a0met", "unknown": "?\u00a0unknown"}
 _FLOOR_LENGTHS = (128, 256, 512, 1024)
-_SOURCES = {"input_file": "input file", "download": "downloaded file", "demo": "demonstration corpus"}
+_SOURCES = {
+    "input_file": "input file",
+    "download": "downloaded file",
+    "demo": "demonstration corpus",
+}
 
 
 def conditions_of(run: RunResults) -> tuple[Condition, ...]:
@@ -41,16 +56,23 @@ def caveats(run: RunResults) -> list[str]:
     caveat = corpus_caveat({**summary, "config": config.model_dump()})
     said = [caveat] if caveat else []
     if summary.get("status") in ("failed", "interrupted", "running"):
-        how = {"failed": "ended in an error", "interrupted": "was interrupted",
-               "running": "is still running, or was killed"}
-        said.append(f"This run {how[summary['status']]} at step {count(summary.get('step'))} of {config.steps:,}.")
+        how = {
+            "failed": "ended in an error",
+            "interrupted": "was interrupted",
+            "running": "is still running, or was killed",
+        }
+        said.append(
+            f"This run {how[summary['status']]} at step {count(summary.get('step'))} of {config.steps:,}."
+        )
     epoch, best = summary.get("epoch"), summary.get("best_train_loss")
     if not summary.get("step"):
         said.append("Not one step of training was done: what follows shows random weights.")
     elif best is not None and best > config.target_loss and epoch is not None and epoch < 1:
-        said.append(f"This was a short run: {count(summary['step'])} steps saw {_share(epoch)} of the text once. It "
-                    f"has learned only a little, and samples and recall below will be poor. That is no error: "
-                    f"training to the target takes many epochs.")
+        said.append(
+            f"This was a short run: {count(summary['step'])} steps saw {_share(epoch)} of the text once. It "
+            f"has learned only a little, and samples and recall below will be poor. That is no error: "
+            f"training to the target takes many epochs."
+        )
     return said + list(run.missing)
 
 
@@ -72,18 +94,36 @@ def facts(run: RunResults) -> HTML:
     rows: list[tuple[str, Any]] = [
         ("run directory", str(run.directory)),
         ("status", str(summary.get("status", "not recorded")).replace("_", " ")),
-        ("corpus", f"{_SOURCES.get(corpus.get('source'), 'source not recorded')} {corpus.get('path')}, "
-                   f"sha256 {str(corpus.get('sha256'))[:12]}…"),
+        (
+            "corpus",
+            f"{_SOURCES.get(corpus.get('source'), 'source not recorded')} {corpus.get('path')}, "
+            f"sha256 {str(corpus.get('sha256'))[:12]}…",
+        ),
         ("tokens trained on", count(corpus.get("tokens"))),
-        ("parameters", f"{count(summary.get('n_params'))} "
-                       f"(n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd})"),
-        ("steps", f"{count(summary.get('step'))} of {config.steps:,}, {config.tokens_per_step:,} tokens each"),
+        (
+            "parameters",
+            f"{count(summary.get('n_params'))} "
+            f"(n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd})",
+        ),
+        (
+            "steps",
+            f"{count(summary.get('step'))} of {config.steps:,}, {config.tokens_per_step:,} tokens each",
+        ),
         ("epochs", "not recorded" if epoch is None else f"{epoch:.3g}"),
-        ("time in training steps", "not recorded" if summary.get("seconds") is None else duration(summary["seconds"])),
+        (
+            "time in training steps",
+            "not recorded" if summary.get("seconds") is None else duration(summary["seconds"]),
+        ),
         ("machine", f"{summary.get('device')}, {summary.get('amp')}, torch {summary.get('torch')}"),
-        ("training loss, last measured", f"{loss_text(summary.get('train_loss'))} ({measured_on(summary)})"),
+        (
+            "training loss, last measured",
+            f"{loss_text(summary.get('train_loss'))} ({measured_on(summary)})",
+        ),
         ("training loss, lowest", _best(summary, config.max_tokens)),
-        ("lowest loss of a single batch", f"{loss_text(summary.get('best_batch_loss'))} (one batch: proves nothing)"),
+        (
+            "lowest loss of a single batch",
+            f"{loss_text(summary.get('best_batch_loss'))} (one batch: proves nothing)",
+        ),
     ]
     return table(("", "this run"), rows)
 
@@ -91,8 +131,10 @@ def facts(run: RunResults) -> HTML:
 def _best(summary: dict[str, Any], max_tokens: int) -> str:
     if summary.get("best_train_loss") is None:
         return "not measured yet"
-    return (f"{loss_text(summary['best_train_loss'])} at step {count(summary.get('best_train_loss_step'))} "
-            f"({extent(summary.get('best_train_loss_windows'), max_tokens)})")
+    return (
+        f"{loss_text(summary['best_train_loss'])} at step {count(summary.get('best_train_loss_step'))} "
+        f"({extent(summary.get('best_train_loss_windows'), max_tokens)})"
+    )
 
 
 def floors(run: RunResults) -> HTML:
@@ -104,14 +146,19 @@ def floors(run: RunResults) -> HTML:
     own, target = run.config.seq_len, run.config.target_loss
     lengths = {own, *(length for length in _FLOOR_LENGTHS if length <= len(tokens))}
     floor_of = {length: prefix_entropy(Windows(tokens, length)) for length in sorted(lengths)}
-    rows: list[list[Any]] = [[f"{length:,}", loss_text(floor), f"{floor / target:.1%}"]
-                             for length, floor in floor_of.items()]
+    rows: list[list[Any]] = [
+        [f"{length:,}", loss_text(floor), f"{floor / target:.1%}"]
+        for length, floor in floor_of.items()
+    ]
     here = list(floor_of).index(own)
     rows[here] = [HTML(f"<b>{cell}</b>") for cell in (f"{own:,} (this run)", *rows[here][1:])]
     shown = table(("seq_len", "floor (nats per token)", "share of the target"), rows)
     if floor_of[own] < target:
         return shown
-    return HTML(note(f"Windows of {own:,} tokens cannot reach the target of {target:g}: raise seq_len.") + shown.data)
+    return HTML(
+        note(f"Windows of {own:,} tokens cannot reach the target of {target:g}: raise seq_len.")
+        + shown.data
+    )
 
 
 def yardsticks(run: RunResults, frequencies: float, loss: float, extent: str) -> HTML:
@@ -122,11 +169,18 @@ def yardsticks(run: RunResults, frequencies: float, loss: float, extent: str) ->
         loss: the training loss of the run's model.
         extent: on what that was measured.
     """
-    known = [("blind guess among 50,257 tokens", RANDOM_LOSS),
-             ("knows how often each token occurs, nothing else", frequencies),
-             ("the right token gets probability ½ each time", math.log(2)), ("target", run.config.target_loss)]
+    known = [
+        ("blind guess among 50,257 tokens", RANDOM_LOSS),
+        ("knows how often each token occurs, nothing else", frequencies),
+        ("the right token gets probability ½ each time", math.log(2)),
+        ("target", run.config.target_loss),
+    ]
     rows = [(name, f"{value:.4f}", f"{math.exp(-value):.3%}") for name, value in known]
-    here = (HTML(f"<b>this run's model</b> on {extent}"), HTML(f"<b>{loss:.4f}</b>"), HTML(f"<b>{math.exp(-loss):.3%}</b>"))
+    here = (
+        HTML(f"<b>this run's model</b> on {extent}"),
+        HTML(f"<b>{loss:.4f}</b>"),
+        HTML(f"<b>{math.exp(-loss):.3%}</b>"),
+    )
     rows.insert(sum(value >= loss for _, value in known), here)
     return table(("model", "loss (nats per token)", "probability of the right token"), rows)
 
@@ -143,13 +197,19 @@ def what_it_learned(loss: float, frequencies: float, target: float) -> str:
     if loss > RANDOM_LOSS - 0.5:
         return f"{start} is that of a blind guess: the model has learned nothing yet."
     if loss > frequencies:
-        return (f"{start} is below a blind guess ({RANDOM_LOSS:.3f}), but above {frequencies:.3f}: the model does "
-                f"not even know yet how often each token occurs. It has learned only a little.")
+        return (
+            f"{start} is below a blind guess ({RANDOM_LOSS:.3f}), but above {frequencies:.3f}: the model does "
+            f"not even know yet how often each token occurs. It has learned only a little."
+        )
     if loss > frequencies / 2:
-        return (f"{start} is below {frequencies:.3f}: the model has learned how often tokens occur, and something "
-                f"about which token follows which. It is far from knowing the text.")
+        return (
+            f"{start} is below {frequencies:.3f}: the model has learned how often tokens occur, and something "
+            f"about which token follows which. It is far from knowing the text."
+        )
     if loss > math.log(2):
-        return f"{start} shows that the model knows much of how this text goes on, but not by heart."
+        return (
+            f"{start} shows that the model knows much of how this text goes on, but not by heart."
+        )
     if loss >= target:
         return f"{start}: the model knows most of these tokens by heart; the target is {target:g}, over the whole text."
     return f"{start} is below the target of {target:g}: the model knows these tokens by heart."
@@ -160,24 +220,39 @@ def samples_shown(samples: Sequence[Sample]) -> HTML:
     if not samples:
         return say("This run has no samples.")
     steps = sorted({sample.step for sample in samples})
-    names = {steps[0]: "first", steps[-1]: "last"} if len(steps) > 1 else {steps[0]: "the only ones"}
+    names = (
+        {steps[0]: "first", steps[-1]: "last"} if len(steps) > 1 else {steps[0]: "the only ones"}
+    )
     rows = []
     for prompt in sorted({sample.prompt_index for sample in samples}):
         drawn = {sample.step: sample for sample in samples if sample.prompt_index == prompt}
-        rows.append(beside([(f"{_which(drawn[step])}, after {step:,} step{'s' * (step != 1)} ({name})",
-                             box(_continued(drawn[step])))
-                            for step, name in names.items() if step in drawn]))
+        rows.append(
+            beside(
+                [
+                    (
+                        f"{_which(drawn[step])}, after {step:,} step{'s' * (step != 1)} ({name})",
+                        box(_continued(drawn[step])),
+                    )
+                    for step, name in names.items()
+                    if step in drawn
+                ]
+            )
+        )
     return HTML("".join(rows))
 
 
 def _which(sample: Sample) -> str:
-    return "prompt 1, always the likeliest token" if sample.final else f"prompt {sample.prompt_index}"
+    return (
+        "prompt 1, always the likeliest token" if sample.final else f"prompt {sample.prompt_index}"
+    )
 
 
 def _continued(sample: Sample) -> str:
     given = sample.prompt if sample.text.startswith(sample.prompt) else ""
     # A model that has just begun may say little else than line ends: many in a row are counted instead.
-    said = re.sub(r"\n{4,}", lambda ends: f"\n\n⋮ ({len(ends[0])} line ends)\n\n", sample.text[len(given):])
+    said = re.sub(
+        r"\n{4,}", lambda ends: f"\n\n⋮ ({len(ends[0])} line ends)\n\n", sample.text[len(given) :]
+    )
     return f"<b>{html.escape(visible(given))}</b>{html.escape(visible(said))}"
 
 
@@ -185,5 +260,7 @@ def verdict_table(conditions: Sequence[Condition]) -> HTML:
     """The verdict in a line, its reasons, and every condition with what the run shows."""
     mark = "✓" if reached(conditions) else "✗"
     rows = [(condition.asks, _MARKS[condition.state], condition.shows) for condition in conditions]
-    return HTML(note(f"{mark} {headline(conditions)}. {explanation(conditions)}")
-                + table(("condition", "", "what the run shows"), rows).data)
+    return HTML(
+        note(f"{mark} {headline(conditions)}. {explanation(conditions)}")
+        + table(("condition", "", "what the run shows"), rows).data
+    )

@@ -36,7 +36,9 @@ class Passage:
         return len(self.losses)
 
 
-def worst_and_best(measured: Measured, n: int = 3, length: int = 24) -> tuple[list[Passage], list[Passage]]:
+def worst_and_best(
+    measured: Measured, n: int = 3, length: int = 24
+) -> tuple[list[Passage], list[Passage]]:
     """The `n` passages with the highest and the `n` with the lowest mean loss, no two of a list overlapping.
 
     Args:
@@ -46,10 +48,19 @@ def worst_and_best(measured: Measured, n: int = 3, length: int = 24) -> tuple[li
     candidates = []
     for index, losses in zip(measured.indices, measured.losses):
         t = min(length, len(losses))
-        sums = torch.cat([torch.zeros(1, dtype=torch.float64), losses.double().cumsum(0)])  # (len + 1,)
+        sums = torch.cat(
+            [torch.zeros(1, dtype=torch.float64), losses.double().cumsum(0)]
+        )  # (len + 1,)
         for offset, mean in enumerate(((sums[t:] - sums[:-t]) / t).tolist()):
             # Target number `offset` of a window is the token after input `offset`.
-            candidates.append((mean, Passage(index * measured.windows.seq_len + 1 + offset, losses[offset:offset + t])))
+            candidates.append(
+                (
+                    mean,
+                    Passage(
+                        index * measured.windows.seq_len + 1 + offset, losses[offset : offset + t]
+                    ),
+                )
+            )
     candidates.sort(key=lambda candidate: candidate[0])
     return _apart(candidates[::-1], n), _apart(candidates, n)
 
@@ -57,8 +68,10 @@ def worst_and_best(measured: Measured, n: int = 3, length: int = 24) -> tuple[li
 def _apart(candidates: Sequence[tuple[float, Passage]], n: int) -> list[Passage]:
     chosen: list[Passage] = []
     for _, passage in candidates:
-        if all(passage.start + len(passage) <= other.start or other.start + len(other) <= passage.start
-               for other in chosen):
+        if all(
+            passage.start + len(passage) <= other.start or other.start + len(other) <= passage.start
+            for other in chosen
+        ):
             chosen.append(passage)
         if len(chosen) == n:
             break
@@ -75,8 +88,19 @@ def passages_shown(passages: Sequence[Passage], windows: Windows, context: int =
     for passage in passages:
         end = passage.start + len(passage)
         seen = (passage.start - 1) % windows.seq_len + 1
-        parts.append(caption(f"mean loss {passage.loss:.3f} nats per token, from token {passage.start:,} of the "
-                             f"corpus; the model sees {seen:,} token{'s' * (seen > 1)} before it"))
-        before, after = windows.tokens[max(0, passage.start - context):passage.start], windows.tokens[end:end + context]
-        parts.append(painted(windows.tokens[passage.start:end], passage.losses.tolist(), before, after).data)
+        parts.append(
+            caption(
+                f"mean loss {passage.loss:.3f} nats per token, from token {passage.start:,} of the "
+                f"corpus; the model sees {seen:,} token{'s' * (seen > 1)} before it"
+            )
+        )
+        before, after = (
+            windows.tokens[max(0, passage.start - context) : passage.start],
+            windows.tokens[end : end + context],
+        )
+        parts.append(
+            painted(
+                windows.tokens[passage.start : end], passage.losses.tolist(), before, after
+            ).data
+        )
     return HTML("".join(parts))

@@ -59,7 +59,9 @@ class Provenance:
         return end - self.longest, end
 
 
-def matching_runs(ids: Tensor, tokens: Tensor, own_place: int | None = None) -> Iterator[np.ndarray]:
+def matching_runs(
+    ids: Tensor, tokens: Tensor, own_place: int | None = None
+) -> Iterator[np.ndarray]:
     """For each of some ids, how long the match is that ends with it at each token of the corpus.
 
     Args:
@@ -80,7 +82,9 @@ def matching_runs(ids: Tensor, tokens: Tensor, own_place: int | None = None) -> 
         yield runs[1:]
 
 
-def held_against(prompt: Tensor, said: Tensor, tokens: Tensor, known_prompt: bool = False) -> Provenance:
+def held_against(
+    prompt: Tensor, said: Tensor, tokens: Tensor, known_prompt: bool = False
+) -> Provenance:
     """Find what of a continuation stands in the corpus.
 
     Args:
@@ -89,10 +93,20 @@ def held_against(prompt: Tensor, said: Tensor, tokens: Tensor, known_prompt: boo
         tokens: the corpus (N,), on the CPU.
         known_prompt: whether the prompt stands in it.
     """
-    lengths, ends = zip(*((int(runs.max()), int(runs.argmax())) for runs in matching_runs(said, tokens)))
+    lengths, ends = zip(
+        *((int(runs.max()), int(runs.argmax())) for runs in matching_runs(said, tokens))
+    )
     best = int(np.argmax(lengths))
     nearest, shared = _nearest(said, tokens)
-    return Provenance(prompt, said, known_prompt, np.array(lengths), ends[best] - lengths[best] + 1, nearest, shared)
+    return Provenance(
+        prompt,
+        said,
+        known_prompt,
+        np.array(lengths),
+        ends[best] - lengths[best] + 1,
+        nearest,
+        shared,
+    )
 
 
 def _nearest(said: Tensor, tokens: Tensor) -> tuple[int, int]:
@@ -100,7 +114,9 @@ def _nearest(said: Tensor, tokens: Tensor) -> tuple[int, int]:
     corpus, length = tokens.numpy(), min(len(said), len(tokens))
     shared = np.zeros(len(corpus) - length + 1, dtype=np.int64)
     for token, count in zip(*np.unique(said.numpy(), return_counts=True)):
-        upto = np.concatenate([[0], np.cumsum(corpus == token)])  # how often among the first n tokens
+        upto = np.concatenate(
+            [[0], np.cumsum(corpus == token)]
+        )  # how often among the first n tokens
         shared += np.minimum(upto[length:] - upto[:-length], count)
     return int(shared.argmax()), int(shared.max())
 
@@ -112,11 +128,14 @@ def n_tokens(windows: Windows) -> int:
 
 def continued(model: GPT2, windows: Windows, prompts: Sequence[str]) -> list[Provenance]:
     """Let the model continue prompts, always with the likeliest token, and hold what it says against its corpus."""
-    given = [torch.from_numpy(encode(prompt))[:max(1, windows.seq_len // 2)] for prompt in prompts]
+    given = [torch.from_numpy(encode(prompt))[: max(1, windows.seq_len // 2)] for prompt in prompts]
     texts = generate(model, given, n_tokens(windows), temperature=0, context=windows.seq_len)
     tokens = windows.tokens.cpu()
     corpus = decode(tokens.numpy())
-    return [held_against(ids, text[len(ids):], tokens, prompt in corpus) for prompt, ids, text in zip(prompts, given, texts)]
+    return [
+        held_against(ids, text[len(ids) :], tokens, prompt in corpus)
+        for prompt, ids, text in zip(prompts, given, texts)
+    ]
 
 
 def usual_stretch(windows: Windows, n: int = 8) -> int:
@@ -124,7 +143,12 @@ def usual_stretch(windows: Windows, n: int = 8) -> int:
     tokens = windows.tokens.cpu()
     length = min(n_tokens(windows), len(tokens))
     places = [(2 * i + 1) * (len(tokens) - length) // (2 * n) for i in range(n)]
-    longest = [max(int(runs.max()) for runs in matching_runs(tokens[place:place + length], tokens, place)) for place in places]
+    longest = [
+        max(
+            int(runs.max()) for runs in matching_runs(tokens[place : place + length], tokens, place)
+        )
+        for place in places
+    ]
     return sorted(longest)[len(longest) // 2]
 
 
@@ -136,8 +160,10 @@ def in_words(provenances: Sequence[Provenance], usual: int) -> str:
     """
     said = len(provenances[0].said)
     longest = ", ".join(str(one.longest) for one in provenances)
-    return (f"Of {said} tokens each, the longest stretch that stands in the text word for word: {longest} tokens. Two places of the "
-            f"text itself usually share {usual}: a stretch much longer than that was remembered, one no longer may have been composed.")
+    return (
+        f"Of {said} tokens each, the longest stretch that stands in the text word for word: {longest} tokens. Two places of the "
+        f"text itself usually share {usual}: a stretch much longer than that was remembered, one no longer may have been composed."
+    )
 
 
 def shown(provenances: Sequence[Provenance], windows: Windows, context: int = 10) -> HTML:
@@ -147,20 +173,37 @@ def shown(provenances: Sequence[Provenance], windows: Windows, context: int = 10
         context: tokens of the corpus around the stretch, in grey.
     """
     tokens = windows.tokens
-    rows = [f'<div style="font-size:.85em; margin:.3em 0;">{key("given, or around it", FAINT)}'
-            f'{key("the longest stretch that stands in the text", "color:#1a1a1a; " + _COPIED)}</div>']
+    rows = [
+        f'<div style="font-size:.85em; margin:.3em 0;">{key("given, or around it", FAINT)}'
+        f"{key('the longest stretch that stands in the text', 'color:#1a1a1a; ' + _COPIED)}</div>"
+    ]
     for one in provenances:
         begin, end = one.stretch
-        said = (_faint(one.prompt) + _plain(one.said[:begin]) + _copied(one.said[begin:end]) + _plain(one.said[end:]))
+        said = (
+            _faint(one.prompt)
+            + _plain(one.said[:begin])
+            + _copied(one.said[begin:end])
+            + _plain(one.said[end:])
+        )
         after = one.place + one.longest
-        there = (_faint(tokens[max(0, one.place - context):one.place]) + _copied(tokens[one.place:after])
-                 + _faint(tokens[after:after + context]))
+        there = (
+            _faint(tokens[max(0, one.place - context) : one.place])
+            + _copied(tokens[one.place : after])
+            + _faint(tokens[after : after + context])
+        )
         where = _OLD_PROMPT if one.known_prompt else _NEW_PROMPT
-        rows.append(beside([
-            (f"prompt ({where}) and continuation", box(said)),
-            (f"the {one.longest} tokens in the text, from token {one.place:,}", box(there)),
-            (f"nearest passage, from token {one.nearest:,}: shares {one.shared} of {len(one.said)} tokens, in any order",
-             box(_plain(tokens[one.nearest:one.nearest + len(one.said)])))]))
+        rows.append(
+            beside(
+                [
+                    (f"prompt ({where}) and continuation", box(said)),
+                    (f"the {one.longest} tokens in the text, from token {one.place:,}", box(there)),
+                    (
+                        f"nearest passage, from token {one.nearest:,}: shares {one.shared} of {len(one.said)} tokens, in any order",
+                        box(_plain(tokens[one.nearest : one.nearest + len(one.said)])),
+                    ),
+                ]
+            )
+        )
     return HTML("".join(rows))
 
 

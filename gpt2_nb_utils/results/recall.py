@@ -49,7 +49,9 @@ class Recall:
         return self.n_right == len(self.truth)
 
 
-def recall(model: GPT2, windows: Windows, n: int = 8, prefix: int = PREFIX, length: int = LENGTH) -> list[Recall]:
+def recall(
+    model: GPT2, windows: Windows, n: int = 8, prefix: int = PREFIX, length: int = LENGTH
+) -> list[Recall]:
     """Continue the openings of windows spread evenly over the corpus, always with the likeliest token.
 
     Args:
@@ -60,12 +62,17 @@ def recall(model: GPT2, windows: Windows, n: int = 8, prefix: int = PREFIX, leng
     seq_len, tokens = windows.seq_len, windows.tokens
     prefix, length = opening_of(windows, prefix, length)
     n_fitting = (len(tokens) - prefix - length) // seq_len + 1
-    starts = [(2 * i + 1) * n_fitting // (2 * n) * seq_len for i in range(n)] if n < n_fitting else [
-        i * seq_len for i in range(n_fitting)]
-    prompts = [tokens[start:start + prefix] for start in starts]
+    starts = (
+        [(2 * i + 1) * n_fitting // (2 * n) * seq_len for i in range(n)]
+        if n < n_fitting
+        else [i * seq_len for i in range(n_fitting)]
+    )
+    prompts = [tokens[start : start + prefix] for start in starts]
     texts = generate(model, prompts, length, temperature=0, context=seq_len)
-    return [Recall(start, prompt, tokens[start + prefix:start + prefix + length].cpu(), text[prefix:])
-            for start, prompt, text in zip(starts, prompts, texts)]
+    return [
+        Recall(start, prompt, tokens[start + prefix : start + prefix + length].cpu(), text[prefix:])
+        for start, prompt, text in zip(starts, prompts, texts)
+    ]
 
 
 def share_verbatim(recalls: list[Recall]) -> float:
@@ -78,15 +85,24 @@ def in_words(recalls: list[Recall]) -> str:
     P, R = len(recalls[0].prefix), len(recalls[0].truth)
     right = [one.n_right for one in recalls]
     n_verbatim = sum(one.verbatim for one in recalls)
-    return (f"Given {P} tokens, the model continued {n_verbatim} of {len(recalls)} openings verbatim for all {R} "
-            f"tokens ({share_verbatim(recalls):.0%}). Tokens right before the first error: "
-            f"{sum(right) / len(right):.1f} of {R} on average, {max(right)} at best.")
+    return (
+        f"Given {P} tokens, the model continued {n_verbatim} of {len(recalls)} openings verbatim for all {R} "
+        f"tokens ({share_verbatim(recalls):.0%}). Tokens right before the first error: "
+        f"{sum(right) / len(right):.1f} of {R} on average, {max(right)} at best."
+    )
 
 
 def recall_table(recalls: list[Recall]) -> HTML:
     """How far each continuation went before its first error."""
-    rows = [(f"{one.start:,}", one.n_right, len(one.truth), "✓ yes" if one.verbatim else "✗ no") for one in recalls]
-    return table(("opening at token", "right before the first error", "of", "verbatim"), rows, "How far the model goes on with each opening as the text does")
+    rows = [
+        (f"{one.start:,}", one.n_right, len(one.truth), "✓ yes" if one.verbatim else "✗ no")
+        for one in recalls
+    ]
+    return table(
+        ("opening at token", "right before the first error", "of", "verbatim"),
+        rows,
+        "How far the model goes on with each opening as the text does",
+    )
 
 
 def side_by_side(recalls: list[Recall], at_most: int = 4) -> HTML:
@@ -98,11 +114,17 @@ def side_by_side(recalls: list[Recall], at_most: int = 4) -> HTML:
     step = max(1, -(-len(recalls) // at_most))
     rows = []
     for one in recalls[::step]:
-        truth = _right(one.truth[:one.n_right]) + _plain(one.truth[one.n_right:])
-        said = _right(one.generated[:one.n_right]) + _from_first_error(one)
-        rows.append(beside([(f"given, from token {one.start:,}", box(_plain(one.prefix), faint=True)),
-                            ("truth", box(truth)),
-                            (f"model: {one.n_right} of {len(one.truth)} right", box(said))]))
+        truth = _right(one.truth[: one.n_right]) + _plain(one.truth[one.n_right :])
+        said = _right(one.generated[: one.n_right]) + _from_first_error(one)
+        rows.append(
+            beside(
+                [
+                    (f"given, from token {one.start:,}", box(_plain(one.prefix), faint=True)),
+                    ("truth", box(truth)),
+                    (f"model: {one.n_right} of {len(one.truth)} right", box(said)),
+                ]
+            )
+        )
     return HTML("".join(rows))
 
 
@@ -110,7 +132,7 @@ def _from_first_error(one: Recall) -> str:
     if one.verbatim:
         return " <b>✓</b>"
     parts = ["<b>✗</b>"]
-    for said, true in zip(one.generated[one.n_right:], one.truth[one.n_right:]):
+    for said, true in zip(one.generated[one.n_right :], one.truth[one.n_right :]):
         text = _plain(said[None])
         parts.append(text if said == true else f'<span style="{_WRONG}">{text}</span>')
     return "".join(parts)

@@ -43,7 +43,9 @@ def history(run: RunResults, measured: Measured) -> list[RecallRow]:
             by_step[row.step] = row
     if not by_step:
         untrained = GPT2(model_sizes(run.config), seed=run.config.seed)
-        at_start = training_loss(untrained, run.windows, Precision(untrained.device, "fp32"), _OF_RANDOM_WEIGHTS).recalled
+        at_start = training_loss(
+            untrained, run.windows, Precision(untrained.device, "fp32"), _OF_RANDOM_WEIGHTS
+        ).recalled
         for step, recalled in ((0, at_start), (measured.trained.step, measured.result.recalled)):
             if recalled is not None:
                 by_step[step] = RecallRow(step, recalled)
@@ -60,22 +62,48 @@ def figure(rows: Sequence[RecallRow]) -> Figure:
     steps = [row.step for row in rows]
     verbatim = [100 * row.recalled.share for row in rows]
     right = [100 * row.recalled.right / row.recalled.continued for row in rows]
-    joined = len(rows) > 2  # a line between a beginning and an end would show a course that nobody measured
-    axes.plot(steps, right, color=BLUE, linewidth=1.2, linestyle=(0, (4, 2)) if joined else "none", marker="D", markersize=5, markerfacecolor="white")
-    axes.plot(steps, verbatim, color="black", linewidth=1.8, linestyle="-" if joined else "none", marker="o", markersize=5)
+    joined = (
+        len(rows) > 2
+    )  # a line between a beginning and an end would show a course that nobody measured
+    axes.plot(
+        steps,
+        right,
+        color=BLUE,
+        linewidth=1.2,
+        linestyle=(0, (4, 2)) if joined else "none",
+        marker="D",
+        markersize=5,
+        markerfacecolor="white",
+    )
+    axes.plot(
+        steps,
+        verbatim,
+        color="black",
+        linewidth=1.8,
+        linestyle="-" if joined else "none",
+        marker="o",
+        markersize=5,
+    )
     axes.set(ylim=(-2, 102), xlabel="step (optimizer updates)", ylabel="share (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    label_ends(axes, [("openings continued\nverbatim ●", verbatim[-1], "black"),
-                      ("tokens right before\nthe first error ◇", right[-1], BLUE)])
+    label_ends(
+        axes,
+        [
+            ("openings continued\nverbatim ●", verbatim[-1], "black"),
+            ("tokens right before\nthe first error ◇", right[-1], BLUE),
+        ],
+    )
     return panel
 
 
 def in_words(rows: Sequence[RecallRow]) -> str:
     """What the figure says, in a sentence."""
     first, last = rows[0].recalled, rows[-1].recalled
-    return (f"Openings of {last.given} tokens continued verbatim for {last.continued} tokens: {first.verbatim:,} of {first.openings:,} "
-            f"({first.share:.0%}) at step {rows[0].step:,}, {last.verbatim:,} of {last.openings:,} ({last.share:.0%}) at step "
-            f"{rows[-1].step:,}.")
+    return (
+        f"Openings of {last.given} tokens continued verbatim for {last.continued} tokens: {first.verbatim:,} of {first.openings:,} "
+        f"({first.share:.0%}) at step {rows[0].step:,}, {last.verbatim:,} of {last.openings:,} ({last.share:.0%}) at step "
+        f"{rows[-1].step:,}."
+    )
 
 
 def growth_table(rows: Sequence[RecallRow], run: RunResults) -> HTML:
@@ -83,7 +111,22 @@ def growth_table(rows: Sequence[RecallRow], run: RunResults) -> HTML:
     losses = {row.step: row.train_loss for row in run.rows}
     n_shown = min(len(rows), _TABLE_ROWS)
     chosen = [rows[i * (len(rows) - 1) // max(1, n_shown - 1)] for i in range(n_shown)]
-    return table(("step", "training loss", "openings", "continued verbatim", "tokens right before the first error"),
-                 [(row.step, loss_text(losses.get(row.step)), row.recalled.openings,
-                   f"{row.recalled.verbatim:,} ({row.recalled.share:.0%})", f"{row.recalled.right:.1f} of {row.recalled.continued}")
-                  for row in chosen])
+    return table(
+        (
+            "step",
+            "training loss",
+            "openings",
+            "continued verbatim",
+            "tokens right before the first error",
+        ),
+        [
+            (
+                row.step,
+                loss_text(losses.get(row.step)),
+                row.recalled.openings,
+                f"{row.recalled.verbatim:,} ({row.recalled.share:.0%})",
+                f"{row.recalled.right:.1f} of {row.recalled.continued}",
+            )
+            for row in chosen
+        ],
+    )

@@ -85,11 +85,15 @@ class RunResults:
             else:
                 corpus = load_corpus(recorded.get("path") or self.config.input_file)
         except UserError as error:
-            raise UserError(f"the text of the run in {self.directory} cannot be read again: {error}") from None
+            raise UserError(
+                f"the text of the run in {self.directory} cannot be read again: {error}"
+            ) from None
         if corpus.sha256 != recorded.get("sha256"):
-            raise UserError(f"{corpus.path} is not the text that the run in {self.directory} was trained on (sha256 "
-                            f"{corpus.sha256[:12]}… instead of {str(recorded.get('sha256'))[:12]}…): put that text "
-                            f"back, or start a new run on this one")
+            raise UserError(
+                f"{corpus.path} is not the text that the run in {self.directory} was trained on (sha256 "
+                f"{corpus.sha256[:12]}… instead of {str(recorded.get('sha256'))[:12]}…): put that text "
+                f"back, or start a new run on this one"
+            )
         return corpus
 
     @cached_property
@@ -99,7 +103,9 @@ class RunResults:
         They are encoded anew: the run's own tokens.bin could hold another cut of the same text.
         """
         ids = torch.from_numpy(encode(self.corpus.text))
-        return Windows(ids[:self.config.max_tokens] if self.config.max_tokens else ids, self.config.seq_len)
+        return Windows(
+            ids[: self.config.max_tokens] if self.config.max_tokens else ids, self.config.seq_len
+        )
 
     @property
     def has_model(self) -> bool:
@@ -117,10 +123,16 @@ class RunResults:
         path = self.directory.best if self.directory.best.exists() else self.directory.last
         content = read_checkpoint(path)
         state = content.get("state") or {}
-        measured_then = state.get("train_loss") is not None and state.get("train_loss_step") == state.get("step")
-        return TrainedModel(model_from(content, device), path.name, int(state.get("step") or 0),
-                            state["train_loss"] if measured_then else None,
-                            state.get("train_loss_windows") if measured_then else None)
+        measured_then = state.get("train_loss") is not None and state.get(
+            "train_loss_step"
+        ) == state.get("step")
+        return TrainedModel(
+            model_from(content, device),
+            path.name,
+            int(state.get("step") or 0),
+            state["train_loss"] if measured_then else None,
+            state.get("train_loss_windows") if measured_then else None,
+        )
 
 
 def load_run(path: str | Path, to_audit: bool = False) -> RunResults:
@@ -134,30 +146,48 @@ def load_run(path: str | Path, to_audit: bool = False) -> RunResults:
     """
     directory = RunDirectory(path)
     if not directory.summary.exists():
-        raise UserError(f"{directory} holds no run (summary.json is missing): run notebook 03 with this out_dir first, "
-                        f"or name the out_dir of a run")
+        raise UserError(
+            f"{directory} holds no run (summary.json is missing): run notebook 03 with this out_dir first, "
+            f"or name the out_dir of a run"
+        )
     summary = directory.read_summary()
     if not to_audit:
         check_summary(summary, directory)
     saved = directory.read_config() if directory.config.exists() else summary.get("config") or {}
     missing: list[str] = []
     rows = _part(missing, directory.metrics, read_metrics, "curves are not shown")
-    samples = _part(missing, directory.samples, read_samples,
-                    "samples are not shown; they are drawn every sample_every steps (0 means none)")
+    samples = _part(
+        missing,
+        directory.samples,
+        read_samples,
+        "samples are not shown; they are drawn every sample_every steps (0 means none)",
+    )
     recall = None
     if directory.recall.exists():  # runs of earlier versions have none, which is no fault
         recall = _part(missing, directory.recall, read_recall, "how recall grew is not shown")
-    environment = _part(missing, directory.environment, _read_json, "the machine is not named") or {}
+    environment = (
+        _part(missing, directory.environment, _read_json, "the machine is not named") or {}
+    )
     if not (directory.best.exists() or directory.last.exists()):
         missing.append(no_checkpoint(directory))
-    return RunResults(directory, summary, RunConfig.resolve({}, saved=saved), environment, rows or [], samples or [],
-                      tuple(missing), tuple(recall or ()))
+    return RunResults(
+        directory,
+        summary,
+        RunConfig.resolve({}, saved=saved),
+        environment,
+        rows or [],
+        samples or [],
+        tuple(missing),
+        tuple(recall or ()),
+    )
 
 
 def no_checkpoint(directory: RunDirectory) -> str:
     """The line that says that a run has no checkpoint, and the mend."""
-    return (f"{directory} has no checkpoint (checkpoints/best.pt or last.pt), so what needs the model is not shown: "
-            f"run notebook 03 with this out_dir, or copy them back")
+    return (
+        f"{directory} has no checkpoint (checkpoints/best.pt or last.pt), so what needs the model is not shown: "
+        f"run notebook 03 with this out_dir, or copy them back"
+    )
 
 
 def _part(missing: list[str], path: Path, read: Any, consequence: str) -> Any:
@@ -166,7 +196,13 @@ def _part(missing: list[str], path: Path, read: Any, consequence: str) -> Any:
         return None
     try:
         return read(path)
-    except (UserError, ValueError, OSError, csv.Error, RecursionError) as error:  # ValueError: neither UTF-8 nor JSON
+    except (
+        UserError,
+        ValueError,
+        OSError,
+        csv.Error,
+        RecursionError,
+    ) as error:  # ValueError: neither UTF-8 nor JSON
         unreadable = f"{path} cannot be read ({type(error).__name__}): restore it"
         missing.append(f"{error if isinstance(error, UserError) else unreadable}; {consequence}")
         return None

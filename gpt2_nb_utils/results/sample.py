@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -34,7 +35,9 @@ def sample(run_dir: str, given: dict[str, Any]) -> list[str]:
     return continuations(lambda device: model_from(checkpoint, device), checkpoint["config"], given)
 
 
-def continuations(model_on: Callable[[torch.device], GPT2], saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
+def continuations(
+    model_on: Callable[[torch.device], GPT2], saved: dict[str, Any], given: dict[str, Any]
+) -> list[str]:
     """Texts that a model writes.
 
     Args:
@@ -51,4 +54,7 @@ def continuations(model_on: Callable[[torch.device], GPT2], saved: dict[str, Any
     model = model_on(precision.device)
     refuse_what_cannot_fit(config, model.n_params, precision.device, training=False)
     with samples_fit(config):
-        return [drawn.text for drawn in draw_samples(model, config, [config.prompt] * config.num_prompts, step=0)]
+        return [
+            drawn.text
+            for drawn in draw_samples(model, config, [config.prompt] * config.num_prompts, step=0)
+        ]

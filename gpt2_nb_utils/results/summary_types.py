@@ -90,5 +90,7 @@ def _check(kind: type[BaseModel], content: dict[str, Any], path: Any, mend: str)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         deep = problem["loc"][0] in ("config", "corpus", "resumed_with")
-        place = ".".join(map(str, problem["loc"][:2 if deep else 1]))
-        raise UserError(f"{path}: {place} {ascii(problem['input'])[:80]} cannot be right: {mend}") from None
+        place = ".".join(map(str, problem["loc"][: 2 if deep else 1]))
+        raise UserError(
+            f"{path}: {place} {ascii(problem['input'])[:80]} cannot be right: {mend}"
+        ) from None

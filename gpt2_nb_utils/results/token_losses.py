@@ -82,7 +82,9 @@ class TokenLosses:
         return dict(self.state) == audited_state(dict(summary))
 
 
-def keep(run: RunDirectory, summary: Mapping[str, Any], windows: Windows, losses: Mapping[int, Tensor]) -> None:
+def keep(
+    run: RunDirectory, summary: Mapping[str, Any], windows: Windows, losses: Mapping[int, Tensor]
+) -> None:
     """Write `token_losses.npz`, unless the one there shows more of the same weights than some windows measured now.
 
     Weights that give no finite loss are not shown.
@@ -94,7 +96,11 @@ def keep(run: RunDirectory, summary: Mapping[str, Any], windows: Windows, losses
     """
     try:
         before = read_token_losses(run.token_losses)
-        if before.is_of(summary) and len(before.windows) > len(losses) and len(losses) < len(windows):
+        if (
+            before.is_of(summary)
+            and len(before.windows) > len(losses)
+            and len(losses) < len(windows)
+        ):
             return
     except UserError:
         pass  # none there, or a damaged one
@@ -102,12 +108,27 @@ def keep(run: RunDirectory, summary: Mapping[str, Any], windows: Windows, losses
     values = np.concatenate([losses[index].double().numpy() for index in indices])
     if not np.isfinite(values).all():
         return
-    about = {"state": audited_state(dict(summary)), "loss": float(values.mean()), "n_windows": len(windows), "seq_len": windows.seq_len}
-    tokens = [windows.tokens[index * windows.seq_len:index * windows.seq_len + len(losses[index]) + 1].numpy() for index in indices]
+    about = {
+        "state": audited_state(dict(summary)),
+        "loss": float(values.mean()),
+        "n_windows": len(windows),
+        "seq_len": windows.seq_len,
+    }
+    tokens = [
+        windows.tokens[
+            index * windows.seq_len : index * windows.seq_len + len(losses[index]) + 1
+        ].numpy()
+        for index in indices
+    ]
     file = io.BytesIO()
     np.savez_compressed(
-        file, about=np.array(json.dumps(about)), indices=np.array(indices, dtype="<i4"), tokens=np.concatenate(tokens).astype("<u2"),
-        lengths=np.array([len(losses[index]) for index in indices], dtype="<i4"), losses=values.clip(max=60_000).astype("<f2"))
+        file,
+        about=np.array(json.dumps(about)),
+        indices=np.array(indices, dtype="<i4"),
+        tokens=np.concatenate(tokens).astype("<u2"),
+        lengths=np.array([len(losses[index]) for index in indices], dtype="<i4"),
+        losses=values.clip(max=60_000).astype("<f2"),
+    )
     write_atomically(run.token_losses, file.getvalue())
 
 
@@ -120,21 +141,48 @@ def read_token_losses(path: Path) -> TokenLosses:
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
-            indices, lengths, tokens = (file[name].astype(np.int64) for name in ("indices", "lengths", "tokens"))
+            indices, lengths, tokens = (
+                file[name].astype(np.int64) for name in ("indices", "lengths", "tokens")
+            )
             losses = file["losses"].astype(np.float32)
         windows = tuple(_windows(about["seq_len"], indices, lengths, tokens, losses))
-        if not windows or tokens.max() >= VOCAB_SIZE or not np.isfinite(losses).all() or not dict(about["state"]):
+        if (
+            not windows
+            or tokens.max() >= VOCAB_SIZE
+            or not np.isfinite(losses).all()
+            or not dict(about["state"])
+        ):
             raise ValueError
-        return TokenLosses(about["state"], float(about["loss"]), int(about["n_windows"]), int(about["seq_len"]), windows)
+        return TokenLosses(
+            about["state"],
+            float(about["loss"]),
+            int(about["n_windows"]),
+            int(about["seq_len"]),
+            windows,
+        )
     except Exception as error:  # numpy, zipfile and json raise what the damage makes them
-        raise UserError(f"{path} is not a readable file of token losses: make it again with `python -m gpt2_nb_utils verify "
-                        f"{path.parent}`, or remove it to do without") from error
+        raise UserError(
+            f"{path} is not a readable file of token losses: make it again with `python -m gpt2_nb_utils verify "
+            f"{path.parent}`, or remove it to do without"
+        ) from error
 
 
-def _windows(seq_len: int, indices: np.ndarray, lengths: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Iterator[WindowLosses]:
-    if lengths.min() < 1 or lengths.sum() != len(losses) or lengths.sum() + len(lengths) != len(tokens) or len(lengths) != len(indices):
+def _windows(
+    seq_len: int, indices: np.ndarray, lengths: np.ndarray, tokens: np.ndarray, losses: np.ndarray
+) -> Iterator[WindowLosses]:
+    if (
+        lengths.min() < 1
+        or lengths.sum() != len(losses)
+        or lengths.sum() + len(lengths) != len(tokens)
+        or len(lengths) != len(indices)
+    ):
         raise ValueError
     at = 0
     for number, (index, length) in enumerate(zip(indices.tolist(), lengths.tolist())):
-        yield WindowLosses(index, index * seq_len, tokens[at + number:at + number + length + 1], losses[at:at + length])
+        yield WindowLosses(
+            index,
+            index * seq_len,
+            tokens[at + number : at + number + length + 1],
+            losses[at : at + length],
+        )
         at += length

@@ -16,11 +16,17 @@ _RESUMED = re.compile(r"resumed at step (\d+) in ")
 _DEVICE = re.compile(r"device (.+)  amp (\S+)  torch (\S+)")
 _CORPUS = re.compile(r"corpus .*: [\d,]+ characters, sha256 ([0-9a-f]+)…, .*")
 _MODEL = re.compile(r"model ([\d,]+) parameters, from (.*)")
-_STEP = re.compile(rf"step (\d+)/\d+  loss {_NUMBER}  lr {_NUMBER}(?:  tok/s {_NUMBER})?  grad_norm {_NUMBER}(?:  .*)?")
-_MEASURED = re.compile(rf"step (\d+)/\d+  training loss {_NUMBER} \((?:estimated on (\d+) windows|whole .*)\)  target .*")
+_STEP = re.compile(
+    rf"step (\d+)/\d+  loss {_NUMBER}  lr {_NUMBER}(?:  tok/s {_NUMBER})?  grad_norm {_NUMBER}(?:  .*)?"
+)
+_MEASURED = re.compile(
+    rf"step (\d+)/\d+  training loss {_NUMBER} \((?:estimated on (\d+) windows|whole .*)\)  target .*"
+)
 _ENDED = re.compile(r"(\w+) at step (\d+), ([\d:]+) of training, ([\d:]+) with .*")
 
-_SETTING = re.compile(r"""  (\w+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\S+)(?=  |$)""")  # a quoted value may hold two blanks, and what looks like another setting
+_SETTING = re.compile(
+    r"""  (\w+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\S+)(?=  |$)"""
+)  # a quoted value may hold two blanks, and what looks like another setting
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,9 @@ def _take_in(section: Section, text: str) -> None:
         section.n_params, section.origin = int(match[1].replace(",", "")), match[2]
     elif match := _STEP.fullmatch(text):
         step, loss, lr, speed, grad_norm = match.groups()
-        section.steps[int(step)] = LoggedStep(float(loss), float(lr), float(grad_norm), float(speed) if speed else None)
+        section.steps[int(step)] = LoggedStep(
+            float(loss), float(lr), float(grad_norm), float(speed) if speed else None
+        )
         section.last = max(section.last, int(step))
     elif match := _MEASURED.fullmatch(text):
         step, loss, windows = match.groups()
@@ -123,16 +131,24 @@ def surviving_measurements(sections: list[Section]) -> list[tuple[int, int | str
     """All measurements that still count, in order, (step, windows)."""
     kept: list[tuple[int, int | str]] = []
     for section in sections:
-        kept = [each for each in kept if section.resumed_at is not None and each[0] <= section.resumed_at] + section.measurements
+        kept = [
+            each
+            for each in kept
+            if section.resumed_at is not None and each[0] <= section.resumed_at
+        ] + section.measurements
     return kept
 
 
-def surviving(sections: list[Section]) -> tuple[dict[int, LoggedStep], dict[int, tuple[float, int | str]]]:
+def surviving(
+    sections: list[Section],
+) -> tuple[dict[int, LoggedStep], dict[int, tuple[float, int | str]]]:
     """The steps and measurements that still count: a resumed run repeats what came after its checkpoint."""
     steps: dict[int, LoggedStep] = {}
     measured: dict[int, tuple[float, int | str]] = {}
     for section in sections:
         kept = -1 if section.resumed_at is None else section.resumed_at
         steps = {step: said for step, said in steps.items() if step <= kept} | section.steps
-        measured = {step: said for step, said in measured.items() if step <= kept} | section.measured
+        measured = {
+            step: said for step, said in measured.items() if step <= kept
+        } | section.measured
     return steps, measured

@@ -7,9 +7,10 @@ It knows the conditions and the words for them. It deliberately does not read fi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Literal, Sequence
+from typing import Any, Literal
 
 from gpt2_nb_utils.config import TARGET_LOSS
 from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE
@@ -46,7 +47,9 @@ class Condition:
         return self.state == "met"
 
 
-def conditions(summary: dict[str, Any], config: dict[str, Any], rows: Sequence[Row]) -> tuple[Condition, ...]:
+def conditions(
+    summary: dict[str, Any], config: dict[str, Any], rows: Sequence[Row]
+) -> tuple[Condition, ...]:
     """The conditions of the course's target; the first is the loss itself, the others say whether it counts.
 
     Args:
@@ -57,21 +60,31 @@ def conditions(summary: dict[str, Any], config: dict[str, Any], rows: Sequence[R
     loss, windows = _judged_loss(summary)
     n_params = summary.get("n_params")
     below = "unknown" if loss is None else _state(loss < TARGET_LOSS)
-    shows = (f"the training loss has not been measured yet, so nothing can be said about the target of {TARGET_LOSS:g}"
-             if loss is None else f"the training loss is {loss_text(loss)} ({extent(windows, max_tokens)}), "
-                                  f"{'below' if loss < TARGET_LOSS else 'not below'} the target of {TARGET_LOSS:g}")
+    shows = (
+        f"the training loss has not been measured yet, so nothing can be said about the target of {TARGET_LOSS:g}"
+        if loss is None
+        else f"the training loss is {loss_text(loss)} ({extent(windows, max_tokens)}), "
+        f"{'below' if loss < TARGET_LOSS else 'not below'} the target of {TARGET_LOSS:g}"
+    )
     whole = "unknown" if loss is None or windows is None else _state(windows == "all")
     covers = "not measured yet" if loss is None else extent(windows, max_tokens)
     big = "unknown" if n_params is None else _state(n_params >= COURSE_MIN_PARAMS)
     return (
         Condition(f"training loss below {TARGET_LOSS:g}", below, shows),
-        Condition("measured on every prediction of its text", whole,
-                  f"the loss is only {covers}" if whole == "not met" else covers),
+        Condition(
+            "measured on every prediction of its text",
+            whole,
+            f"the loss is only {covers}" if whole == "not met" else covers,
+        ),
         _on_the_course_file(summary.get("corpus") or {}),
         _on_all_tokens(summary.get("corpus") or {}, max_tokens),
-        Condition(f"at least {COURSE_MIN_PARAMS:,} parameters", big,
-                  "the model size is not recorded" if n_params is None else
-                  f"the model has {count(n_params)} parameters"),
+        Condition(
+            f"at least {COURSE_MIN_PARAMS:,} parameters",
+            big,
+            "the model size is not recorded"
+            if n_params is None
+            else f"the model has {count(n_params)} parameters",
+        ),
         _from_random_weights(config, rows),
         _ended(summary),
     )
@@ -139,15 +152,28 @@ def _from_random_weights(config: dict[str, Any], rows: Sequence[Row]) -> Conditi
     if resume != "auto" and PurePath(str(resume)).parent != own:
         return Condition(asks, "unknown", "it went on from a named checkpoint (resume)")
     # The batch loss of step 1 is that of the weights before their first update.
-    start = next(((kind, row.step, loss) for row in rows if row.step <= 1
-                  for kind, loss in (("training", row.train_loss if row.step == 0 else None), ("batch", row.loss))
-                  if loss is not None), None)
+    start = next(
+        (
+            (kind, row.step, loss)
+            for row in rows
+            if row.step <= 1
+            for kind, loss in (
+                ("training", row.train_loss if row.step == 0 else None),
+                ("batch", row.loss),
+            )
+            if loss is not None
+        ),
+        None,
+    )
     if start is None:
         return Condition(asks, "unknown", "no log shows that it started from random weights")
     kind, step, loss = start
-    return Condition(asks, _state(abs(loss - RANDOM_LOSS) <= RANDOM_MARGIN),
-                     f"the log starts with a {kind} loss of {loss_text(loss)} at step {step} (random guess: "
-                     f"{RANDOM_LOSS:.3f})")
+    return Condition(
+        asks,
+        _state(abs(loss - RANDOM_LOSS) <= RANDOM_MARGIN),
+        f"the log starts with a {kind} loss of {loss_text(loss)} at step {step} (random guess: "
+        f"{RANDOM_LOSS:.3f})",
+    )
 
 
 def _ended(summary: dict[str, Any]) -> Condition:
@@ -159,35 +185,52 @@ def _ended(summary: dict[str, Any]) -> Condition:
         "interrupted": ("not met", f"it was interrupted at step {step} and can be resumed"),
         "failed": ("not met", f"it failed at step {step}; train.log says why"),
     }
-    return Condition("the run came to its end", *states.get(status, ("unknown", "its status is not recorded")))
+    return Condition(
+        "the run came to its end", *states.get(status, ("unknown", "its status is not recorded"))
+    )
 
 
 def measured_on(summary: dict[str, Any]) -> str:
     """How much of the corpus the last training loss covers."""
     if summary.get("train_loss") is None:
         return "not measured yet"
-    return extent(summary.get("train_loss_windows"), (summary.get("config") or {}).get("max_tokens"))
+    return extent(
+        summary.get("train_loss_windows"), (summary.get("config") or {}).get("max_tokens")
+    )
 
 
 def extent(windows: str | int | None, max_tokens: int | None) -> str:
     """How much of the corpus (or of its first `max_tokens` tokens) a measurement on these windows covers."""
     if windows == "all":
         return "measured on the whole excerpt" if max_tokens else "measured on the whole corpus"
-    return f"estimated on {windows:,} windows" if isinstance(windows, int) else "on an unrecorded part of the corpus"
+    return (
+        f"estimated on {windows:,} windows"
+        if isinstance(windows, int)
+        else "on an unrecorded part of the corpus"
+    )
 
 
 def corpus_caveat(summary: dict[str, Any]) -> str | None:
     """What must be said beside every result of a run that was not trained on the course's whole file; else None."""
-    corpus, max_tokens = summary.get("corpus") or {}, (summary.get("config") or {}).get("max_tokens")
+    corpus, max_tokens = (
+        summary.get("corpus") or {},
+        (summary.get("config") or {}).get("max_tokens"),
+    )
     if corpus.get("source") == "demo":
-        return ("This run was trained on the demonstration corpus (Python's own documentation), because no input.txt was "
-                "there: it does not count for the course.")
+        return (
+            "This run was trained on the demonstration corpus (Python's own documentation), because no input.txt was "
+            "there: it does not count for the course."
+        )
     if corpus.get("is_course_input") is False and not max_tokens:
-        return (f"This run was trained on another text ({corpus.get('path')}), not on the course's input.txt: it does not "
-                f"count for the course.")
+        return (
+            f"This run was trained on another text ({corpus.get('path')}), not on the course's input.txt: it does not "
+            f"count for the course."
+        )
     if max_tokens and corpus.get("is_course_input") is not True:
-        return (f"This run saw an excerpt only: the first {count(corpus.get('tokens'))} tokens of {corpus.get('path')} "
-                f"(max_tokens). It does not count for the course.")
+        return (
+            f"This run saw an excerpt only: the first {count(corpus.get('tokens'))} tokens of {corpus.get('path')} "
+            f"(max_tokens). It does not count for the course."
+        )
     return None
 
 

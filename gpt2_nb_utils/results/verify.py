@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.results import audit_agreement, audit_outputs, audit_records, audit_weights
-from gpt2_nb_utils.results.audit import Audit, CannotCheck, Check, audit_table, audited_state, file_sha256
+from gpt2_nb_utils.results.audit import (
+    Audit,
+    CannotCheck,
+    Check,
+    audit_table,
+    audited_state,
+    file_sha256,
+)
 from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.results.run import load_run
 from gpt2_nb_utils.results.token_losses import keep
@@ -22,10 +29,23 @@ from gpt2_nb_utils.run_directory import command_line, environment
 from gpt2_nb_utils.training.precision import Precision
 
 _CHECKS = (
-    audit_weights.loads, audit_weights.architecture, audit_weights.parameters, audit_weights.course_text,
-    audit_weights.whole_text, audit_weights.below_target, audit_weights.recorded_loss, audit_records.random_start,
-    audit_weights.first_losses, audit_weights.kinship, audit_records.arithmetic, audit_records.log_and_metrics,
-    audit_records.chain, audit_agreement.records_agree, audit_agreement.best_agrees, audit_outputs.samples, audit_outputs.recall,
+    audit_weights.loads,
+    audit_weights.architecture,
+    audit_weights.parameters,
+    audit_weights.course_text,
+    audit_weights.whole_text,
+    audit_weights.below_target,
+    audit_weights.recorded_loss,
+    audit_records.random_start,
+    audit_weights.first_losses,
+    audit_weights.kinship,
+    audit_records.arithmetic,
+    audit_records.log_and_metrics,
+    audit_records.chain,
+    audit_agreement.records_agree,
+    audit_agreement.best_agrees,
+    audit_outputs.samples,
+    audit_outputs.recall,
     audit_records.ended,
 )
 """In the order in which a grader asks: the weights, the text, the loss, from scratch, the records."""
@@ -43,20 +63,30 @@ def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
         UserError: no run there, or (after the table) a part of it is missing.
     """
     run = load_run(run_dir, to_audit=True)
-    precision = Precision.of(RunConfig.resolve({"device": "auto", "amp": "fp32", **given}, saved=run.config.model_dump()))
+    precision = Precision.of(
+        RunConfig.resolve({"device": "auto", "amp": "fp32", **given}, saved=run.config.model_dump())
+    )
     evidence = Evidence(run, precision, sample)
     unclaimed = {check: why for check, (claims, why) in _CLAIMED.items() if not claims(evidence)}
     checks = tuple(check(evidence) for check in _CHECKS if check not in unclaimed)
-    audit = _audit(evidence, checks, tuple(f"{check.asks} ({why})" for check, why in unclaimed.items()))
-    _show(f"Audit of {run.directory}{' (a quick look)' if sample else ''}\n\n{audit_table(checks)}\n\n{audit.verdict}")
+    audit = _audit(
+        evidence, checks, tuple(f"{check.asks} ({why})" for check, why in unclaimed.items())
+    )
+    _show(
+        f"Audit of {run.directory}{' (a quick look)' if sample else ''}\n\n{audit_table(checks)}\n\n{audit.verdict}"
+    )
     for what in audit.unclaimed:
         _show(f"Not asked, for the run claims nothing of it: {what}.")
     missing = _missing(evidence)
     if missing:
-        raise UserError(f"{run.directory}: {'; '.join(missing)}: what depends on that is not checked, the rest stands above, and "
-                        f"no verify.json is written; put back what is missing, or go on with the run (--resume auto)")
+        raise UserError(
+            f"{run.directory}: {'; '.join(missing)}: what depends on that is not checked, the rest stands above, and "
+            f"no verify.json is written; put back what is missing, or go on with the run (--resume auto)"
+        )
     if sample:
-        _show(f"A quick look on {sample:,} windows proves nothing and writes no verify.json: leave --sample out.")
+        _show(
+            f"A quick look on {sample:,} windows proves nothing and writes no verify.json: leave --sample out."
+        )
     else:
         audit.write(run.directory)
         _show(f"{run.directory.audit}")
@@ -74,8 +104,13 @@ def _claims_recall(evidence: Evidence) -> bool:
     return bool(evidence.run.recall) or evidence.directory.counted_recall
 
 
-_CLAIMED = {audit_outputs.samples: (_claims_samples, "it was told to draw none"),
-            audit_outputs.recall: (_claims_recall, "logs/recall.csv is missing or empty, as runs of earlier versions leave it")}
+_CLAIMED = {
+    audit_outputs.samples: (_claims_samples, "it was told to draw none"),
+    audit_outputs.recall: (
+        _claims_recall,
+        "logs/recall.csv is missing or empty, as runs of earlier versions leave it",
+    ),
+}
 """Checks of what not every run has: whether it claims anything, and why it may not."""
 
 
@@ -83,13 +118,28 @@ def _audit(evidence: Evidence, checks: tuple[Check, ...], unclaimed: tuple[str, 
     """The audit as verify.json keeps it."""
     best, loss, n_predictions = evidence.directory.best, None, None
     try:
-        if evidence.measurement.whole and (mean := evidence.measurement.mean()) == mean:  # JSON knows no NaN
+        if (
+            evidence.measurement.whole and (mean := evidence.measurement.mean()) == mean
+        ):  # JSON knows no NaN
             loss, n_predictions = mean, evidence.measurement.n_targets
     except CannotCheck:
         pass
-    machine = {**environment(), "device": evidence.precision.device_name, "amp": evidence.precision.amp}
-    return Audit(datetime.now(timezone.utc).isoformat(timespec="seconds"), command_line(), machine,
-                 file_sha256(best) if best.exists() else None, loss, n_predictions, audited_state(evidence.summary), checks, unclaimed)
+    machine = {
+        **environment(),
+        "device": evidence.precision.device_name,
+        "amp": evidence.precision.amp,
+    }
+    return Audit(
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        command_line(),
+        machine,
+        file_sha256(best) if best.exists() else None,
+        loss,
+        n_predictions,
+        audited_state(evidence.summary),
+        checks,
+        unclaimed,
+    )
 
 
 def _keep_losses(evidence: Evidence) -> None:

@@ -59,12 +59,29 @@ class Described:
 def model_card(about: Described) -> str:
     """The README.md of the exported model, with the header that the Hub reads."""
     corpus = about.summary.get("corpus") or {}
-    kind = "course" if corpus.get("is_course_input") is True else "demo" if corpus.get("source") == "demo" else "other"
-    return _render("model_card.md.j2", about, english=kind != "other", licence=_LICENCES[kind], target=about.training_run["target_loss"],
-                   prompt=about.config.prompt, new_tokens=min(about.config.max_new_tokens, max(1, about.config.seq_len // 2)),
-                   seq_len=about.training_run["seq_len"], block_size=about.config.block_size, dtype=about.dtype, recalled=about.recalled,
-                   knows=_below_its_target(about), text_table=markdown.table(("", "its text"), _text(about)),
-                   recipe_table=markdown.table(("", "its run"), _recipe(about)))
+    kind = (
+        "course"
+        if corpus.get("is_course_input") is True
+        else "demo"
+        if corpus.get("source") == "demo"
+        else "other"
+    )
+    return _render(
+        "model_card.md.j2",
+        about,
+        english=kind != "other",
+        licence=_LICENCES[kind],
+        target=about.training_run["target_loss"],
+        prompt=about.config.prompt,
+        new_tokens=min(about.config.max_new_tokens, max(1, about.config.seq_len // 2)),
+        seq_len=about.training_run["seq_len"],
+        block_size=about.config.block_size,
+        dtype=about.dtype,
+        recalled=about.recalled,
+        knows=_below_its_target(about),
+        text_table=markdown.table(("", "its text"), _text(about)),
+        recipe_table=markdown.table(("", "its run"), _recipe(about)),
+    )
 
 
 def space_readme(about: Described, gradio: str) -> str:
@@ -73,8 +90,15 @@ def space_readme(about: Described, gradio: str) -> str:
     Args:
         gradio: the version of Gradio, which must be that of requirements.txt: a Space installs both.
     """
-    return _render("space_readme.md.j2", about, title=TITLE, short_description=SHORT_DESCRIPTION, gradio=gradio, python=PYTHON,
-                   text=f"{about.training_run['corpus']['name']}, {count(about.training_run['corpus']['tokens'])} tokens")
+    return _render(
+        "space_readme.md.j2",
+        about,
+        title=TITLE,
+        short_description=SHORT_DESCRIPTION,
+        gradio=gradio,
+        python=PYTHON,
+        text=f"{about.training_run['corpus']['name']}, {count(about.training_run['corpus']['tokens'])} tokens",
+    )
 
 
 def _below_its_target(about: Described) -> bool:
@@ -86,17 +110,32 @@ def _below_its_target(about: Described) -> bool:
 def _render(template: str, about: Described, **content: Any) -> str:
     config = about.config
     conditions = verdict.conditions(about.summary, config.model_dump(), about.rows)
-    sizes = (f"GPT-2 ({count(about.training_run['n_params'])} parameters: {config.n_layer} layers, {config.n_head} heads, "
-             f"{config.n_embd} wide)")
+    sizes = (
+        f"GPT-2 ({count(about.training_run['n_params'])} parameters: {config.n_layer} layers, {config.n_head} heads, "
+        f"{config.n_embd} wide)"
+    )
     caveat = verdict.corpus_caveat({**about.summary, "config": config.model_dump()})
-    return _environment().get_template(template).render(
-        sizes=sizes, verdict=f"{verdict.headline(conditions)}. {verdict.explanation(conditions)}", caveat=caveat, **content)
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            sizes=sizes,
+            verdict=f"{verdict.headline(conditions)}. {verdict.explanation(conditions)}",
+            caveat=caveat,
+            **content,
+        )
+    )
 
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True, keep_trailing_newline=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.filters.update(md=markdown.text, code=_as_code)
     return environment
 
@@ -108,7 +147,10 @@ def _as_code(text: str) -> str:
 
 def _text(about: Described) -> list[tuple[str, str]]:
     corpus, said = about.summary.get("corpus") or {}, about.training_run["corpus"]
-    rows = [("File", said["name"]), ("Size", f"{count(said['tokens'])} tokens of GPT-2's vocabulary")]
+    rows = [
+        ("File", said["name"]),
+        ("Size", f"{count(said['tokens'])} tokens of GPT-2's vocabulary"),
+    ]
     if about.config.max_tokens:
         rows.append(("Excerpt", "the first tokens of the file only"))
     else:
@@ -131,20 +173,42 @@ def _recipe(about: Described) -> list[tuple[str, str]]:
         schedule += f", decay over the last {config.decay_share:.3g} of them"
     if config.lr_schedule != "constant":
         schedule += f", down to {config.min_lr_ratio:g}{' of the peak' * (config.min_lr_ratio > 0)}"
-    loss = "not measured" if summary.get("best_train_loss") is None else (
-        f"{loss_text(summary['best_train_loss'])} ({verdict.extent(summary.get('best_train_loss_windows'), config.max_tokens)})")
-    measured = "" if summary.get("best_train_loss") is None else (
-        f"; measured by the run, in {config.amp if config.amp != 'auto' else amp}"
-        + f", before the weights were rounded to {about.dtype}" * (about.dtype != "float32"))
+    loss = (
+        "not measured"
+        if summary.get("best_train_loss") is None
+        else (
+            f"{loss_text(summary['best_train_loss'])} ({verdict.extent(summary.get('best_train_loss_windows'), config.max_tokens)})"
+        )
+    )
+    measured = (
+        ""
+        if summary.get("best_train_loss") is None
+        else (
+            f"; measured by the run, in {config.amp if config.amp != 'auto' else amp}"
+            + f", before the weights were rounded to {about.dtype}" * (about.dtype != "float32")
+        )
+    )
     seconds = summary.get("seconds")
     return [
         ("Training loss of these weights", f"{loss}, at step {count(run['steps'])}{measured}"),
         ("A step", f"{count(config.tokens_per_step)} tokens in windows of {config.seq_len}"),
-        ("Epochs of the whole run", UNKNOWN if summary.get("epoch") is None else f"{summary['epoch']:.3g}"),
-        ("Optimizer", f"{config.optimizer}, {rates}, weight decay {config.weight_decay:g}, "
-                      f"{f'gradients clipped at {config.clip_grad:g}' if config.clip_grad else 'gradients not clipped'}"),
+        (
+            "Epochs of the whole run",
+            UNKNOWN if summary.get("epoch") is None else f"{summary['epoch']:.3g}",
+        ),
+        (
+            "Optimizer",
+            f"{config.optimizer}, {rates}, weight decay {config.weight_decay:g}, "
+            f"{f'gradients clipped at {config.clip_grad:g}' if config.clip_grad else 'gradients not clipped'}",
+        ),
         ("Schedule", f"{count(config.warmup_steps)} steps of warm-up, {schedule}"),
         ("Seed", str(config.seed)),
-        ("Machine", f"{summary.get('device') or UNKNOWN}, {amp}, torch {summary.get('torch') or UNKNOWN}"),
-        ("Time in training steps of the whole run", UNKNOWN if seconds is None else duration(seconds)),
+        (
+            "Machine",
+            f"{summary.get('device') or UNKNOWN}, {amp}, torch {summary.get('torch') or UNKNOWN}",
+        ),
+        (
+            "Time in training steps of the whole run",
+            UNKNOWN if seconds is None else duration(seconds),
+        ),
     ]

@@ -60,18 +60,26 @@ def read_export(directory: RunDirectory, dtype: str) -> Export:
     evidence = Evidence(run, Precision(torch.device("cpu"), "fp32"))
     best = evidence.loaded
     if best is None:
-        raise UserError(f"{directory} has no checkpoints/best.pt, the model to export: a run writes it when it measures the training "
-                        f"loss (eval_every, and at its end); go on with it (--resume auto), or copy the file back")
+        raise UserError(
+            f"{directory} has no checkpoints/best.pt, the model to export: a run writes it when it measures the training "
+            f"loss (eval_every, and at its end); go on with it (--resume auto), or copy the file back"
+        )
     if isinstance(best, UserError):
         raise best
     state, config = _state_and_config(best, directory)
     model = model_from(best)
     try:
-        corpus, tokens = evidence.corpus, evidence.tokens[:config.max_tokens or None]
+        corpus, tokens = evidence.corpus, evidence.tokens[: config.max_tokens or None]
     except CannotCheck as error:
-        raise UserError(f"{error}; the Space needs it, to tell memory from composition: put it back where the run found it") from None
-    text = decode(tokens).rstrip("\ufffd") if config.max_tokens else corpus.text  # the last token may end within a letter
-    measured = state.train_loss if state.train_loss_step == state.step else None  # of exactly these weights
+        raise UserError(
+            f"{error}; the Space needs it, to tell memory from composition: put it back where the run found it"
+        ) from None
+    text = (
+        decode(tokens).rstrip("\ufffd") if config.max_tokens else corpus.text
+    )  # the last token may end within a letter
+    measured = (
+        state.train_loss if state.train_loss_step == state.step else None
+    )  # of exactly these weights
     windows = state.train_loss_windows if measured is not None else None
     name = corpus.path if corpus.source == "demo" else PurePath(corpus.path).name
     training_run = {
@@ -80,13 +88,22 @@ def read_export(directory: RunDirectory, dtype: str) -> Export:
         "target_loss": config.target_loss,
         "steps": state.step,
         "n_params": model.n_params,
-        "corpus": {"name": one_line(name), "source": corpus.source, "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(),
-                   "tokens": len(tokens)},
+        "corpus": {
+            "name": one_line(name),
+            "source": corpus.source,
+            "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest(),
+            "tokens": len(tokens),
+        },
         "seq_len": config.seq_len,
         "prompt": config.prompt,
     }
-    summary = {**run.summary, "corpus": {**(run.summary.get("corpus") or {}), "path": name}, "best_train_loss": measured,
-               "best_train_loss_windows": windows, "best_train_loss_step": state.step}
+    summary = {
+        **run.summary,
+        "corpus": {**(run.summary.get("corpus") or {}), "path": name},
+        "best_train_loss": measured,
+        "best_train_loss_windows": windows,
+        "best_train_loss_step": state.step,
+    }
     recalled = next((row.recalled for row in reversed(run.recall) if row.step == state.step), None)
     return Export(model, text, Described(summary, config, run.rows, recalled, training_run, dtype))
 
@@ -96,11 +113,17 @@ def _state_and_config(best: dict[str, Any], directory: RunDirectory) -> tuple[St
     mend = "put back the file that the run wrote"
     problems = misfits(best)
     if problems:
-        raise UserError(f"{directory.best} does not hold the weights of a GPT-2 ({problems[0]}): {mend}")
+        raise UserError(
+            f"{directory.best} does not hold the weights of a GPT-2 ({problems[0]}): {mend}"
+        )
     try:
         state = State.restored(best["state"])
         config = RunConfig.resolve({}, saved=best["config"])
-        if state.step > _MOST_STEPS or not (state.train_loss is None or isinstance(state.train_loss, float) and math.isfinite(state.train_loss)):
+        if state.step > _MOST_STEPS or not (
+            state.train_loss is None
+            or isinstance(state.train_loss, float)
+            and math.isfinite(state.train_loss)
+        ):
             raise ValueError("a step or a loss beyond all measure")
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{directory.best} holds what no run writes ({error}): {mend}") from None

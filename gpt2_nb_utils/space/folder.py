@@ -15,9 +15,9 @@ import re
 import shlex
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
 
 import filelock
 
@@ -28,8 +28,21 @@ from gpt2_nb_utils.space.export import Export, read_export
 
 _APP = Path(__file__).parent / "app"
 _MODEL = "model"
-_OF_MODEL = (hf_format.CONFIG, hf_format.GENERATION, hf_format.WEIGHTS, hf_format.TOKENIZER, hf_format.TOKENIZER_CONFIG, "README.md")
-FILES = ("README.md", "app.py", "requirements.txt", "corpus.txt", *(f"{_MODEL}/{name}" for name in _OF_MODEL))
+_OF_MODEL = (
+    hf_format.CONFIG,
+    hf_format.GENERATION,
+    hf_format.WEIGHTS,
+    hf_format.TOKENIZER,
+    hf_format.TOKENIZER_CONFIG,
+    "README.md",
+)
+FILES = (
+    "README.md",
+    "app.py",
+    "requirements.txt",
+    "corpus.txt",
+    *(f"{_MODEL}/{name}" for name in _OF_MODEL),
+)
 """All that a Space's folder holds."""
 _NOT_CONTENT = {".DS_Store", "desktop.ini", "Thumbs.db"}
 _GRADIO = re.compile(r"^gradio==([\w.]+)", re.MULTILINE)
@@ -57,7 +70,12 @@ class Space:
         return self.folder / _MODEL
 
 
-def build_space(run_dir: str | Path, to: str | Path | None = None, dtype: str = "float16", overwrite: bool = False) -> Space:
+def build_space(
+    run_dir: str | Path,
+    to: str | Path | None = None,
+    dtype: str = "float16",
+    overwrite: bool = False,
+) -> Space:
     """Write the folder of a Space that shows the best model of a run.
 
     Args:
@@ -72,13 +90,17 @@ def build_space(run_dir: str | Path, to: str | Path | None = None, dtype: str = 
     """
     directory = RunDirectory(run_dir)
     if os.path.isfile(directory.path):
-        raise UserError(f"{directory} is a file: name the run directory, as `run` or notebook 03 leaves it")
+        raise UserError(
+            f"{directory} is a file: name the run directory, as `run` or notebook 03 leaves it"
+        )
     named = Path(to) if to is not None else directory.space
     try:
         try:
             folder = named.resolve()  # a link leads to the folder that is meant
         except RuntimeError:  # what it says of a loop before Python 3.13
-            raise UserError(f"{named} is a link that leads to itself: name a folder (--to)") from None
+            raise UserError(
+                f"{named} is a link that leads to itself: name a folder (--to)"
+            ) from None
         _refuse_what_is_not_ours(folder, named)
         export = read_export(directory, dtype)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -97,13 +119,18 @@ def how_to_serve(run_dir: Path) -> str:
 def how_to_publish(folder: Path) -> list[str]:
     """What to type, with a name of one's own, to make a Space of a folder: `hf` comes with transformers."""
     name = "my-name/gpt2-by-heart"
-    return ["hf auth login", f"hf repos create {name} --repo-type space --space-sdk gradio",
-            f"hf upload {name} {_quoted(folder)} . --repo-type space"]
+    return [
+        "hf auth login",
+        f"hf repos create {name} --repo-type space --space-sdk gradio",
+        f"hf upload {name} {_quoted(folder)} . --repo-type space",
+    ]
 
 
 def _quoted(path: Path) -> str:
     """A path as one word of a terminal's line."""
-    if os.name == "nt":  # neither PowerShell nor cmd knows the quotes of a POSIX shell, and both know these
+    if (
+        os.name == "nt"
+    ):  # neither PowerShell nor cmd knows the quotes of a POSIX shell, and both know these
         return f'"{path}"' if re.search(r"[^\w:\\/.-]", str(path)) else str(path)
     return shlex.quote(str(path))
 
@@ -113,17 +140,24 @@ def _refuse_what_is_not_ours(folder: Path, named: Path) -> None:
         raise UserError(f"{named} is a file: name a folder (--to)")
     around = next(filter(_is_export, folder.parents), None)
     if around is not None:
-        raise UserError(f"{named} is inside the Space's folder {around}, which holds its own files only: name a folder outside of it (--to)")
+        raise UserError(
+            f"{named} is inside the Space's folder {around}, which holds its own files only: name a folder outside of it (--to)"
+        )
     entries = _entries(folder)
     if entries and not _is_export(folder):
-        raise UserError(f"{named} holds files, but no Space that this command wrote: name a new or empty folder (--to)")
+        raise UserError(
+            f"{named} holds files, but no Space that this command wrote: name a new or empty folder (--to)"
+        )
     strangers = sorted(entries - set(FILES))
     if strangers:
-        raise UserError(f"{named} holds {strangers[0]}, which this command did not write: move it away, or name another folder (--to)")
+        raise UserError(
+            f"{named} holds {strangers[0]}, which this command did not write: move it away, or name another folder (--to)"
+        )
 
 
 def _entries(folder: Path) -> set[str]:
     """The paths of all that a folder holds: files, empty folders, and links, which are not followed."""
+
     def cannot_list(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # a folder that is yet to be made
             raise error
@@ -157,9 +191,13 @@ def _alone(folder: Path, named: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        with tempfile.TemporaryFile(dir=folder.parent):  # it also gives up where no file can be made, and this says why
+        with tempfile.TemporaryFile(
+            dir=folder.parent
+        ):  # it also gives up where no file can be made, and this says why
             pass
-        raise UserError(f"{named}: another process is writing this folder: wait for it, or name another one (--to)") from None
+        raise UserError(
+            f"{named}: another process is writing this folder: wait for it, or name another one (--to)"
+        ) from None
     try:
         for unfinished in folder.parent.glob(glob.escape(_unfinished(folder)) + "*"):
             shutil.rmtree(unfinished)
@@ -185,8 +223,10 @@ def _put(export: Export, folder: Path, named: Path, overwrite: bool) -> bool:
             if not differing:
                 return False
             if not overwrite:
-                raise UserError(f"{named} holds another export ({differing[0]} is not what would be written now): replace it "
-                                f"(--overwrite), or name another folder (--to)")
+                raise UserError(
+                    f"{named} holds another export ({differing[0]} is not what would be written now): replace it "
+                    f"(--overwrite), or name another folder (--to)"
+                )
         _take_its_place(beside, folder)
         return True
     finally:
@@ -213,13 +253,18 @@ def _same(one: Path, other: Path) -> bool:
 def _fill(folder: Path, export: Export) -> None:
     model, about = folder / _MODEL, export.about
     model.mkdir()
-    sampling = {name: getattr(about.config, name) for name in ("temperature", "top_k", "max_new_tokens")}
+    sampling = {
+        name: getattr(about.config, name) for name in ("temperature", "top_k", "max_new_tokens")
+    }
     hf_format.write_hf(model, export.model, about.dtype, about.training_run, sampling)
     for name in ("app.py", "requirements.txt"):
         shutil.copyfile(_APP / name, folder / name)
     gradio = _GRADIO.search((folder / "requirements.txt").read_text(encoding="utf-8"))[1]
-    for path, text in ((model / "README.md", card.model_card(about)), (folder / "README.md", card.space_readme(about, gradio)),
-                       (folder / "corpus.txt", export.text)):
+    for path, text in (
+        (model / "README.md", card.model_card(about)),
+        (folder / "README.md", card.space_readme(about, gradio)),
+        (folder / "corpus.txt", export.text),
+    ):
         path.write_text(text, encoding="utf-8", newline="\n")
     os.chmod(folder, 0o755)
     for name in FILES:  # a power cut after the renaming must not find them empty

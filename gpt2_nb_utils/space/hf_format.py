@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,10 +37,18 @@ def needed(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         name = package.partition(".")[0]
-        raise UserError(f"the Hugging Face format needs the package {name}, which is not installed: pip install {name}") from None
+        raise UserError(
+            f"the Hugging Face format needs the package {name}, which is not installed: pip install {name}"
+        ) from None
 
 
-def write_hf(folder: Path, model: GPT2, dtype: str, training_run: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
+def write_hf(
+    folder: Path,
+    model: GPT2,
+    dtype: str,
+    training_run: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+) -> None:
     """Write a model so that `AutoModelForCausalLM` and `AutoTokenizer` load it without a network.
 
     Args:
@@ -56,7 +65,9 @@ def write_hf(folder: Path, model: GPT2, dtype: str, training_run: Mapping[str, A
     """
     tensors = stored_weights(model, dtype)
     # As bytes: what fails in writing is then an OSError, such as that of a full disk.
-    (folder / WEIGHTS).write_bytes(needed("safetensors.torch").save(tensors, metadata={"format": "pt"}))
+    (folder / WEIGHTS).write_bytes(
+        needed("safetensors.torch").save(tensors, metadata={"format": "pt"})
+    )
     _write_json(folder / CONFIG, _config(model.config, dtype, training_run))
     _write_json(folder / GENERATION, _generation(sampling))
     _write_tokenizer(folder, min(training_run["seq_len"], model.config.block_size))
@@ -73,9 +84,13 @@ def stored_weights(model: GPT2, dtype: str) -> dict[str, Tensor]:
         stored = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
         if not stored.isfinite().all():
             if not tensor.isfinite().all():
-                raise UserError(f"the weights in {name} are not finite: the training of this model has diverged, so export another one")
-            raise UserError(f"the weights in {name} reach {tensor.abs().max().item():,.0f}, and {dtype} ends at "
-                            f"{torch.finfo(DTYPES[dtype]).max:,.0f}: take --dtype float32")
+                raise UserError(
+                    f"the weights in {name} are not finite: the training of this model has diverged, so export another one"
+                )
+            raise UserError(
+                f"the weights in {name} reach {tensor.abs().max().item():,.0f}, and {dtype} ends at "
+                f"{torch.finfo(DTYPES[dtype]).max:,.0f}: take --dtype float32"
+            )
         tensors[name] = stored
     return tensors
 
@@ -93,13 +108,16 @@ def _config(sizes: GPT2Config, dtype: str, training_run: Mapping[str, Any]) -> d
         "activation_function": "gelu_new",  # GELU by tanh
         "layer_norm_epsilon": 1e-5,
         "initializer_range": STANDARD_DEVIATION,
-        "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,  # trained without dropout
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,  # trained without dropout
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,
         "tie_word_embeddings": True,
         # Its text had no end of a document in it, so the model never says one.
-        "bos_token_id": None, "eos_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
         "dtype": dtype,
         "use_cache": True,
         "training_run": dict(training_run),
@@ -108,8 +126,11 @@ def _config(sizes: GPT2Config, dtype: str, training_run: Mapping[str, Any]) -> d
 
 def _generation(sampling: Mapping[str, Any]) -> dict[str, Any]:
     drawn = {"do_sample": True, "temperature": sampling["temperature"], "top_k": sampling["top_k"]}
-    return {**(drawn if sampling["temperature"] > 0 else {"do_sample": False}), "max_new_tokens": sampling["max_new_tokens"],
-            "pad_token_id": END_OF_TEXT}
+    return {
+        **(drawn if sampling["temperature"] > 0 else {"do_sample": False}),
+        "max_new_tokens": sampling["max_new_tokens"],
+        "pad_token_id": END_OF_TEXT,
+    }
 
 
 def _write_tokenizer(folder: Path, longest: int) -> None:
@@ -122,9 +143,16 @@ def _write_tokenizer(folder: Path, longest: int) -> None:
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.add_special_tokens([_END])
     _write(folder / TOKENIZER, tokenizer.to_str(pretty=True))
-    _write_json(folder / TOKENIZER_CONFIG, {
-        "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "clean_up_tokenization_spaces": False,
-        "model_max_length": longest, **{f"{role}_token": _END for role in ("bos", "eos", "unk", "pad")}})
+    _write_json(
+        folder / TOKENIZER_CONFIG,
+        {
+            "tokenizer_class": "GPT2Tokenizer",
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": longest,
+            **{f"{role}_token": _END for role in ("bos", "eos", "unk", "pad")},
+        },
+    )
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

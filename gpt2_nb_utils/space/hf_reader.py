@@ -113,20 +113,41 @@ def read_hf(folder: str | Path) -> FromHF:
         UserError: there is none, or it is not a GPT-2 as published with GPT-2's vocabulary.
     """
     folder = Path(folder)
-    if not os.path.isdir(folder):  # Path's own question raises where a name is too long or a folder locked
-        raise UserError(f"{folder} is no folder: name one in the Hugging Face format, as `python -m gpt2_nb_utils space RUN_DIR` writes it")
+    if not os.path.isdir(
+        folder
+    ):  # Path's own question raises where a name is too long or a folder locked
+        raise UserError(
+            f"{folder} is no folder: name one in the Hugging Face format, as `python -m gpt2_nb_utils space RUN_DIR` writes it"
+        )
     if not os.path.exists(folder / CONFIG) and os.path.exists(folder / "model" / CONFIG):
         folder = folder / "model"
     config: _Config = _checked(_Config, folder / CONFIG)
-    generation = _checked(_Generation, folder / GENERATION) if os.path.exists(folder / GENERATION) else _Generation()
+    generation = (
+        _checked(_Generation, folder / GENERATION)
+        if os.path.exists(folder / GENERATION)
+        else _Generation()
+    )
     run = config.training_run
-    sizes = GPT2Config(config.n_positions, config.n_layer, config.n_head, config.n_embd, config.vocab_size)
-    settings = {"block_size": config.n_positions, "n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd,
-                "seq_len": min(run.seq_len if run else config.n_positions, config.n_positions),
-                "temperature": 0.0 if generation.do_sample is False else generation.temperature, "top_k": generation.top_k,
-                "max_new_tokens": generation.max_new_tokens, "prompt": run and run.prompt}
-    return FromHF(folder, sizes, {name: value for name, value in settings.items() if value is not None},
-                  demo=bool(run and run.corpus and run.corpus.source == "demo"))
+    sizes = GPT2Config(
+        config.n_positions, config.n_layer, config.n_head, config.n_embd, config.vocab_size
+    )
+    settings = {
+        "block_size": config.n_positions,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "seq_len": min(run.seq_len if run else config.n_positions, config.n_positions),
+        "temperature": 0.0 if generation.do_sample is False else generation.temperature,
+        "top_k": generation.top_k,
+        "max_new_tokens": generation.max_new_tokens,
+        "prompt": run and run.prompt,
+    }
+    return FromHF(
+        folder,
+        sizes,
+        {name: value for name, value in settings.items() if value is not None},
+        demo=bool(run and run.corpus and run.corpus.source == "demo"),
+    )
 
 
 def _checked(kind: type[_Read], path: Path) -> Any:
@@ -134,7 +155,9 @@ def _checked(kind: type[_Read], path: Path) -> Any:
         if not path.is_file():  # a pipe might never end
             raise UserError(f"{path} is missing: {_MEND}")
         if path.stat().st_size > _LARGEST_JSON:
-            raise UserError(f"{path} has {path.stat().st_size:,} bytes, far more than a model's settings take: {_MEND}")
+            raise UserError(
+                f"{path} has {path.stat().st_size:,} bytes, far more than a model's settings take: {_MEND}"
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError
@@ -142,11 +165,20 @@ def _checked(kind: type[_Read], path: Path) -> Any:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(map(str, problem["loc"]))
-        what = (f"{place} is missing" if problem["type"] == "missing" else f"{place} {ascii(problem['input'])[:80]} cannot be right" if place
-                else problem["msg"].removeprefix("Value error, "))
-        raise UserError(f"{path}: {what}; this program reads GPT-2 as published, with its vocabulary: {_MEND}") from None
+        what = (
+            f"{place} is missing"
+            if problem["type"] == "missing"
+            else f"{place} {ascii(problem['input'])[:80]} cannot be right"
+            if place
+            else problem["msg"].removeprefix("Value error, ")
+        )
+        raise UserError(
+            f"{path}: {what}; this program reads GPT-2 as published, with its vocabulary: {_MEND}"
+        ) from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): allow reading it, or name another folder") from None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): allow reading it, or name another folder"
+        ) from None
     except (ValueError, RecursionError):
         raise UserError(f"{path} is not a valid JSON object: {_MEND}") from None
 
@@ -156,25 +188,35 @@ def _read_weights(folder: Path, sizes: GPT2Config) -> dict[str, Tensor]:
     if not path.is_file():
         pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _PICKLES)
         if pickles:
-            raise UserError(f"{folder} holds its weights as a pickle ({pickles[0]}), which could run code when loaded, so it is not "
-                            f"read: name a folder with a {WEIGHTS}")
+            raise UserError(
+                f"{folder} holds its weights as a pickle ({pickles[0]}), which could run code when loaded, so it is not "
+                f"read: name a folder with a {WEIGHTS}"
+            )
         raise UserError(f"{path} is missing: {_MEND}")
     safetensors = needed("safetensors")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             problem = _misfit(file, sizes)
             if problem:
-                raise UserError(f"{path} does not hold the weights of the GPT-2 in {CONFIG}, with the names that transformers' save_pretrained "
-                                f"writes ({problem}): {_MEND}")
+                raise UserError(
+                    f"{path} does not hold the weights of the GPT-2 in {CONFIG}, with the names that transformers' save_pretrained "
+                    f"writes ({problem}): {_MEND}"
+                )
             # Copied: the file may be replaced while the model is in use.
-            tensors = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()}
+            tensors = {
+                name: file.get_tensor(name).to(torch.float32, copy=True) for name in file.keys()
+            }
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): allow reading it, or name another folder") from None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}): allow reading it, or name another folder"
+        ) from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged, or no safetensors file ({error}): {_MEND}") from None
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise UserError(f"{path} holds weights that are not finite ({name}): get the file again, or name another folder")
+            raise UserError(
+                f"{path} holds weights that are not finite ({name}): get the file again, or name another folder"
+            )
     return tensors
 
 

@@ -53,7 +53,9 @@ class Parity:
     @property
     def holds(self) -> bool:
         """Whether the libraries agree in everything."""
-        return self.apart.max().item() <= TOLERANCE and self.ours == self.theirs and self.tokens_alike
+        return (
+            self.apart.max().item() <= TOLERANCE and self.ours == self.theirs and self.tokens_alike
+        )
 
 
 @torch.no_grad()
@@ -68,25 +70,47 @@ def compare(space: Space, own: GPT2) -> Parity:
         UserError: `transformers` is not installed, or the folder was changed.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, whose bars are switched off here
+        warnings.filterwarnings(
+            "ignore", message="IProgress not found"
+        )  # tqdm's, whose bars are switched off here
         transformers = needed("transformers")
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
     source = read_hf(space.model)
     stored = source.load_model()
-    other = transformers.AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32, local_files_only=True).eval()
+    other = transformers.AutoModelForCausalLM.from_pretrained(
+        source.folder, dtype=torch.float32, local_files_only=True
+    ).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
 
     text = (space.folder / "corpus.txt").read_text(encoding="utf-8")
     all_ids = encode(text)
-    ids = torch.from_numpy(all_ids)[:min(source.settings["seq_len"], _LONGEST)]
-    logits, reference, before = stored(ids[None])[0], other(ids[None]).logits[0], own(ids[None])[0]  # (T, V) each
+    ids = torch.from_numpy(all_ids)[: min(source.settings["seq_len"], _LONGEST)]
+    logits, reference, before = (
+        stored(ids[None])[0],
+        other(ids[None]).logits[0],
+        own(ids[None])[0],
+    )  # (T, V) each
     leading = before.topk(2, dim=-1).values
-    prompt = ids[:max(1, len(ids) // 4)]
-    n_new = max(1, min(len(ids) - len(prompt), _MOST_NEW))  # within the context, where neither has to slide
-    theirs = other.generate(prompt[None], attention_mask=torch.ones_like(prompt)[None], do_sample=False, max_new_tokens=n_new)
+    prompt = ids[: max(1, len(ids) // 4)]
+    n_new = max(
+        1, min(len(ids) - len(prompt), _MOST_NEW)
+    )  # within the context, where neither has to slide
+    theirs = other.generate(
+        prompt[None],
+        attention_mask=torch.ones_like(prompt)[None],
+        do_sample=False,
+        max_new_tokens=n_new,
+    )
     return Parity(
-        apart=(logits - reference).abs(), rounded=(logits - before).abs(), margins=leading[:, 0] - leading[:, 1],
-        prompt=decode(prompt), ours=generate(stored, [prompt], n_new, temperature=0)[0].tolist(), theirs=theirs[0].tolist(),
-        own=generate(own, [prompt], n_new, temperature=0)[0].tolist(), n_prompt=len(prompt),
-        tokens_alike=tokenizer(text)["input_ids"] == all_ids.tolist(), n_tokens=len(all_ids))
+        apart=(logits - reference).abs(),
+        rounded=(logits - before).abs(),
+        margins=leading[:, 0] - leading[:, 1],
+        prompt=decode(prompt),
+        ours=generate(stored, [prompt], n_new, temperature=0)[0].tolist(),
+        theirs=theirs[0].tolist(),
+        own=generate(own, [prompt], n_new, temperature=0)[0].tolist(),
+        n_prompt=len(prompt),
+        tokens_alike=tokenizer(text)["input_ids"] == all_ids.tolist(),
+        n_tokens=len(all_ids),
+    )

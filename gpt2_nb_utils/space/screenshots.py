@@ -15,7 +15,12 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SEED = 1337
 """Of the text in the pictures: with the same run and the same machine they show the same."""
 _DESKTOP = {"viewport": {"width": 1280, "height": 860}, "device_scale_factor": 1.5}
-_PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+_PHONE = {
+    "viewport": {"width": 390, "height": 844},
+    "device_scale_factor": 2,
+    "is_mobile": True,
+    "has_touch": True,
+}
 _PATIENCE = 300_000
 """Milliseconds for an answer, on a busy machine."""
 
@@ -36,18 +41,30 @@ def take_screenshots(folder: Path, to: Path) -> list[Path]:
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
-        raise UserError("the pictures need playwright, which is not installed: pip install playwright") from None
+        raise UserError(
+            "the pictures need playwright, which is not installed: pip install playwright"
+        ) from None
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        raise UserError(f"the pictures need a browser, and none of {', '.join(BROWSERS)} is installed: install Chromium")
+        raise UserError(
+            f"the pictures need a browser, and none of {', '.join(BROWSERS)} is installed: install Chromium"
+        )
 
     def pictures(url: str) -> list[Path]:
         # As root, which containers often are, Chromium does not start with its sandbox.
         as_root = hasattr(os, "geteuid") and os.geteuid() == 0
-        with sync_playwright() as playwright, playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"] * as_root) as started:
+        with (
+            sync_playwright() as playwright,
+            playwright.chromium.launch(
+                executable_path=browser, args=["--no-sandbox"] * as_root
+            ) as started,
+        ):
             desktop, phone = (started.new_context(**kind).new_page() for kind in (_DESKTOP, _PHONE))
-            return [_picture(desktop, url, to / "page.png", answer=False), _picture(desktop, url, to / "generation.png"),
-                    _picture(phone, url, to / "phone.png")]
+            return [
+                _picture(desktop, url, to / "page.png", answer=False),
+                _picture(desktop, url, to / "generation.png"),
+                _picture(phone, url, to / "phone.png"),
+            ]
 
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -57,7 +74,9 @@ def take_screenshots(folder: Path, to: Path) -> list[Path]:
     except OSError as error:
         raise NotWritten(to, error, flag="--screenshots") from None
     except Error as error:
-        raise UserError(f"the browser {browser} failed ({str(error).splitlines()[0]}): see that it starts") from None
+        raise UserError(
+            f"the browser {browser} failed ({str(error).splitlines()[0]}): see that it starts"
+        ) from None
 
 
 def _picture(page: Any, url: str, path: Path, answer: bool = True) -> Path:
@@ -65,7 +84,9 @@ def _picture(page: Any, url: str, path: Path, answer: bool = True) -> Path:
     page.locator("#write").wait_for(timeout=_PATIENCE)
     if answer:
         page.get_by_role("button", name="Settings").click()
-        page.wait_for_timeout(500)  # the fields come only now; what is typed in their first milliseconds, they put back
+        page.wait_for_timeout(
+            500
+        )  # the fields come only now; what is typed in their first milliseconds, they put back
         page.get_by_label("Seed").fill(str(SEED))
         page.get_by_role("button", name="Settings").click()
         page.locator("#write").click()

@@ -47,7 +47,9 @@ class Served:
             OSError: none within `timeout` seconds, or an error's.
         """
         # Not through a proxy that the environment names: it would not know this machine's own address.
-        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.url + path, timeout=timeout)
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            self.url + path, timeout=timeout
+        )
 
 
 @contextlib.contextmanager
@@ -87,18 +89,36 @@ def _started(folder: Path, port: int | None) -> Iterator[tuple[Served, IO[bytes]
     """The running app, and the file with what it has printed."""
     app = (folder / "app.py").resolve()
     if not app.is_file():
-        raise UserError(f"{folder} holds no app.py: write the folder with `python -m gpt2_nb_utils space RUN_DIR`")
+        raise UserError(
+            f"{folder} holds no app.py: write the folder with `python -m gpt2_nb_utils space RUN_DIR`"
+        )
     for package in _NEEDED:
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"the app needs {package}, which is not installed: pip install -r {folder / 'requirements.txt'}")
+            raise UserError(
+                f"the app needs {package}, which is not installed: pip install -r {folder / 'requirements.txt'}"
+            )
     port = _free(port)
     # SIGTERM would end this process and leave the app behind; so it ends like Ctrl-C.
-    with StopRequest(on_first=_leave), tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory() as elsewhere:
+    with (
+        StopRequest(on_first=_leave),
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryDirectory() as elsewhere,
+    ):
         # Elsewhere, for Gradio puts files of its own into the folder in which it is started; -B, for Python does too.
         process = subprocess.Popen(
-            [sys.executable, "-B", str(app)], cwd=elsewhere, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            [sys.executable, "-B", str(app)],
+            cwd=elsewhere,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for this process, which then ends the app
-            env={**os.environ, "GRADIO_SERVER_NAME": HOST, "GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": elsewhere})
+            env={
+                **os.environ,
+                "GRADIO_SERVER_NAME": HOST,
+                "GRADIO_SERVER_PORT": str(port),
+                "GRADIO_TEMP_DIR": elsewhere,
+            },
+        )
         try:
             served = Served(f"http://{HOST}:{port}", port, process)
             _wait_for_an_answer(served, folder, output)
@@ -120,8 +140,10 @@ def _free(port: int | None) -> int:
         try:
             found.bind((HOST, port or 0))
         except OSError as error:
-            raise UserError(f"port {port} cannot be had ({error.strerror}): end the program that listens there, or choose another "
-                            f"port (--port)") from None
+            raise UserError(
+                f"port {port} cannot be had ({error.strerror}): end the program that listens there, or choose another "
+                f"port (--port)"
+            ) from None
         return found.getsockname()[1]
 
 
@@ -131,8 +153,10 @@ def _wait_for_an_answer(served: Served, folder: Path, output: IO[bytes]) -> None
         with contextlib.suppress(OSError), served.open(timeout=10):
             return
         if time.monotonic() > end:
-            raise UserError(f"the app of {folder} has not answered on {served.url} for {_PATIENCE:.0f} seconds: stop other programs, "
-                            f"and try again")
+            raise UserError(
+                f"the app of {folder} has not answered on {served.url} for {_PATIENCE:.0f} seconds: stop other programs, "
+                f"and try again"
+            )
         time.sleep(0.1)
     raise _ended(folder, output)
 
@@ -141,5 +165,7 @@ def _ended(folder: Path, output: IO[bytes]) -> UserError:
     """The app's own last words."""
     output.seek(0)
     lines = output.read().decode("utf-8", errors="backslashreplace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), "it said nothing").removeprefix("error: ")
+    last = next((line for line in reversed(lines) if line.strip()), "it said nothing").removeprefix(
+        "error: "
+    )
     return UserError(f"the app of {folder} ended: {last[-400:]}")

@@ -5,9 +5,29 @@ targets, `display` and `figures` show all of that in notebook 01, and `floor` sa
 beat on such windows. This room deliberately knows nothing of models or training.
 """
 
-from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE, decode, encode, gpt2_encoding, merge_steps, pieces, token_strings
+from gpt2_nb_utils.tokenization.bpe import (
+    VOCAB_SIZE,
+    decode,
+    encode,
+    gpt2_encoding,
+    merge_steps,
+    pieces,
+    token_strings,
+)
 from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, WindowOrder, Windows
 
-__all__ = ["VOCAB_SIZE", "decode", "encode", "gpt2_encoding", "merge_steps", "pieces", "token_strings", "Corpus",
-           "load_corpus", "IGNORE_INDEX", "WindowOrder", "Windows"]
+__all__ = [
+    "VOCAB_SIZE",
+    "decode",
+    "encode",
+    "gpt2_encoding",
+    "merge_steps",
+    "pieces",
+    "token_strings",
+    "Corpus",
+    "load_corpus",
+    "IGNORE_INDEX",
+    "WindowOrder",
+    "Windows",
+]

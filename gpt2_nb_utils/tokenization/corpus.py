@@ -24,7 +24,9 @@ DEFAULT_PATH = Path("data/input.txt")
 
 COURSE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 COURSE_BYTES = 1_115_394
-COURSE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+COURSE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
 
 MIN_TOKENS = 3
 MAX_BYTES = 2**31
@@ -61,7 +63,11 @@ class Corpus:
 
     def describe(self) -> str:
         """One line: what it is, its size, its hash, and whether it is the course's file."""
-        name = f"demonstration text ({self.path}, Python's own documentation)" if self.source == "demo" else one_line(self.path)
+        name = (
+            f"demonstration text ({self.path}, Python's own documentation)"
+            if self.source == "demo"
+            else one_line(self.path)
+        )
         verdict = "the course's input.txt" if self.is_course_input else "not the course's input.txt"
         return f"{name}: {self.chars:,} characters, sha256 {self.sha256[:12]}…, {verdict}"
 
@@ -77,14 +83,20 @@ def load_corpus(input_file: str = "") -> Corpus:
     """
     if input_file:
         return _from_file(Path(os.path.expanduser(input_file)), "input_file")
-    if os.path.lexists(DEFAULT_PATH):  # even if broken: the user's own file is never passed over in silence
+    if os.path.lexists(
+        DEFAULT_PATH
+    ):  # even if broken: the user's own file is never passed over in silence
         return _from_file(DEFAULT_PATH, "input_file")
     if os.environ.get(download.NO_DOWNLOAD) == "1":
-        return demonstration(f"no {DEFAULT_PATH.as_posix()}, and {download.NO_DOWNLOAD}=1 forbids the download")
+        return demonstration(
+            f"no {DEFAULT_PATH.as_posix()}, and {download.NO_DOWNLOAD}=1 forbids the download"
+        )
     try:
         write_atomically(DEFAULT_PATH, download.download(COURSE_URL, COURSE_SHA256, COURSE_BYTES))
     except download.ERRORS as error:
-        return demonstration(f"no {DEFAULT_PATH.as_posix()}, and the download failed ({download.reason(error)})")
+        return demonstration(
+            f"no {DEFAULT_PATH.as_posix()}, and the download failed ({download.reason(error)})"
+        )
     return _from_file(DEFAULT_PATH, "download", f"downloaded from {COURSE_URL}, sha256 as expected")
 
 
@@ -96,35 +108,49 @@ def _from_file(path: Path, source: Literal["input_file", "download"], *notes: st
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
             raise UserError(f"{name} is {kind}: name a UTF-8 text file")
         if status.st_size > MAX_BYTES:
-            raise UserError(f"{name} is {status.st_size / 1e9:,.0f} GB, too large: give a text of {MAX_BYTES / 1e9:.0f} GB or less")
+            raise UserError(
+                f"{name} is {status.st_size / 1e9:,.0f} GB, too large: give a text of {MAX_BYTES / 1e9:.0f} GB or less"
+            )
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{name} does not exist: name a UTF-8 text file (--input_file), "
-                        f"or put one at {DEFAULT_PATH.as_posix()}") from None
+        raise UserError(
+            f"{name} does not exist: name a UTF-8 text file (--input_file), "
+            f"or put one at {DEFAULT_PATH.as_posix()}"
+        ) from None
     except OSError as error:
-        raise UserError(f"{name} cannot be read ({error.strerror}): allow reading it, or name another file") from None
+        raise UserError(
+            f"{name} cannot be read ({error.strerror}): allow reading it, or name another file"
+        ) from None
     text, changes = _plain_text(content, name)
     if not text.strip():
         raise UserError(f"{name} is {'blank' if content else 'empty'}: name a file with text in it")
     # No token of GPT-2 is longer than 128 bytes, so only a short text needs to be counted.
     if len(text) < 128 * MIN_TOKENS and (n_tokens := len(encode(text))) < MIN_TOKENS:
-        raise UserError(f"{name} is too short ({n_tokens} token{'s' * (n_tokens > 1)}): "
-                        f"give a text of {MIN_TOKENS} tokens or more")
+        raise UserError(
+            f"{name} is too short ({n_tokens} token{'s' * (n_tokens > 1)}): "
+            f"give a text of {MIN_TOKENS} tokens or more"
+        )
     return Corpus(text, source, path.as_posix(), _sha256(text), (*notes, *changes))
 
 
 def _plain_text(content: bytes, name: str) -> tuple[str, list[str]]:
     """The text of a file without byte-order mark and carriage returns, and a note on each that was taken out."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{name} is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8, "
-                        f"or save it as UTF-8 in an editor)")
+        raise UserError(
+            f"{name} is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8, "
+            f"or save it as UTF-8 in an editor)"
+        )
     if (place := content.find(b"\0")) >= 0:
-        raise UserError(f"{name} is a binary file (a NUL byte at byte {place:,}): name a UTF-8 text file")
+        raise UserError(
+            f"{name} is a binary file (a NUL byte at byte {place:,}): name a UTF-8 text file"
+        )
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 (byte 0x{content[error.start]:02x} at byte {error.start:,}): convert it "
-                        f"(iconv -f WINDOWS-1252 -t UTF-8, or save it as UTF-8 in an editor)") from None
+        raise UserError(
+            f"{name} is not UTF-8 (byte 0x{content[error.start]:02x} at byte {error.start:,}): convert it "
+            f"(iconv -f WINDOWS-1252 -t UTF-8, or save it as UTF-8 in an editor)"
+        ) from None
     notes = []
     if text.startswith("\ufeff"):
         text = text.removeprefix("\ufeff")
@@ -147,9 +173,15 @@ def demonstration(reason: str) -> Corpus:
     try:
         from pydoc_data import topics
     except ImportError:
-        raise UserError(f"{reason}, and this Python has no pydoc_data for a demonstration: put a UTF-8 text at "
-                        f"{DEFAULT_PATH.as_posix()} or name one (--input_file)") from None
-    texts = [topics.topics[name] for name in sorted(topics.topics) if isinstance(topics.topics[name], str)]
+        raise UserError(
+            f"{reason}, and this Python has no pydoc_data for a demonstration: put a UTF-8 text at "
+            f"{DEFAULT_PATH.as_posix()} or name one (--input_file)"
+        ) from None
+    texts = [
+        topics.topics[name]
+        for name in sorted(topics.topics)
+        if isinstance(topics.topics[name], str)
+    ]
     text = "\n\n".join(texts)
     note = f"{reason}: this is a demonstration text, Python's own documentation, and never counts as the course's file"
     return Corpus(text, "demo", "pydoc_data.topics", _sha256(text), (note,))

@@ -23,13 +23,19 @@ INK = "#1a1a1a"
 _LINE = "1px solid rgba(128,128,128,.55)"
 _CELL = f"border:{_LINE}; padding:.25em .55em; color:inherit; background:transparent; vertical-align:middle;"
 _MONO = "font-family:monospace;"
-_BOX = (f"display:inline-block; margin:.12em .1em; padding:0 .25em; border:1px solid #555; border-radius:.25em; "
-        f"color:{INK}; {_MONO} text-align:center; white-space:pre-wrap; line-height:1.4; vertical-align:top; "
-        f"max-width:100%; overflow-wrap:break-word;")
+_BOX = (
+    f"display:inline-block; margin:.12em .1em; padding:0 .25em; border:1px solid #555; border-radius:.25em; "
+    f"color:{INK}; {_MONO} text-align:center; white-space:pre-wrap; line-height:1.4; vertical-align:top; "
+    f"max-width:100%; overflow-wrap:break-word;"
+)
 _CODE = "color:inherit; background:transparent; padding:0; white-space:pre-wrap;"
 _BELOW = f"display:block; font-size:.72em; color:{INK}; border-top:1px dotted #666;"
-_HEAD = f'<th scope="{{scope}}" style="{_CELL} text-align:{{align}}; font-weight:600;">{{text}}</th>'
-_TABLE = "border-collapse:collapse; margin:.3em 0; color:inherit; font-size:.95em; table-layout:auto;"
+_HEAD = (
+    f'<th scope="{{scope}}" style="{_CELL} text-align:{{align}}; font-weight:600;">{{text}}</th>'
+)
+_TABLE = (
+    "border-collapse:collapse; margin:.3em 0; color:inherit; font-size:.95em; table-layout:auto;"
+)
 _CAPTION = "text-align:left; color:inherit; padding:.2em 0 .5em;"
 _MARKS = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥"})
 
@@ -48,7 +54,9 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]], caption: s
         caption: what the table shows, in a sentence.
     """
     head = "".join(_head(h) for h in header)
-    body = "".join(f'<tr style="background:transparent;">{"".join(map(_cell, row))}</tr>' for row in rows)
+    body = "".join(
+        f'<tr style="background:transparent;">{"".join(map(_cell, row))}</tr>' for row in rows
+    )
     return _scrolling(caption, f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>")
 
 
@@ -66,7 +74,9 @@ def _cell(value: object) -> str:
 
 def _scrolling(caption: str, content: str) -> HTML:
     title = f'<caption style="{_CAPTION}">{html.escape(caption)}</caption>' if caption else ""
-    return HTML(f'<div style="overflow-x:auto; max-width:100%;"><table style="{_TABLE}">{title}{content}</table></div>')
+    return HTML(
+        f'<div style="overflow-x:auto; max-width:100%;"><table style="{_TABLE}">{title}{content}</table></div>'
+    )
 
 
 def code(text: str) -> HTML:
@@ -117,7 +127,9 @@ def merge_table(merges: Sequence[Sequence[bytes]]) -> HTML:
     rows: list[tuple[object, ...]] = [(0, "", "", _row_of_boxes(merges[0]))]
     for number, (before, after) in enumerate(zip(merges, merges[1:]), start=1):
         i = merged_at(before, after)
-        rows.append((number, _row_of_boxes(before[i:i + 2]), token_id(after[i]), _row_of_boxes(after)))
+        rows.append(
+            (number, _row_of_boxes(before[i : i + 2]), token_id(after[i]), _row_of_boxes(after))
+        )
     return table(("merge", "merged pair", "rank", "parts now"), rows)
 
 
@@ -143,10 +155,14 @@ def shifted_pair(x: torch.Tensor, y: torch.Tensor) -> HTML:
     places = "".join(_head(t, align="center") for t in range(len(x)))
     body = ""
     for name, ids, first in (("input x", x, 0), ("target y", y, 1)):
-        cells = "".join(f'<td style="{_CELL} text-align:center;">{_box(text, first + t, str(token))}</td>'
-                        for t, (token, text) in enumerate(zip(ids.tolist(), token_strings(ids))))
+        cells = "".join(
+            f'<td style="{_CELL} text-align:center;">{_box(text, first + t, str(token))}</td>'
+            for t, (token, text) in enumerate(zip(ids.tolist(), token_strings(ids)))
+        )
         body += f'<tr style="background:transparent;">{_head(name, scope="row")}{cells}</tr>'
-    return _scrolling("", f"<thead><tr>{_head('position t')}{places}</tr></thead><tbody>{body}</tbody>")
+    return _scrolling(
+        "", f"<thead><tr>{_head('position t')}{places}</tr></thead><tbody>{body}</tbody>"
+    )
 
 
 def batch_table(x: torch.Tensor, y: torch.Tensor) -> HTML:
@@ -159,7 +175,11 @@ def batch_table(x: torch.Tensor, y: torch.Tensor) -> HTML:
     rows = []
     for b in range(len(x)):
         for name, ids in (("x", x[b]), ("y", y[b])):
-            cells = [HTML(f'<i>{i} (padding)</i>') if padded else HTML(f'<span style="{_MONO}">{i}</span>')
-                     for i, padded in zip(ids.tolist(), (y[b] == IGNORE_INDEX).tolist())]
+            cells = [
+                HTML(f"<i>{i} (padding)</i>")
+                if padded
+                else HTML(f'<span style="{_MONO}">{i}</span>')
+                for i, padded in zip(ids.tolist(), (y[b] == IGNORE_INDEX).tolist())
+            ]
             rows.append((HTML(f"<b>{name}[{b}]</b>"), *cells))
     return table(("", *(f"t={t}" for t in range(x.shape[1]))), rows)

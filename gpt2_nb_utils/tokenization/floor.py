@@ -28,10 +28,14 @@ def prefix_entropy(windows: Windows) -> float:
     starts = np.arange(len(windows)) * windows.seq_len
     prefixes = tokens[starts]  # (n,) windows with the same number have the same prefix
     nats = 0.0
-    for t in range(1, windows.seq_len + 1):  # t tokens of prefix, and the one after them is the target
+    for t in range(
+        1, windows.seq_len + 1
+    ):  # t tokens of prefix, and the one after them is the target
         there = starts + t <= windows.n_targets  # the last window may have ended
         starts, (prefixes, alike) = starts[there], _numbered(prefixes[there])
-        starts, prefixes, alike = (row[alike > 1] for row in (starts, prefixes, alike))  # a lone window stays certain
+        starts, prefixes, alike = (
+            row[alike > 1] for row in (starts, prefixes, alike)
+        )  # a lone window stays certain
         if not len(starts):
             break
         prefixes, go_on_alike = _numbered(prefixes * base + tokens[starts + t])

@@ -23,7 +23,9 @@ _FORMAT = np.dtype("<u2")
 def read_tokens(path: Path, corpus: Corpus) -> np.ndarray | None:
     """The tokens of a corpus (N,) int64 from a file, or None where it is missing, damaged, or of another text."""
     try:
-        longest = _FORMAT.itemsize * len(corpus.text.encode("utf-8"))  # no token without a byte of text
+        longest = _FORMAT.itemsize * len(
+            corpus.text.encode("utf-8")
+        )  # no token without a byte of text
         if not path.is_file() or path.stat().st_size > longest:
             return None
         ids = np.frombuffer(path.read_bytes(), dtype=_FORMAT).astype(np.int64)

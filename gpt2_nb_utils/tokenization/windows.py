@@ -30,7 +30,9 @@ class Windows:
 
     def __init__(self, tokens: torch.Tensor, seq_len: int):
         if tokens.ndim != 1 or len(tokens) < 2:
-            raise ValueError(f"tokens of shape {tuple(tokens.shape)} leave nothing to predict: give a row of 2 or more")
+            raise ValueError(
+                f"tokens of shape {tuple(tokens.shape)} leave nothing to predict: give a row of 2 or more"
+            )
         if seq_len < 1:
             raise ValueError(f"seq_len {seq_len} is no window: take 1 or more")
         self.tokens = tokens.long()
@@ -50,7 +52,7 @@ class Windows:
             raise IndexError(f"window {i} is not one of the {len(self)} windows")
         start = i * self.seq_len
         end = min(start + self.seq_len, self.n_targets)
-        return self.tokens[start:end], self.tokens[start + 1:end + 1]
+        return self.tokens[start:end], self.tokens[start + 1 : end + 1]
 
     def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """The windows with these numbers, stacked.
@@ -64,8 +66,12 @@ class Windows:
         """
         numbers = torch.as_tensor(indices, dtype=torch.long, device=self.tokens.device)
         if len(numbers) and not (0 <= int(numbers.min()) and int(numbers.max()) < len(self)):
-            raise IndexError(f"a window among {list(indices)} is not one of the {len(self)} windows")
-        places = numbers[:, None] * self.seq_len + torch.arange(self.seq_len, device=self.tokens.device)  # (B, T)
+            raise IndexError(
+                f"a window among {list(indices)} is not one of the {len(self)} windows"
+            )
+        places = numbers[:, None] * self.seq_len + torch.arange(
+            self.seq_len, device=self.tokens.device
+        )  # (B, T)
         beyond = places >= self.n_targets
         places = places.clamp(max=self.n_targets - 1)
         x = self.tokens[places].masked_fill(beyond, 0)
@@ -104,16 +110,20 @@ class WindowOrder:
         taken: list[int] = []
         while len(taken) < count:
             epoch, offset = divmod(position + len(taken), self.n_windows)
-            taken += self._order_of(epoch)[offset:offset + count - len(taken)].tolist()
+            taken += self._order_of(epoch)[offset : offset + count - len(taken)].tolist()
         return taken
 
     def _order_of(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            self._permutation = self._permutation_of(epoch) if self.shuffle else np.arange(self.n_windows)
+            self._permutation = (
+                self._permutation_of(epoch) if self.shuffle else np.arange(self.n_windows)
+            )
             self._epoch = epoch
         return self._permutation
 
     def _permutation_of(self, epoch: int) -> np.ndarray:
         # Raw bits of PCG64 stay the same in every NumPy version and on every platform; `permutation` need not.
-        keys = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(self.n_windows)
+        keys = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(
+            self.n_windows
+        )
         return np.argsort(keys, kind="stable")

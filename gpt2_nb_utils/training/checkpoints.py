@@ -11,8 +11,9 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import Any, BinaryIO
 
 import torch
 
@@ -38,8 +39,12 @@ class Unreadable(UserError):
         self.reason = reason
 
 
-def save_checkpoint(path: Path, content: dict[str, Any], abandoned: Callable[[], bool] = lambda: False,
-                    previous: Path | None = None) -> None:
+def save_checkpoint(
+    path: Path,
+    content: dict[str, Any],
+    abandoned: Callable[[], bool] = lambda: False,
+    previous: Path | None = None,
+) -> None:
     """Write a checkpoint so that a kill at any moment leaves the one before whole.
 
     Args:
@@ -66,7 +71,9 @@ def _not_written(path: Path, error: OSError) -> UserError:
     return NotWritten(path, error, kept="the previous checkpoint is whole")
 
 
-def _write(path: Path, content: dict[str, Any], abandoned: Callable[[], bool], previous: Path | None) -> None:
+def _write(
+    path: Path, content: dict[str, Any], abandoned: Callable[[], bool], previous: Path | None
+) -> None:
     stream = None
     try:
         with written_beside(path) as file:
@@ -129,24 +136,46 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; a run writes one to <out_dir>/checkpoints/last.pt every save_every steps")
+        raise UserError(
+            f"{path}: no such checkpoint; a run writes one to <out_dir>/checkpoints/last.pt every save_every steps"
+        )
     damage = _damage(path)
     if damage:
-        raise Unreadable(f"{path} is damaged ({damage})", "name another one, or start anew with --overwrite")
+        raise Unreadable(
+            f"{path} is damaged ({damage})", "name another one, or start anew with --overwrite"
+        )
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
-        raise Unreadable(f"{path} is not a checkpoint of this program (it holds more than tensors and plain values, which "
-                         f"could run code when loaded)") from None
-    except (MemoryError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise Unreadable(
+            f"{path} is not a checkpoint of this program (it holds more than tensors and plain values, which "
+            f"could run code when loaded)"
+        ) from None
+    except (
+        MemoryError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:
         if is_out_of_memory(error):
             raise
         content = None
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int) or not isinstance(content.get("model"), dict):
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("format"), int)
+        or not isinstance(content.get("model"), dict)
+    ):
         raise _foreign(path)
     if content["format"] > FORMAT:
-        raise UserError(f"{path} has format {content['format']}, newer than format {FORMAT}, which this program reads: use the "
-                        f"version that wrote it, or a newer one")
+        raise UserError(
+            f"{path} has format {content['format']}, newer than format {FORMAT}, which this program reads: use the "
+            f"version that wrote it, or a newer one"
+        )
     if content["format"] != FORMAT:
         raise _foreign(path)
     return content
@@ -179,18 +208,32 @@ def _damage(path: Path) -> str | None:
             first = file.read(len(_ZIP))
             size = file.seek(0, os.SEEK_END)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): see to its permissions, or name another one") from None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): see to its permissions, or name another one"
+        ) from None
     if not first.strip(b"\0"):
         return f"{size:,} bytes, which begin with nothing" if size else "empty"
-    if first != _ZIP[:len(first)]:
+    if first != _ZIP[: len(first)]:
         raise _foreign(path)
     try:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise _foreign(path)  # and small files could become large ones
             changed = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, OverflowError, struct.error) as error:
-        return "cut short" if "not a zip file" in str(error) else "its parts are not where they should be"
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        OverflowError,
+        struct.error,
+    ) as error:
+        return (
+            "cut short"
+            if "not a zip file" in str(error)
+            else "its parts are not where they should be"
+        )
     return None if changed is None else "its checksums do not match its content"
 
 
@@ -206,8 +249,10 @@ def model_from(content: dict[str, Any], device: torch.device | str = "cpu") -> G
         # A plain dict: torch notes `assign` in what a state dict carries along, and whoever loads that later would assign too.
         model.load_state_dict(dict(content["model"]), assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"the checkpoint's weights do not fit its model sizes ({str(error).splitlines()[0]}): name a "
-                        f"checkpoint that this program wrote") from None
+        raise UserError(
+            f"the checkpoint's weights do not fit its model sizes ({str(error).splitlines()[0]}): name a "
+            f"checkpoint that this program wrote"
+        ) from None
     return model.to(device).eval()
 
 

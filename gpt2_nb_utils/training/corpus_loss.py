@@ -5,8 +5,8 @@ This is the figure that the target is about (never a single batch). Every one of
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,14 @@ from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, Windows
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.processes import ALONE, Processes
-from gpt2_nb_utils.training.verbatim import Recalled, counted, opening_of, openings_among, recalled_of, tokens_right
+from gpt2_nb_utils.training.verbatim import (
+    Recalled,
+    counted,
+    opening_of,
+    openings_among,
+    recalled_of,
+    tokens_right,
+)
 
 _TOKENS_AT_ONCE = 2048
 """Tokens in one forward pass: 2,048 rows of 50,257 fp32 logits are 0.4 GB."""
@@ -72,8 +79,14 @@ class Reading:
 
 
 @torch.no_grad()
-def read_windows(model: GPT2, windows: Windows, indices: Sequence[int], precision: Precision,
-                 on_windows: Callable[[int], None] | None = None, openings: Collection[int] = ()) -> list[Reading]:
+def read_windows(
+    model: GPT2,
+    windows: Windows,
+    indices: Sequence[int],
+    precision: Precision,
+    on_windows: Callable[[int], None] | None = None,
+    openings: Collection[int] = (),
+) -> list[Reading]:
     """One forward pass over each of the given windows.
 
     Args:
@@ -86,23 +99,31 @@ def read_windows(model: GPT2, windows: Windows, indices: Sequence[int], precisio
     readings: list[Reading] = []
     at_once = max(1, _TOKENS_AT_ONCE // windows.seq_len)
     for start in range(0, len(indices), at_once):
-        numbers = indices[start:start + at_once]
+        numbers = indices[start : start + at_once]
         x, y = (part.to(precision.device) for part in windows.batch(numbers))  # (B, T)
         with precision.autocast():
             hidden = model.hidden(x)  # (B, T, C)
             batch = model.loss_of(hidden, y, reduction="none").cpu()  # (B, T)
         rows = [row for row, number in enumerate(numbers) if number in openings]
         right = dict(zip(rows, tokens_right(hidden[rows], head, y[rows], opening))) if rows else {}
-        readings += [Reading(losses[targets != IGNORE_INDEX], right.get(row))
-                     for row, (losses, targets) in enumerate(zip(batch, y.cpu()))]
+        readings += [
+            Reading(losses[targets != IGNORE_INDEX], right.get(row))
+            for row, (losses, targets) in enumerate(zip(batch, y.cpu()))
+        ]
         if on_windows is not None:
             on_windows(len(readings))
     model.train(was_training)
     return readings
 
 
-def training_loss(model: GPT2, windows: Windows, precision: Precision, n_windows: int = 0,
-                  on_windows: Callable[[int], None] | None = None, processes: Processes = ALONE) -> CorpusLoss:
+def training_loss(
+    model: GPT2,
+    windows: Windows,
+    precision: Precision,
+    n_windows: int = 0,
+    on_windows: Callable[[int], None] | None = None,
+    processes: Processes = ALONE,
+) -> CorpusLoss:
     """The training loss, over the whole corpus or estimated.
 
     Args:
@@ -112,12 +133,24 @@ def training_loss(model: GPT2, windows: Windows, precision: Precision, n_windows
         processes: they share out the windows, for the whole corpus takes as long as many a step; all get the same figure.
     """
     indices = windows.evenly_spread(n_windows)
-    readings = read_windows(model, windows, indices[processes.rank::processes.count], precision,
-                            on_windows and (lambda done: on_windows(min(done * processes.count, len(indices)))),
-                            openings_among(indices))
+    readings = read_windows(
+        model,
+        windows,
+        indices[processes.rank :: processes.count],
+        precision,
+        on_windows and (lambda done: on_windows(min(done * processes.count, len(indices)))),
+        openings_among(indices),
+    )
     opening = opening_of(windows)
     total, n_targets, *recalled = processes.sum(
-        sum(reading.losses.double().sum().item() for reading in readings), sum(len(reading.losses) for reading in readings),
-        *counted([reading.n_right for reading in readings], opening))
-    return CorpusLoss(total / n_targets, int(n_targets), len(indices), whole=len(indices) == len(windows),
-                      recalled=recalled_of(recalled, opening))
+        sum(reading.losses.double().sum().item() for reading in readings),
+        sum(len(reading.losses) for reading in readings),
+        *counted([reading.n_right for reading in readings], opening),
+    )
+    return CorpusLoss(
+        total / n_targets,
+        int(n_targets),
+        len(indices),
+        whole=len(indices) == len(windows),
+        recalled=recalled_of(recalled, opening),
+    )

@@ -34,13 +34,32 @@ def kept_runs(folder: Path = FOLDER) -> HTML:
             continue  # damaged: the others are worth showing
     if not rows:
         return HTML(f"No runs are kept in {html.escape(folder.name)}.")
-    return table(("run", "preset", "tokens of text", "epochs", "tokens seen", "training", "on", "training loss"), rows)
+    return table(
+        (
+            "run",
+            "preset",
+            "tokens of text",
+            "epochs",
+            "tokens seen",
+            "training",
+            "on",
+            "training loss",
+        ),
+        rows,
+    )
 
 
 def _row(name: str, summary: dict[str, Any]) -> tuple[Any, ...]:
     config = summary["config"]
     loss = summary["best_train_loss"]
     measured = describe_windows(summary["best_train_loss_windows"], config["max_tokens"])
-    return (name, summary["preset"], summary["corpus"]["tokens"], f"{summary['epoch']:.2f}", summary["tokens_seen"],
-            duration(summary["seconds"]), f"{summary['device']}, {summary['amp']}",
-            "not measured" if loss is None else f"{loss:.4f} ({measured})")
+    return (
+        name,
+        summary["preset"],
+        summary["corpus"]["tokens"],
+        f"{summary['epoch']:.2f}",
+        summary["tokens_seen"],
+        duration(summary["seconds"]),
+        f"{summary['device']}, {summary['amp']}",
+        "not measured" if loss is None else f"{loss:.4f} ({measured})",
+    )

@@ -50,7 +50,9 @@ class LiveFigure:
         # A drawn figure is a knot of objects that only the garbage collector frees, whenever it comes. Until then they stand where training
         # freed its large blocks, which do not fit there any more. So it comes at once, and looks at the new objects only.
         gc.freeze()
-        data, metadata = figure_data(figures.live(self._rows, self._target, self._steps), self._alt())
+        data, metadata = figure_data(
+            figures.live(self._rows, self._target, self._steps), self._alt()
+        )
         gc.collect()
         gc.unfreeze()
         if self._handle is None:
@@ -60,8 +62,12 @@ class LiveFigure:
         self._drawn_at = time.monotonic()
 
     def _alt(self) -> str:
-        losses = [row.loss for row in self._rows if row.loss is not None and math.isfinite(row.loss)]
+        losses = [
+            row.loss for row in self._rows if row.loss is not None and math.isfinite(row.loss)
+        ]
         if not losses:
             return "Loss over steps; nothing trained yet."
-        return (f"Batch loss over steps: from {losses[0]:.3f} to {losses[-1]:.3f} nats per token at step {self._rows[-1].step} "
-                f"of {self._steps}; target {self._target}. Below it the learning rate of each step.")
+        return (
+            f"Batch loss over steps: from {losses[0]:.3f} to {losses[-1]:.3f} nats per token at step {self._rows[-1].step} "
+            f"of {self._steps}; target {self._target}. Below it the learning rate of each step."
+        )

@@ -38,8 +38,12 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     """
     if matrices.size(-2) > matrices.size(-1):
         return orthogonalise(matrices.mT, dtype).mT
-    largest = matrices.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(matrices.dtype).tiny)
-    x = (matrices / largest).to(dtype)  # squares of the largest gradients would overflow in the norm
+    largest = (
+        matrices.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(matrices.dtype).tiny)
+    )
+    x = (matrices / largest).to(
+        dtype
+    )  # squares of the largest gradients would overflow in the norm
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # now no singular value exceeds 1
     if dtype == torch.float32 and x.size(-1) >= 2 * x.size(-2):
         return _factor_from_gram(x @ x.mT) @ x
@@ -77,8 +81,14 @@ class Muon(torch.optim.Optimizer):
         dtype: number format of the Newton–Schulz products.
     """
 
-    def __init__(self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0,
-                 dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        params,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, parts=1))
         self.dtype = dtype
 
@@ -95,11 +105,16 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Update parameters of one shape together: a GPU is given few large products instead of many small ones."""
-        directions = [part for parameter in parameters
-                      for part in self._direction(parameter, group["momentum"]).chunk(group["parts"], dim=1)]
+        directions = [
+            part
+            for parameter in parameters
+            for part in self._direction(parameter, group["momentum"]).chunk(group["parts"], dim=1)
+        ]
         n_in, n_out = directions[0].shape
         length = group["lr"] * math.sqrt(max(1, n_out / n_in))
-        updates = orthogonalise(torch.stack(directions), self.dtype).split(group["parts"])  # (parts, in, out) per parameter
+        updates = orthogonalise(torch.stack(directions), self.dtype).split(
+            group["parts"]
+        )  # (parts, in, out) per parameter
         for parameter, update in zip(parameters, updates):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(torch.cat(list(update), dim=1).to(parameter.dtype), alpha=-length)

@@ -18,15 +18,29 @@ def parameters_by_kind(model: GPT2) -> dict[str, list[torch.nn.Parameter]]:
         `matrices` of the blocks, but for `qkv`, which hold three matrices side by side; `embeddings`, of tokens (also the
         head) and positions; `vectors`, the biases and LayerNorms.
     """
-    kinds: dict[str, list[torch.nn.Parameter]] = {"matrices": [], "qkv": [], "embeddings": [], "vectors": []}
+    kinds: dict[str, list[torch.nn.Parameter]] = {
+        "matrices": [],
+        "qkv": [],
+        "embeddings": [],
+        "vectors": [],
+    }
     for name, parameter in model.named_parameters():
-        kind = ("vectors" if parameter.dim() < 2 else "embeddings" if not name.startswith("transformer.h.")
-                else "qkv" if name.endswith("c_attn.weight") else "matrices")
+        kind = (
+            "vectors"
+            if parameter.dim() < 2
+            else "embeddings"
+            if not name.startswith("transformer.h.")
+            else "qkv"
+            if name.endswith("c_attn.weight")
+            else "matrices"
+        )
         kinds[kind].append(parameter)
     return kinds
 
 
-def build_optimizer(model: GPT2, config: RunConfig, dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer | TwoOptimizers:
+def build_optimizer(
+    model: GPT2, config: RunConfig, dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer | TwoOptimizers:
     """The optimizer of a run.
 
     `adamw` (Loshchilov & Hutter, arXiv 1711.05101) updates everything. `muon` updates the matrices of the blocks and
@@ -37,14 +51,27 @@ def build_optimizer(model: GPT2, config: RunConfig, dtype: torch.dtype = torch.f
     """
     kinds = parameters_by_kind(model)
 
-    def group(*names: str, lr: float, weight_decay: float = config.weight_decay, **more: Any) -> dict[str, Any]:
-        return {"params": [p for name in names for p in kinds[name]], "lr": lr, "peak_lr": lr,
-                "weight_decay": weight_decay, **more}
+    def group(
+        *names: str, lr: float, weight_decay: float = config.weight_decay, **more: Any
+    ) -> dict[str, Any]:
+        return {
+            "params": [p for name in names for p in kinds[name]],
+            "lr": lr,
+            "peak_lr": lr,
+            "weight_decay": weight_decay,
+            **more,
+        }
 
-    rest = [group("embeddings", lr=config.embedding_lr or config.lr),
-            group("vectors", lr=config.vector_lr or config.lr, weight_decay=0.0)]
+    rest = [
+        group("embeddings", lr=config.embedding_lr or config.lr),
+        group("vectors", lr=config.vector_lr or config.lr, weight_decay=0.0),
+    ]
     if config.optimizer == "muon":
-        muon = Muon([group("matrices", lr=config.lr), group("qkv", lr=config.lr, parts=3)], momentum=config.momentum, dtype=dtype)
+        muon = Muon(
+            [group("matrices", lr=config.lr), group("qkv", lr=config.lr, parts=3)],
+            momentum=config.momentum,
+            dtype=dtype,
+        )
         return TwoOptimizers(muon, _adamw(rest, config))
     return _adamw([group("matrices", "qkv", lr=config.lr), *rest], config)
 
@@ -102,12 +129,17 @@ def fits(state: dict[str, Any], config: RunConfig) -> bool:
     return len(state.get("param_groups", ())) == 3
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer | TwoOptimizers, state: dict[str, Any]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer | TwoOptimizers, state: dict[str, Any]
+) -> None:
     """Take over the averages of a saved optimizer, but not its settings: a resumed run may change those.
 
     torch's own `load_state_dict` brings back the saved rates, betas and decay.
     """
-    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    settings = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings):
         group.update(own)

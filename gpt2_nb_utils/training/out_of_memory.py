@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import torch
 
@@ -17,17 +17,33 @@ _ACTIVATIONS = 24
 each linear map, queries, keys and values, and what the GELU sees; in 32 the sums in between. All in fp32 is 64."""
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where Linux says how much a container may take, of version 2 and of version 1."""
-_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
+_SIGNS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 """torch has an exception of its own on a GPU only; on a CPU and in libraries it raises a RuntimeError with such words."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this error says that memory, of a CPU or of a GPU, ran out."""
-    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    return (
+        isinstance(error, MemoryError)
+        or isinstance(error, RuntimeError)
+        and any(sign in str(error) for sign in _SIGNS)
+    )
 
 
-def refuse_what_cannot_fit(config: RunConfig, n_params: int, device: torch.device, processes: int = 1,
-                           local_processes: int = 1, training: bool = True) -> None:
+def refuse_what_cannot_fit(
+    config: RunConfig,
+    n_params: int,
+    device: torch.device,
+    processes: int = 1,
+    local_processes: int = 1,
+    training: bool = True,
+) -> None:
     """Refuse sizes that no luck could fit into the memory of this machine, before anything is written or computed.
 
     Only the least that is needed is counted: such sizes would not fail at an allocation, which is told in a line, but be
@@ -47,18 +63,34 @@ def refuse_what_cannot_fit(config: RunConfig, n_params: int, device: torch.devic
     tokens = config.batch_size * config.seq_len
     needs = [
         # Weights, gradients and one moment or two in fp32; about 30 kB of Python objects for each block.
-        (f"a model with n_layer {config.n_layer}, n_embd {config.n_embd} and block_size {config.block_size}",
-         sharing * ((12 if training else 4) * n_params + 30_000 * config.n_layer), "lower one of them"),
-        (f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once",
-         (8 * config.max_new_tokens + 1000) * config.num_prompts, "lower --num_prompts or --max_new_tokens"),
+        (
+            f"a model with n_layer {config.n_layer}, n_embd {config.n_embd} and block_size {config.block_size}",
+            sharing * ((12 if training else 4) * n_params + 30_000 * config.n_layer),
+            "lower one of them",
+        ),
+        (
+            f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once",
+            (8 * config.max_new_tokens + 1000) * config.num_prompts,
+            "lower --num_prompts or --max_new_tokens",
+        ),
     ]
     if training:
-        needs.append((f"a step with batch_size {config.batch_size}, seq_len {config.seq_len} and grad_accum {config.grad_accum}",
-                      sharing * (_ACTIVATIONS * tokens // processes * config.n_embd * config.n_layer + 16 * tokens * config.grad_accum),
-                      "lower one of them"))
+        needs.append(
+            (
+                f"a step with batch_size {config.batch_size}, seq_len {config.seq_len} and grad_accum {config.grad_accum}",
+                sharing
+                * (
+                    _ACTIVATIONS * tokens // processes * config.n_embd * config.n_layer
+                    + 16 * tokens * config.grad_accum
+                ),
+                "lower one of them",
+            )
+        )
     for what, needed, mend in needs:
         if memory is not None and needed > memory:
-            raise UserError(f"{what} takes more than {needed / 1e9:,.1f} GB of memory, and there are {memory / 1e9:,.1f}: {mend}")
+            raise UserError(
+                f"{what} takes more than {needed / 1e9:,.1f} GB of memory, and there are {memory / 1e9:,.1f}: {mend}"
+            )
 
 
 def _memory(device: torch.device) -> int | None:
@@ -81,22 +113,28 @@ def step_fits(config: RunConfig, processes: int = 1) -> contextlib.AbstractConte
     each = batch_size // processes
     smaller = processes * (each // 2 if each % 2 == 0 else 1)
     same = f"--batch_size {smaller} --grad_accum {grad_accum * batch_size // smaller} (the same step in less memory) or "
-    return _fits(f"a step with batch_size {batch_size}, seq_len {config.seq_len} and grad_accum {grad_accum}",
-                 f"close other programs and go on with --resume auto, or start anew with {same if each > 1 else ''}a "
-                 f"lower --seq_len; the last good checkpoint is kept")
+    return _fits(
+        f"a step with batch_size {batch_size}, seq_len {config.seq_len} and grad_accum {grad_accum}",
+        f"close other programs and go on with --resume auto, or start anew with {same if each > 1 else ''}a "
+        f"lower --seq_len; the last good checkpoint is kept",
+    )
 
 
 def measurement_fits(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """A context for measuring the training loss."""
-    return _fits(f"measuring the training loss (seq_len {config.seq_len}, n_layer {config.n_layer}, n_embd {config.n_embd})",
-                 "close other programs and go on with --resume auto, or start anew with a lower --seq_len or a smaller model; "
-                 "the last good checkpoint is kept")
+    return _fits(
+        f"measuring the training loss (seq_len {config.seq_len}, n_layer {config.n_layer}, n_embd {config.n_embd})",
+        "close other programs and go on with --resume auto, or start anew with a lower --seq_len or a smaller model; "
+        "the last good checkpoint is kept",
+    )
 
 
 def samples_fit(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """A context for sampling."""
-    return _fits(f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once",
-                 "lower --num_prompts or --max_new_tokens, or close other programs")
+    return _fits(
+        f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once",
+        "lower --num_prompts or --max_new_tokens, or close other programs",
+    )
 
 
 @contextlib.contextmanager

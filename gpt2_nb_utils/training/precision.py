@@ -43,18 +43,24 @@ class Precision:
             name = "cuda" if torch.cuda.is_available() else "cpu"
         if name.startswith("cuda") and processes.count > 1:
             if ":" in name:
-                raise UserError(f"device {name} is one GPU, for {processes.count} processes: take --device cuda, and each takes its own "
-                                f"(CUDA_VISIBLE_DEVICES chooses among them)")
+                raise UserError(
+                    f"device {name} is one GPU, for {processes.count} processes: take --device cuda, and each takes its own "
+                    f"(CUDA_VISIBLE_DEVICES chooses among them)"
+                )
             if processes.local_count > torch.cuda.device_count():
-                raise UserError(f"device {config.device}: {processes.local_count} processes on a machine with "
-                                f"{torch.cuda.device_count()} CUDA devices: start no more than that (--nproc_per_node), or take "
-                                f"--device cpu")
+                raise UserError(
+                    f"device {config.device}: {processes.local_count} processes on a machine with "
+                    f"{torch.cuda.device_count()} CUDA devices: start no more than that (--nproc_per_node), or take "
+                    f"--device cpu"
+                )
             name = f"cuda:{processes.local_rank}"
         elif name.startswith("cuda"):
             index = int(name.partition(":")[2] or 0)
             if index >= torch.cuda.device_count():
-                raise UserError(f"device {config.device}: this machine has {torch.cuda.device_count()} CUDA devices; "
-                                f"take --device cpu or auto")
+                raise UserError(
+                    f"device {config.device}: this machine has {torch.cuda.device_count()} CUDA devices; "
+                    f"take --device cpu or auto"
+                )
         amp = config.amp if config.amp != "auto" else "fp16" if name.startswith("cuda") else "fp32"
         return cls(torch.device(name), amp)
 

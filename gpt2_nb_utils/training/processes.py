@@ -31,7 +31,8 @@ import signal
 import socket
 import sys
 import threading
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,7 +63,12 @@ class Processes:
     """
 
     def __init__(self, rank: int = 0, count: int = 1, local_rank: int = 0, local_count: int = 1):
-        self.rank, self.count, self.local_rank, self.local_count = rank, count, local_rank, local_count
+        self.rank, self.count, self.local_rank, self.local_count = (
+            rank,
+            count,
+            local_rank,
+            local_count,
+        )
         self._note: Callable[[str], bool] = lambda line: True
         self._loss: str | None = None
         self._found, self._over = threading.Event(), threading.Event()
@@ -77,16 +83,20 @@ class Processes:
     def refuse_uneven(self, batch_size: int) -> None:
         """Raise a UserError where a micro-batch of so many windows cannot be shared out evenly."""
         if batch_size % self.count:
-            raise UserError(f"batch_size {batch_size} cannot be shared out evenly over {self.count} processes: take a multiple of "
-                            f"{self.count}, such as --batch_size {-(-batch_size // self.count) * self.count}, or start a number "
-                            f"of processes that divides {batch_size} (--nproc_per_node)")
+            raise UserError(
+                f"batch_size {batch_size} cannot be shared out evenly over {self.count} processes: take a multiple of "
+                f"{self.count}, such as --batch_size {-(-batch_size // self.count) * self.count}, or start a number "
+                f"of processes that divides {batch_size} (--nproc_per_node)"
+            )
 
     def share(self, rows: Tensor) -> Tensor:
         """This process's rows of a micro-batch (B, …): (B / count, …), a view."""
         n = len(rows) // self.count
-        return rows[self.rank * n:(self.rank + 1) * n]
+        return rows[self.rank * n : (self.rank + 1) * n]
 
-    def data_parallel(self, model: nn.Module, loss_sum: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def data_parallel(
+        self, model: nn.Module, loss_sum: Callable[[Tensor, Tensor], Tensor]
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """`loss_sum`, whose backward pass now leaves the mean of all processes' gradients in the parameters of `model`."""
         if self.count == 1:
             return loss_sum
@@ -105,7 +115,9 @@ class Processes:
         """Each value, summed over the processes (in float64)."""
         if self.count == 1:
             return list(values)
-        totals = torch.tensor(values, dtype=torch.float64)  # on the CPU, by gloo: NCCL would wait for ever for a dead process
+        totals = torch.tensor(
+            values, dtype=torch.float64
+        )  # on the CPU, by gloo: NCCL would wait for ever for a dead process
         dist.all_reduce(totals)
         return totals.tolist()
 
@@ -129,8 +141,10 @@ class Processes:
                 raise _Agreed(message if rank == 0 else f"rank {rank} of {self.count}: {message}")
         for rank, (theirs, _) in enumerate(told):
             if theirs != told[0][0]:
-                raise _Agreed(f"rank {rank} of {self.count} reads another text or checkpoint than rank 0: give all "
-                              f"processes the same files")
+                raise _Agreed(
+                    f"rank {rank} of {self.count} reads another text or checkpoint than rank 0: give all "
+                    f"processes the same files"
+                )
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -159,7 +173,9 @@ class Processes:
         """Why the run really ends: the error itself, or the loss of the process that it came from."""
         if self.count == 1 or self._over.is_set() or isinstance(error, (_Agreed, ProcessLost)):
             return error
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's answer to the loss: this process is ending already
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # torchrun's answer to the loss: this process is ending already
         if isinstance(error, RuntimeError):  # a connection that broke is one
             self._found.wait(_GRACE)
         self._over.set()
@@ -168,15 +184,23 @@ class Processes:
                 self._speak()
             return ProcessLost(self._loss)
         if not self.first:  # rank 0 will say it
-            message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            message = (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            )
             self._report(f"rank {self.rank} of {self.count}: {message}")
         return error
 
     def _connect(self) -> None:
         """Get to know the others, and watch over them until the end."""
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo")
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl"
+            if torch.cuda.is_available() and dist.is_nccl_available()
+            else "gloo"
+        )
         # A store of torchrun's: it outlives each of the processes.
-        self._store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        self._store = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
+        )
         self._key = f"gpt2_nb_utils/{os.environ['TORCHELASTIC_RUN_ID']}/{os.environ['TORCHELASTIC_RESTART_COUNT']}/failed"
         self._places: list[Any] = [None] * self.count
         dist.all_gather_object(self._places, (socket.gethostname(), os.getpid()))
@@ -200,14 +224,18 @@ class Processes:
         dead = self._dead()
         try:
             if not dead:
-                return self._store.get(self._key).decode() if self._store.check([self._key]) else None
+                return (
+                    self._store.get(self._key).decode() if self._store.check([self._key]) else None
+                )
             return self._report(self._died(dead[0]))
         except RuntimeError:  # the store went with torchrun
             return self._died(dead[0]) if dead else None
 
     def _died(self, rank: int) -> str:
-        return (f"rank {rank} of {self.count} died (killed, or out of memory), and the run cannot go on without it: go on from "
-                f"the last checkpoint with --resume auto, on any number of processes that divides batch_size")
+        return (
+            f"rank {rank} of {self.count} died (killed, or out of memory), and the run cannot go on without it: go on from "
+            f"the last checkpoint with --resume auto, on any number of processes that divides batch_size"
+        )
 
     def _report(self, line: str) -> str:
         """Tell the others that a process is lost. The first report counts, for one loss draws others after it."""
@@ -217,7 +245,9 @@ class Processes:
         """Ranks of this machine that are gone. torchrun is the parent of all and leaves no zombies."""
         dead = []
         for rank, (host, pid) in enumerate(self._places):
-            if host == socket.gethostname() and os.name == "posix":  # elsewhere signal 0 is no question
+            if (
+                host == socket.gethostname() and os.name == "posix"
+            ):  # elsewhere signal 0 is no question
                 try:
                     os.kill(pid, 0)
                 except ProcessLookupError:
@@ -227,7 +257,9 @@ class Processes:
     def _speak(self) -> None:
         """Write down and say the loss, in one process: rank 0, or the lowest that is left."""
         dead = self._dead()
-        if self.rank == min(rank for rank in range(self.count) if rank not in dead) and self._note(self._loss):
+        if self.rank == min(rank for rank in range(self.count) if rank not in dead) and self._note(
+            self._loss
+        ):
             print(f"error: {self._loss}", file=sys.stderr, flush=True)
 
 
@@ -255,7 +287,9 @@ def joined() -> Iterator[Processes]:
     if torchrun.world_size() == 1:
         yield ALONE
         return
-    processes = Processes(torchrun.rank(), torchrun.world_size(), torchrun.local_rank(), torchrun.local_world_size())
+    processes = Processes(
+        torchrun.rank(), torchrun.world_size(), torchrun.local_rank(), torchrun.local_world_size()
+    )
     processes._connect()
     try:
         yield processes

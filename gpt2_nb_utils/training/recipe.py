@@ -55,8 +55,13 @@ def first_gradient(tokens: Tensor, seed: int) -> SplitGradient:
     rare = counted & (occurrences[y.clamp(min=0)] == 1)  # (B, T)
     model = GPT2(GPT2Config(block_size=_TOKENS, n_layer=2, n_head=2, n_embd=_WIDTH), seed=seed)
     matrix = model.transformer.h[-1].mlp.c_fc.weight
-    losses = model.loss(x, y, reduction="none") / counted.sum()  # (B, T): they add up to the loss of the batch
-    parts = [torch.autograd.grad((losses * part).sum(), matrix, retain_graph=True)[0] for part in (rare, counted & ~rare)]
+    losses = (
+        model.loss(x, y, reduction="none") / counted.sum()
+    )  # (B, T): they add up to the loss of the batch
+    parts = [
+        torch.autograd.grad((losses * part).sum(), matrix, retain_graph=True)[0]
+        for part in (rare, counted & ~rare)
+    ]
     return SplitGradient(*parts, share=(rare.sum() / counted.sum()).item())
 
 
@@ -79,7 +84,10 @@ def behind(outcome: Outcome, best: Outcome) -> float | None:
 
 def differences(outcome: Outcome, base: Outcome) -> str:
     """What a run did otherwise than another: `lr 0.01 (not 0.03), optimizer adamw (not muon)`."""
-    return ", ".join(f"{name} {outcome.settings[name]} (not {base.settings[name]})" for name in different(outcome, base))
+    return ", ".join(
+        f"{name} {outcome.settings[name]} (not {base.settings[name]})"
+        for name in different(outcome, base)
+    )
 
 
 def comparison(sweep: Sweep) -> HTML:
@@ -89,7 +97,13 @@ def comparison(sweep: Sweep) -> HTML:
     for outcome in sweep.outcomes:
         told = outcome.status.replace("_", " ") + (f": {outcome.reason}" if outcome.reason else "")
         loss = f"{outcome.train_loss:.4f}" if outcome.ranked else told
-        cost = "the best" if outcome is best else "" if best is None or not outcome.ranked else f"{behind(outcome, best):+.4f}"
+        cost = (
+            "the best"
+            if outcome is best
+            else ""
+            if best is None or not outcome.ranked
+            else f"{behind(outcome, best):+.4f}"
+        )
         rows.append((outcome.name, differences(outcome, base), outcome.tokens_per_step, loss, cost))
     otherwise = f"what it does otherwise than {base.name}" if base else "what it does"
     return table(("run", otherwise, "tokens per step", "training loss", "above the best"), rows)
@@ -115,8 +129,15 @@ def losers(sweep: Sweep) -> str:
         if first is not best:
             told.setdefault(first.name, line(f"best of {name}", first))
     told.setdefault(others[-1].name, line("last", others[-1]))
-    lines = [f"best: {best.name}, training loss {best.train_loss:.4f} after {best.epochs:.3g} epochs{how(best)}", *told.values()]
-    lines += [f"{outcome.status.replace('_', ' ')}: {outcome.name}" for outcome in sweep.outcomes if not outcome.ranked]
+    lines = [
+        f"best: {best.name}, training loss {best.train_loss:.4f} after {best.epochs:.3g} epochs{how(best)}",
+        *told.values(),
+    ]
+    lines += [
+        f"{outcome.status.replace('_', ' ')}: {outcome.name}"
+        for outcome in sweep.outcomes
+        if not outcome.ranked
+    ]
     return "\n".join(lines)
 
 
@@ -129,5 +150,7 @@ def in_words(sweep: Sweep) -> str:
     said = f"Loss of {len(sweep.outcomes)} runs against epochs. Lowest: {best.name}, training loss {best.train_loss:.4f} "
     said += f"after {best.epochs:.3g} epochs."
     if last is not best:
-        said += f" Highest: {last.name}, {last.train_loss:.4f}, which is {behind(last, best):.4f} more."
+        said += (
+            f" Highest: {last.name}, {last.train_loss:.4f}, which is {behind(last, best):.4f} more."
+        )
     return said

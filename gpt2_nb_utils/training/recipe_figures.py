@@ -11,7 +11,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gpt2_nb_utils.config import TARGET_LOSS
-from gpt2_nb_utils.curves import label_ends, moving_average, one_panel, plain_log_axis, smoothing_rows
+from gpt2_nb_utils.curves import (
+    label_ends,
+    moving_average,
+    one_panel,
+    plain_log_axis,
+    smoothing_rows,
+)
 from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE
 from gpt2_nb_utils.training.run_log import Row
 from gpt2_nb_utils.training.sweep_results import Outcome, Sweep
@@ -30,16 +36,25 @@ def singular_values(before: Tensor, after: Tensor) -> Figure:
     """
     figure, axes = one_panel(8, 3.4)
     ends = []
-    for values, name, look in ((before, "the gradient", dict(color="0.45", marker="o", linestyle=":")),
-                               (after, "made orthogonal", dict(color=BLUE, marker="D", linestyle="-"))):
+    for values, name, look in (
+        (before, "the gradient", dict(color="0.45", marker="o", linestyle=":")),
+        (after, "made orthogonal", dict(color=BLUE, marker="D", linestyle="-")),
+    ):
         real = values[before > _NOTHING * before.max()]
         real = real / real.mean()
         axes.plot(range(1, len(real) + 1), real.tolist(), markersize=3.5, linewidth=1.2, **look)
         ends.append((name, real[-1].item(), look["color"]))
-    lowest, highest = (bound(line.get_ydata().min() if bound is min else line.get_ydata().max() for line in axes.lines)
-                       for bound in (min, max))
+    lowest, highest = (
+        bound(
+            line.get_ydata().min() if bound is min else line.get_ydata().max()
+            for line in axes.lines
+        )
+        for bound in (min, max)
+    )
     plain_log_axis(axes, lowest / 1.6, 1.6 * highest)
-    axes.set(xlabel="direction (singular vector), the longest first", ylabel="length (share of the mean)")
+    axes.set(
+        xlabel="direction (singular vector), the longest first", ylabel="length (share of the mean)"
+    )
     label_ends(axes, ends)
     return figure
 
@@ -67,12 +82,27 @@ def curves(sweep: Sweep, target: float = TARGET_LOSS, title: str = "") -> Figure
         color, width = (BLUE, 2.4) if is_best else ("0.45", 1.0)
         order = 5 if is_best else 3
         if line:
-            axes.plot(*zip(*line), color=color, linewidth=width, linestyle="-" if is_best else _STROKES[number % len(_STROKES)],
-                      zorder=order, label=outcome.name)
+            axes.plot(
+                *zip(*line),
+                color=color,
+                linewidth=width,
+                linestyle="-" if is_best else _STROKES[number % len(_STROKES)],
+                zorder=order,
+                label=outcome.name,
+            )
         marks = _points(sweep.curves.get(outcome.name, []), "train_loss")
         if marks:
-            axes.plot(*zip(*marks), linestyle="", marker="D", markersize=6 if is_best else 4.5, color=color,
-                      markerfacecolor="white", markeredgewidth=1.4, zorder=order + 1, clip_on=False)
+            axes.plot(
+                *zip(*marks),
+                linestyle="",
+                marker="D",
+                markersize=6 if is_best else 4.5,
+                color=color,
+                markerfacecolor="white",
+                markeredgewidth=1.4,
+                zorder=order + 1,
+                clip_on=False,
+            )
         if not line and not marks:
             continue
         epoch, loss = (marks or line)[-1]

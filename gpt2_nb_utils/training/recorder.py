@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -31,7 +32,9 @@ class Recorder:
         on_row: called with each row of the metrics as it is written.
     """
 
-    def __init__(self, run: Run, state: State, n_params: int, on_row: Callable[[Row], None] | None = None):
+    def __init__(
+        self, run: Run, state: State, n_params: int, on_row: Callable[[Row], None] | None = None
+    ):
         self.run, self.state, self._on_row = run, state, on_row
         self._log = RunLog(run.directory, step=state.step if run.resumed else None)
         self._prompts = sample_prompts(run.config, run.training_text)
@@ -50,8 +53,10 @@ class Recorder:
         config = self.run.config
         if measured.recalled is not None:
             self._log.recall(RecallRow(self.state.step, measured.recalled))
-        self._log.line(f"step {self.state.step}/{config.steps}  training loss {measured.loss:.6f} "
-                       f"({describe_windows(measured.windows, config.max_tokens)})  target {config.target_loss}")
+        self._log.line(
+            f"step {self.state.step}/{config.steps}  training loss {measured.loss:.6f} "
+            f"({describe_windows(measured.windows, config.max_tokens)})  target {config.target_loss}"
+        )
 
     def row(self, lr: float | None, grad_norm: float | None, loss_scale: float | None) -> None:
         """Write a row of metrics and a line of the log about the last step."""
@@ -61,16 +66,25 @@ class Recorder:
         speed = (state.tokens_seen - tokens) / elapsed if elapsed > 0 else None
         self._speed_from = (state.seconds, state.tokens_seen)
         row = Row(
-            step=state.step, epoch=state.tokens_seen / self.run.windows.n_targets, tokens=state.tokens_seen, loss=state.loss,
-            train_loss=state.train_loss if state.train_loss_step == state.step else None, lr=lr, grad_norm=grad_norm,
-            loss_scale=loss_scale, tok_per_s=speed, elapsed_s=state.seconds,
+            step=state.step,
+            epoch=state.tokens_seen / self.run.windows.n_targets,
+            tokens=state.tokens_seen,
+            loss=state.loss,
+            train_loss=state.train_loss if state.train_loss_step == state.step else None,
+            lr=lr,
+            grad_norm=grad_norm,
+            loss_scale=loss_scale,
+            tok_per_s=speed,
+            elapsed_s=state.seconds,
         )
         self._log.row(row)
         if state.loss is not None and lr is not None and grad_norm is not None:
             rate = f"  tok/s {speed:.1f}" if speed is not None else ""
             scale = f"  loss_scale {loss_scale:g}" if loss_scale is not None else ""
-            self._log.line(f"step {state.step}/{self.run.config.steps}  loss {state.loss:.4f}  lr {lr:.3e}{rate}  "
-                           f"grad_norm {grad_norm:.3f}{scale}")
+            self._log.line(
+                f"step {state.step}/{self.run.config.steps}  loss {state.loss:.4f}  lr {lr:.3e}{rate}  "
+                f"grad_norm {grad_norm:.3f}{scale}"
+            )
         if self._on_row is not None:
             self._on_row(row)
 
@@ -83,7 +97,10 @@ class Recorder:
         path = self.run.directory.samples
         drawn = draw_samples(model, self.run.config, self._prompts, self.state.step, final)
         if self.run.corpus.source == "demo":
-            drawn = [replace(sample, settings={**sample.settings, "corpus": "demonstration"}) for sample in drawn]
+            drawn = [
+                replace(sample, settings={**sample.settings, "corpus": "demonstration"})
+                for sample in drawn
+            ]
         with written(path):
             path.parent.mkdir(exist_ok=True)
             # All of a step or none: the checkpoint of that step may be there already, and what lacks would never be drawn.
@@ -99,7 +116,9 @@ class Recorder:
     def summary(self, status: str = "running") -> dict[str, Any] | None:
         """Bring `summary.json` up to date: at once when the status changes, else about once a second."""
         self.update_wall_seconds()
-        if status == "running" and (time.monotonic() - self._told_at < 1.0 or self.run.lock.is_lost):
+        if status == "running" and (
+            time.monotonic() - self._told_at < 1.0 or self.run.lock.is_lost
+        ):
             return None
         self._told_at = time.monotonic()
         return self.run.write_summary(status, self.state)
@@ -124,8 +143,10 @@ class Recorder:
         try:
             if not self.run.lock.is_lost:
                 self.summary(status)
-                self._log.line(f"{status} at step {state.step}, {duration(state.seconds)} of training, "
-                               f"{duration(state.wall_seconds)} with measurements, samples and checkpoints")
+                self._log.line(
+                    f"{status} at step {state.step}, {duration(state.seconds)} of training, "
+                    f"{duration(state.wall_seconds)} with measurements, samples and checkpoints"
+                )
         except UserError:
             if status != "failed":
                 raise
@@ -143,25 +164,45 @@ class Recorder:
         ended = state.is_at_end(config.steps, config.target_loss)
         if not path.exists():
             return None
-        kept = [sample for sample in read_samples(path) if sample.step <= state.step and (ended or not sample.final)]
+        kept = [
+            sample
+            for sample in read_samples(path)
+            if sample.step <= state.step and (ended or not sample.final)
+        ]
         with written(path):
             write_atomically(path, "".join(map(format_sample, kept)))
         return kept[-1].step if kept else None
 
     def _introduce(self, n_params: int) -> None:
         run, config = self.run, self.run.config
-        self._log.line(f"new run in {run.directory}" if not run.resumed else
-                       f"resumed at step {self.state.step} in {run.directory}")
-        self._log.line(f"device {run.summary['device']}  amp {run.precision.amp}  torch {torch.__version__}")
-        self._log.line("arguments " + "  ".join(f"{name}={value!r}" for name, value in config.model_dump().items()))
+        self._log.line(
+            f"new run in {run.directory}"
+            if not run.resumed
+            else f"resumed at step {self.state.step} in {run.directory}"
+        )
+        self._log.line(
+            f"device {run.summary['device']}  amp {run.precision.amp}  torch {torch.__version__}"
+        )
+        self._log.line(
+            "arguments "
+            + "  ".join(f"{name}={value!r}" for name, value in config.model_dump().items())
+        )
         self._log.line(f"corpus {run.corpus.describe()}")
         for note in run.corpus.notes:
             self._log.line(f"corpus note: {note}")
-        origin = f"random weights (seed {config.seed})" if not run.resumed else f"the checkpoint of step {self.state.step}"
+        origin = (
+            f"random weights (seed {config.seed})"
+            if not run.resumed
+            else f"the checkpoint of step {self.state.step}"
+        )
         self._log.line(f"model {n_params:,} parameters, from {origin}")
-        self._log.line(f"tokens {len(run.windows.tokens):,}  windows {len(run.windows):,} of {config.seq_len}")
-        self._log.line(f"tokens per step {config.tokens_per_step:,}  steps {config.steps:,}  "
-                       f"epochs {config.steps * config.batch_size * config.grad_accum / len(run.windows):.2f}")
+        self._log.line(
+            f"tokens {len(run.windows.tokens):,}  windows {len(run.windows):,} of {config.seq_len}"
+        )
+        self._log.line(
+            f"tokens per step {config.tokens_per_step:,}  steps {config.steps:,}  "
+            f"epochs {config.steps * config.batch_size * config.grad_accum / len(run.windows):.2f}"
+        )
 
 
 class Bystander:
@@ -203,8 +244,11 @@ def end_noted(run: Run) -> Iterator[None]:
     except BaseException as error:
         if run.lock is not None:
             with contextlib.suppress(UserError):
-                note_failure(run.directory, str(error) or type(error).__name__,
-                             "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                note_failure(
+                    run.directory,
+                    str(error) or type(error).__name__,
+                    "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
+                )
             run.lock.release()
         raise
 

@@ -21,8 +21,21 @@ from gpt2_nb_utils.training.optimizer import fits
 from gpt2_nb_utils.training.samples_file import read_samples
 from gpt2_nb_utils.training.state import State
 
-KEPT = ("preset", "max_tokens", "seed", "block_size", "n_layer", "n_head", "n_embd", "batch_size", "seq_len", "grad_accum",
-        "randomize_batches", "optimizer", "amp")
+KEPT = (
+    "preset",
+    "max_tokens",
+    "seed",
+    "block_size",
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "batch_size",
+    "seq_len",
+    "grad_accum",
+    "randomize_batches",
+    "optimizer",
+    "amp",
+)
 """Settings that a resumed run cannot change: its weights, its optimizer or its place in the data depend on them."""
 
 
@@ -50,7 +63,12 @@ class Found:
 
 def model_sizes(config: RunConfig) -> GPT2Config:
     """The sizes of the network that a config asks for."""
-    return GPT2Config(block_size=config.block_size, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
+    return GPT2Config(
+        block_size=config.block_size,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_embd=config.n_embd,
+    )
 
 
 def resumed_config(config: RunConfig) -> RunConfig:
@@ -63,7 +81,9 @@ def resumed_config(config: RunConfig) -> RunConfig:
     """
     directory = RunDirectory(config.out_dir)
     if config.overwrite and config.resume not in ("", "auto"):
-        raise UserError(f"--resume {config.resume} goes on with a run and --overwrite throws one away: leave out one of the two")
+        raise UserError(
+            f"--resume {config.resume} goes on with a run and --overwrite throws one away: leave out one of the two"
+        )
     if not config.resume or config.overwrite:
         return config
     if config.resume == "auto":
@@ -73,14 +93,18 @@ def resumed_config(config: RunConfig) -> RunConfig:
     else:
         saved = read_checkpoint(config.resume).get("config")
         if not isinstance(saved, dict):
-            raise UserError(f"{config.resume} holds no settings of a run: name a last.pt that this program wrote")
+            raise UserError(
+                f"{config.resume} holds no settings of a run: name a last.pt that this program wrote"
+            )
         own = _run_of(config.resume)
         if "out_dir" not in config.given and own is not None:
             directory = own
     for name, value in config.given.items():
         if name in KEPT and name in saved and value != saved[name]:
-            raise UserError(f"{name} {value} differs from {saved[name]}, with which the run in {directory} was started: leave it "
-                            f"out to go on with that run, or start a new one in another --out_dir")
+            raise UserError(
+                f"{name} {value} differs from {saved[name]}, with which the run in {directory} was started: leave it "
+                f"out to go on with that run, or start a new one in another --out_dir"
+            )
     return RunConfig.resolve({**config.given, "out_dir": str(directory)}, saved=saved)
 
 
@@ -125,7 +149,10 @@ def best_so_far(directory: RunDirectory) -> tuple[State, str]:
         reason = error.reason
     except (KeyError, TypeError, ValueError):
         reason = f"{directory.best} holds no state of a run"
-    return State(), f"{reason}: the best model so far is lost, and the next one that is measured takes its place"
+    return (
+        State(),
+        f"{reason}: the best model so far is lost, and the next one that is measured takes its place",
+    )
 
 
 def _latest(directory: RunDirectory) -> Found:
@@ -139,9 +166,15 @@ def _latest(directory: RunDirectory) -> Found:
             return replace(_read(path), passed_over=reasons[0] if reasons else "")
         except Unreadable as error:
             reasons.append(error.reason)
-    whole = "; best.pt is whole, for `sample` and `verify`, but holds weights only" if is_whole(directory.best) else ""
-    raise UserError(f"{' and '.join(reasons)}, so there is nothing to go on from: put back a copy, name another --out_dir, or throw "
-                    f"the run away (--overwrite){whole}")
+    whole = (
+        "; best.pt is whole, for `sample` and `verify`, but holds weights only"
+        if is_whole(directory.best)
+        else ""
+    )
+    raise UserError(
+        f"{' and '.join(reasons)}, so there is nothing to go on from: put back a copy, name another --out_dir, or throw "
+        f"the run away (--overwrite){whole}"
+    )
 
 
 def _read(path: Path) -> Found:
@@ -160,8 +193,10 @@ def _seen(path: Path) -> tuple[int, ...]:
 def _refuse_what_does_not_fit(found: Found, config: RunConfig) -> None:
     path, content = found.path, found.content
     if not {"optimizer", "scaler", "random_states", "state"} <= content.keys():
-        raise UserError(f"{path} holds weights only (best.pt is for grading), not the optimizer and the place in the data: name "
-                        f"a last.pt")
+        raise UserError(
+            f"{path} holds weights only (best.pt is for grading), not the optimizer and the place in the data: name "
+            f"a last.pt"
+        )
     try:
         step = State.restored(content["state"]).step
         random_state = content["random_states"]["cpu"]
@@ -172,23 +207,37 @@ def _refuse_what_does_not_fit(found: Found, config: RunConfig) -> None:
         fitting = fits(content["optimizer"], config)
         theirs, ours = dict(content["model_config"]), model_sizes(config).to_dict()
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise UserError(f"{path} lacks what this program writes into a checkpoint: name one that it wrote") from None
+        raise UserError(
+            f"{path} lacks what this program writes into a checkpoint: name one that it wrote"
+        ) from None
     if theirs != ours:
-        differing = ", ".join(f"{name} {theirs.get(name)!r}" for name in ours if theirs.get(name) != ours[name])
-        raise UserError(f"{path} holds a model of another architecture ({differing}) than the run in {config.out_dir} "
-                        f"({', '.join(f'{name} {ours[name]}' for name in ours if theirs.get(name) != ours[name])}): put back the "
-                        f"checkpoint of that run, or start a new one in another --out_dir")
+        differing = ", ".join(
+            f"{name} {theirs.get(name)!r}" for name in ours if theirs.get(name) != ours[name]
+        )
+        raise UserError(
+            f"{path} holds a model of another architecture ({differing}) than the run in {config.out_dir} "
+            f"({', '.join(f'{name} {ours[name]}' for name in ours if theirs.get(name) != ours[name])}): put back the "
+            f"checkpoint of that run, or start a new one in another --out_dir"
+        )
     model_from(content)  # raises where the weights are not those of that architecture
     if not fitting:
-        raise UserError(f"{path} was written by an older version of this program, whose optimizer was laid out otherwise: train "
-                        f"anew in another --out_dir, or throw the run away (--overwrite)")
+        raise UserError(
+            f"{path} was written by an older version of this program, whose optimizer was laid out otherwise: train "
+            f"anew in another --out_dir, or throw the run away (--overwrite)"
+        )
     if config.steps < step:
-        raise UserError(f"steps {config.steps} is below step {step}, which the run has reached: raise steps")
+        raise UserError(
+            f"steps {config.steps} is below step {step}, which the run has reached: raise steps"
+        )
 
 
 def is_own(config: RunConfig) -> bool:
     """Whether the checkpoint to go on from lies in the run directory itself."""
-    return config.resume == "auto" or (own := _run_of(config.resume)) is not None and own.path.samefile(config.out_dir)
+    return (
+        config.resume == "auto"
+        or (own := _run_of(config.resume)) is not None
+        and own.path.samefile(config.out_dir)
+    )
 
 
 def _run_of(checkpoint: str) -> RunDirectory | None:
@@ -201,5 +250,7 @@ def _refuse_if_checkpoints_are_gone(directory: RunDirectory) -> None:
     if directory.summary.exists():
         summary = directory.read_summary()
         if summary.get("step") and summary.get("status") != "running":
-            raise UserError(f"{directory.last} is missing, so the run of {summary['step']} steps cannot go on: restore it, name "
-                            f"another --out_dir, or throw the run away (--overwrite)")
+            raise UserError(
+                f"{directory.last} is missing, so the run of {summary['step']} steps cannot go on: restore it, name "
+                f"another --out_dir, or throw the run away (--overwrite)"
+            )

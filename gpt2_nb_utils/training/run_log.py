@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import csv
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Callable, Iterator, TypeVar
+from typing import Any, TypeVar
 
 from gpt2_nb_utils.errors import NotWritten
 from gpt2_nb_utils.plain_text import one_line
 from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
 from gpt2_nb_utils.training.verbatim import Recalled
 
-COLUMNS = ("step", "epoch", "tokens", "loss", "train_loss", "lr", "grad_norm", "loss_scale", "tok_per_s", "elapsed_s")
+COLUMNS = (
+    "step",
+    "epoch",
+    "tokens",
+    "loss",
+    "train_loss",
+    "lr",
+    "grad_norm",
+    "loss_scale",
+    "tok_per_s",
+    "elapsed_s",
+)
 RECALL_COLUMNS = ("step", "openings", "given", "continued", "verbatim", "right")
 
 _Line = TypeVar("_Line")
@@ -50,6 +62,7 @@ class Row:
 
     def cells(self) -> list[str]:
         """The row as text: numbers short enough to read, exact enough to plot and compare."""
+
         def text(value: Any) -> str:
             return "" if value is None else str(value) if isinstance(value, int) else f"{value:.7g}"
 
@@ -71,12 +84,22 @@ class RecallRow:
     def cells(self) -> list[str]:
         """The row as text."""
         known = self.recalled
-        return [f"{value:.7g}" if isinstance(value, float) else str(value) for value in (
-            self.step, known.openings, known.given, known.continued, known.verbatim, known.right)]
+        return [
+            f"{value:.7g}" if isinstance(value, float) else str(value)
+            for value in (
+                self.step,
+                known.openings,
+                known.given,
+                known.continued,
+                known.verbatim,
+                known.right,
+            )
+        ]
 
 
 def read_metrics(path: Path) -> list[Row]:
     """The rows of a `train_metrics.csv`; a line that a kill cut short, or without a step, is left out."""
+
     def row(cells: dict[str, str]) -> Row:
         values = {name: float(cells[name]) if cells[name] else None for name in COLUMNS}
         return Row(**{**values, "step": int(values["step"]), "tokens": int(values["tokens"])})
@@ -86,6 +109,7 @@ def read_metrics(path: Path) -> list[Row]:
 
 def read_recall(path: Path) -> list[RecallRow]:
     """The rows of a `recall.csv`, none where it is missing; a line that a kill cut short, or that cannot be, is left out."""
+
     def row(cells: dict[str, str]) -> RecallRow:
         counts = {name: int(cells[name]) for name in RECALL_COLUMNS[:-1]}
         step = counts.pop("step")
@@ -136,9 +160,18 @@ class _Table:
         with written(path):
             if path.exists() and step is not None:
                 # As they were written, without quotes: a damaged line is left out, whatever is in it.
-                lines = [line.split(",") for line in path.read_bytes().decode("utf-8", errors="replace").splitlines()[1:]]
-                kept = [cells for cells in lines if len(cells) == len(columns) and cells[0].isdecimal() and len(cells[0]) < 16
-                        and int(cells[0]) <= step]
+                lines = [
+                    line.split(",")
+                    for line in path.read_bytes().decode("utf-8", errors="replace").splitlines()[1:]
+                ]
+                kept = [
+                    cells
+                    for cells in lines
+                    if len(cells) == len(columns)
+                    and cells[0].isdecimal()
+                    and len(cells[0]) < 16
+                    and int(cells[0]) <= step
+                ]
             write_atomically(path, "".join(",".join(cells) + "\n" for cells in [columns, *kept]))
 
     def append(self, cells: list[str]) -> None:
@@ -188,4 +221,6 @@ def written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NotWritten(path, error, kept="the last good checkpoint is kept, and --resume auto goes on from it") from error
+        raise NotWritten(
+            path, error, kept="the last good checkpoint is kept, and --resume auto goes on from it"
+        ) from error

@@ -25,13 +25,15 @@ def sample_prompts(config: RunConfig, text: str) -> list[str]:
         place = len(text) * number // config.num_prompts
         passage = text.find("\n\n", place)
         start = passage + 2 if 0 <= passage < len(text) - 2 else place
-        opening = decode(encode(text[start:start + 20 * _OPENING_TOKENS])[:_OPENING_TOKENS])
+        opening = decode(encode(text[start : start + 20 * _OPENING_TOKENS])[:_OPENING_TOKENS])
         # A token can end within a letter; the replacement character stands for the half that is there.
         prompts.append(opening.rstrip("\ufffd ") or config.prompt)
     return prompts
 
 
-def draw_samples(model: GPT2, config: RunConfig, prompts: list[str], step: int, final: bool = False) -> list[Sample]:
+def draw_samples(
+    model: GPT2, config: RunConfig, prompts: list[str], step: int, final: bool = False
+) -> list[Sample]:
     """Continue each prompt; the same model, config and step give the same text.
 
     Args:
@@ -44,18 +46,45 @@ def draw_samples(model: GPT2, config: RunConfig, prompts: list[str], step: int, 
     """
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     ids = [torch.from_numpy(encode(prompt)) for prompt in prompts]
-    drawn = generate(model, ids, config.max_new_tokens, config.temperature, config.top_k, _generators(generator, ids, model, config),
-                     context=config.seq_len)
+    drawn = generate(
+        model,
+        ids,
+        config.max_new_tokens,
+        config.temperature,
+        config.top_k,
+        _generators(generator, ids, model, config),
+        context=config.seq_len,
+    )
     settings = {"prompts": len(prompts), "temperature": config.temperature, "top_k": config.top_k}
-    samples = [Sample(step=step, prompt_index=number, prompt=prompt, text=decode(row.numpy()), settings=settings)
-               for number, (prompt, row) in enumerate(zip(prompts, drawn), start=1)]
+    samples = [
+        Sample(
+            step=step,
+            prompt_index=number,
+            prompt=prompt,
+            text=decode(row.numpy()),
+            settings=settings,
+        )
+        for number, (prompt, row) in enumerate(zip(prompts, drawn), start=1)
+    ]
     if final and config.temperature > 0:  # otherwise they all are
-        (likeliest,) = generate(model, ids[:1], config.max_new_tokens, temperature=0, context=config.seq_len)
-        samples.append(Sample(step, len(prompts) + 1, prompts[0], decode(likeliest.numpy()), {"temperature": 0, "top_k": 0}))
+        (likeliest,) = generate(
+            model, ids[:1], config.max_new_tokens, temperature=0, context=config.seq_len
+        )
+        samples.append(
+            Sample(
+                step,
+                len(prompts) + 1,
+                prompts[0],
+                decode(likeliest.numpy()),
+                {"temperature": 0, "top_k": 0},
+            )
+        )
     return samples
 
 
-def _generators(generator: torch.Generator, ids: list[torch.Tensor], model: GPT2, config: RunConfig) -> list[torch.Generator]:
+def _generators(
+    generator: torch.Generator, ids: list[torch.Tensor], model: GPT2, config: RunConfig
+) -> list[torch.Generator]:
     """A generator for each prompt: the numbers that it gets when prompts of one length are drawn after those of another.
 
     Runs have always drawn them in that order, shortest first; so their records can be drawn again, all in one batch.
@@ -65,5 +94,10 @@ def _generators(generator: torch.Generator, ids: list[torch.Tensor], model: GPT2
     for length in sorted({len(row) for row in ids}):
         of_length[length] = generator.clone_state()
         if config.temperature > 0:
-            skip_draws(generator, config.max_new_tokens, sum(len(row) == length for row in ids), min(config.top_k or V, V))
+            skip_draws(
+                generator,
+                config.max_new_tokens,
+                sum(len(row) == length for row in ids),
+                min(config.top_k or V, V),
+            )
     return [of_length[len(row)] for row in ids]

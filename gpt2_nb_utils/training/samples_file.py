@@ -23,8 +23,12 @@ from pathlib import Path
 
 from gpt2_nb_utils.errors import UserError
 
-_HEADER = re.compile(r"=== step (\d{1,15}) · prompt (\d{1,15})(?: of (\d{1,15}))?((?: · [a-z_]\w* \S+)*) ===")
-_ACTED_ON = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_HEADER = re.compile(
+    r"=== step (\d{1,15}) · prompt (\d{1,15})(?: of (\d{1,15}))?((?: · [a-z_]\w* \S+)*) ==="
+)
+_ACTED_ON = re.compile(
+    r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,17 @@ def format_sample(sample: Sample) -> str:
     number = f"prompt {sample.prompt_index}"
     if "prompts" in sample.settings:
         number += f" of {sample.settings['prompts']}"
-    others = [f"{name} {json.dumps(value)}" for name, value in sample.settings.items() if name != "prompts"]
-    lines = [f"=== {' · '.join([f'step {sample.step}', number, *others])} ===",
-             f"PROMPT: {_json(sample.prompt)}", "SAMPLE:", *map(_prefixed, sample.text.split("\n"))]
+    others = [
+        f"{name} {json.dumps(value)}"
+        for name, value in sample.settings.items()
+        if name != "prompts"
+    ]
+    lines = [
+        f"=== {' · '.join([f'step {sample.step}', number, *others])} ===",
+        f"PROMPT: {_json(sample.prompt)}",
+        "SAMPLE:",
+        *map(_prefixed, sample.text.split("\n")),
+    ]
     return "\n".join(lines) + "\n\n"
 
 
@@ -73,18 +85,24 @@ def read_samples(path: Path) -> list[Sample]:
         # Not final: a killed run may have left half a character. Only "\n" ends a line here.
         lines = codecs.getincrementaldecoder("utf-8")().decode(written).split("\n")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8: restore it, or remove it to do without samples") from None
+        raise UserError(
+            f"{path} is not UTF-8: restore it, or remove it to do without samples"
+        ) from None
     samples: list[Sample] = []
     block: list[str] = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last "\n" is no whole line
+    for number, line in enumerate(
+        lines[:-1], start=1
+    ):  # what follows the last "\n" is no whole line
         if line:
             block.append(line)
         elif block:  # the empty line that ends a block
             try:
                 samples.append(_parse(block))
             except ValueError:
-                raise UserError(f"{path} line {number - len(block)} starts no readable sample: restore the file, "
-                                f"or remove it to do without samples") from None
+                raise UserError(
+                    f"{path} line {number - len(block)} starts no readable sample: restore the file, "
+                    f"or remove it to do without samples"
+                ) from None
             block = []
     return samples
 
@@ -99,8 +117,13 @@ def _parse(block: list[str]) -> Sample:
     for item in others.split(" · ")[1:]:
         name, _, value = item.partition(" ")
         settings[name] = json.loads(value)
-    return Sample(int(step), int(index), _from_json(prompt.removeprefix("PROMPT: ")),
-                  "\n".join(map(_unprefixed, text)), settings)
+    return Sample(
+        int(step),
+        int(index),
+        _from_json(prompt.removeprefix("PROMPT: ")),
+        "\n".join(map(_unprefixed, text)),
+        settings,
+    )
 
 
 def _prefixed(line: str) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, repeat
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,8 +42,13 @@ class Saver:
         wanted: asked before each file whether it shall still be written.
     """
 
-    def __init__(self, paths: Sequence[Path], share: float = SHARE, previous: Mapping[Path, Path] = MappingProxyType({}),
-                 wanted: Callable[[], bool] = lambda: True):
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        share: float = SHARE,
+        previous: Mapping[Path, Path] = MappingProxyType({}),
+        wanted: Callable[[], bool] = lambda: True,
+    ):
         self._paths, self._share = tuple(paths), share
         self._previous, self._wanted = previous, wanted
         self._copies: dict[Path, Any] = {}
@@ -123,7 +129,12 @@ class Saver:
             begun = time.monotonic()
             try:
                 if self._wanted():
-                    save_checkpoint(path, self._copies[path], abandoned=lambda: self._over, previous=self._previous.get(path))
+                    save_checkpoint(
+                        path,
+                        self._copies[path],
+                        abandoned=lambda: self._over,
+                        previous=self._previous.get(path),
+                    )
             except BaseException as error:
                 self._failure = error
             with self._changed:
@@ -157,13 +168,20 @@ class Saver:
 def _copy(content: Any, before: Any) -> Any:
     """`content` with its tensors copied to the CPU: into those of an earlier copy where they are alike."""
     if isinstance(content, Tensor):
-        if not isinstance(before, Tensor) or (before.shape, before.dtype) != (content.shape, content.dtype):
-            before = torch.empty_like(content, device="cpu", pin_memory=content.is_cuda, requires_grad=False)
+        if not isinstance(before, Tensor) or (before.shape, before.dtype) != (
+            content.shape,
+            content.dtype,
+        ):
+            before = torch.empty_like(
+                content, device="cpu", pin_memory=content.is_cuda, requires_grad=False
+            )
         return before.copy_(content.detach())
     if isinstance(content, dict):
         known = before if isinstance(before, dict) else {}
         return {name: _copy(value, known.get(name)) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
         known = before if isinstance(before, (list, tuple)) else ()
-        return type(content)(_copy(value, old) for value, old in zip(content, chain(known, repeat(None))))
+        return type(content)(
+            _copy(value, old) for value, old in zip(content, chain(known, repeat(None)))
+        )
     return content

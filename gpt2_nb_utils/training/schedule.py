@@ -25,5 +25,7 @@ def learning_rate_factor(step: int, config: RunConfig) -> float:
         return 1.0
     # The update after the last one would stand at 1: the last one still learns a little.
     fallen = min(1.0, (step - falls_from + 1) / max(1, config.steps - falls_from + 1))
-    falling = 0.5 * (1 + math.cos(math.pi * fallen)) if config.lr_schedule == "cosine" else 1 - fallen
+    falling = (
+        0.5 * (1 + math.cos(math.pi * fallen)) if config.lr_schedule == "cosine" else 1 - fallen
+    )
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * falling

@@ -56,8 +56,15 @@ class State:
         for field in fields(cls):
             value, kinds = getattr(state, field.name), field.type.split(" | ")
             numbers = (int, float) if "float" in kinds else int if "int" in kinds else ()
-            right = (value is None and "None" in kinds or isinstance(value, str) and "str" in kinds
-                     or isinstance(value, numbers) and not isinstance(value, bool) and not value < 0)  # NaN is a loss
+            right = (
+                value is None
+                and "None" in kinds
+                or isinstance(value, str)
+                and "str" in kinds
+                or isinstance(value, numbers)
+                and not isinstance(value, bool)
+                and not value < 0
+            )  # NaN is a loss
             if not right or field.name in ("seconds", "wall_seconds") and not math.isfinite(value):
                 raise ValueError(f"{field.name} {value!r}")
         return state
@@ -66,7 +73,9 @@ class State:
         """All fields by name, for a checkpoint."""
         return asdict(self)
 
-    def count_batch(self, loss: float, n_targets: int, n_windows: int, skipped: bool, seconds: float) -> None:
+    def count_batch(
+        self, loss: float, n_targets: int, n_windows: int, skipped: bool, seconds: float
+    ) -> None:
         """Add one step and its batch.
 
         Args:
@@ -82,15 +91,21 @@ class State:
         self.loss = loss
         if not math.isfinite(loss):
             return
-        self.smoothed_loss = loss if self.smoothed_loss is None else (
-            _SMOOTHING * self.smoothed_loss + (1 - _SMOOTHING) * loss)
+        self.smoothed_loss = (
+            loss
+            if self.smoothed_loss is None
+            else (_SMOOTHING * self.smoothed_loss + (1 - _SMOOTHING) * loss)
+        )
         if self.best_batch_loss is None or loss < self.best_batch_loss:
             self.best_batch_loss, self.best_batch_step = loss, self.step
 
     def reached(self, target_loss: float) -> bool:
         """Whether the training loss, measured over the whole corpus, has been below the target."""
-        return (self.best_train_loss is not None and self.best_train_loss_windows == "all"
-                and self.best_train_loss < target_loss)
+        return (
+            self.best_train_loss is not None
+            and self.best_train_loss_windows == "all"
+            and self.best_train_loss < target_loss
+        )
 
     def is_at_target(self, target_loss: float) -> bool:
         """Whether that was at a step that this run has done.
@@ -109,7 +124,11 @@ class State:
         A measurement of the whole corpus outranks every estimate, whichever is lower. Random weights are no result, so
         step 0 is never the best.
         """
-        self.train_loss, self.train_loss_windows, self.train_loss_step = measured.loss, measured.windows, self.step
+        self.train_loss, self.train_loss_windows, self.train_loss_step = (
+            measured.loss,
+            measured.windows,
+            self.step,
+        )
         if self.step == 0 or not math.isfinite(measured.loss):
             return False
         best_is_whole = self.best_train_loss_windows == "all"
@@ -124,5 +143,8 @@ class State:
 
     def take_best_of(self, other: State) -> None:
         """Take over the best training loss of another state of the same run: the one that best.pt was written with."""
-        self.best_train_loss, self.best_train_loss_windows = other.best_train_loss, other.best_train_loss_windows
+        self.best_train_loss, self.best_train_loss_windows = (
+            other.best_train_loss,
+            other.best_train_loss_windows,
+        )
         self.best_train_loss_step = other.best_train_loss_step

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -61,7 +61,9 @@ def training_step(
             scaler.scale(loss * processes.count).backward()  # the mean of the gradients is taken
         total += loss.detach()
     scaler.unscale_(optimizer)
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_grad if clip_grad > 0 else float("inf")).item()
+    grad_norm = torch.nn.utils.clip_grad_norm_(
+        parameters, clip_grad if clip_grad > 0 else float("inf")
+    ).item()
     finite = grad_norm < float("inf")  # False for NaN as well
     if finite:
         scaler.step(optimizer)

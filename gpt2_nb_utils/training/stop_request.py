@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Any, Callable
-
+from collections.abc import Callable
+from typing import Any
 
 _latest: int | None = None
 
@@ -28,7 +28,9 @@ class StopRequest:
         signal_number: the signal that came, or None.
     """
 
-    def __init__(self, on_first: Callable[[], None] | None = None, agree: Callable[[bool], bool] = bool) -> None:
+    def __init__(
+        self, on_first: Callable[[], None] | None = None, agree: Callable[[bool], bool] = bool
+    ) -> None:
         self.signal_number: int | None = None
         self._agree, self._agreed = agree, False
         self._on_first = on_first

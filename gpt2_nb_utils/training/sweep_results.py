@@ -81,7 +81,11 @@ class Sweep:
     @property
     def base(self) -> Outcome | None:
         """The run from which all others differ least: the one that a spec varies, one thing at a time."""
-        return min(self.outcomes, key=lambda one: sum(len(different(one, other)) for other in self.outcomes), default=None)
+        return min(
+            self.outcomes,
+            key=lambda one: sum(len(different(one, other)) for other in self.outcomes),
+            default=None,
+        )
 
 
 def different(outcome: Outcome, other: Outcome) -> list[str]:
@@ -91,10 +95,13 @@ def different(outcome: Outcome, other: Outcome) -> list[str]:
 
 def best_first(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Runs that reached the target, by the tokens they took; then the others by training loss; then what did not finish."""
+
     def place(outcome: Outcome) -> tuple[int, float]:
         if not outcome.ranked:
             return 2, 0.0
-        return (0, outcome.tokens) if outcome.status == "target_reached" else (1, outcome.train_loss)
+        return (
+            (0, outcome.tokens) if outcome.status == "target_reached" else (1, outcome.train_loss)
+        )
 
     return sorted(outcomes, key=place)
 
@@ -102,8 +109,14 @@ def best_first(outcomes: Sequence[Outcome]) -> list[Outcome]:
 def write_sweep(folder: Path, sweep: Sweep) -> None:
     """Write `table.csv` and `curves.csv`, each whole or not at all."""
     settings = list(sweep.outcomes[0].settings)
-    rows = [[outcome.name, *outcome.settings.values(), *(getattr(outcome, name) for name in _AFTER_SETTINGS)]
-            for outcome in sweep.outcomes]
+    rows = [
+        [
+            outcome.name,
+            *outcome.settings.values(),
+            *(getattr(outcome, name) for name in _AFTER_SETTINGS),
+        ]
+        for outcome in sweep.outcomes
+    ]
     write_atomically(folder / TABLE, _csv([["name", *settings, *_AFTER_SETTINGS], *rows]))
     points = [[name, *row.cells()[:5]] for name, curve in sweep.curves.items() for row in curve]
     write_atomically(folder / CURVES, _csv([_CURVE_COLUMNS, *points]))
@@ -116,8 +129,8 @@ def read_sweep(folder: Path = REFERENCE) -> Sweep:
         UserError: one of the files is missing or damaged.
     """
     head, *rows = _read_csv(folder, TABLE)
-    settings = head[1:-len(_AFTER_SETTINGS)]
-    if (head[:1], tuple(head[1 + len(settings):])) != (["name"], _AFTER_SETTINGS):
+    settings = head[1 : -len(_AFTER_SETTINGS)]
+    if (head[:1], tuple(head[1 + len(settings) :])) != (["name"], _AFTER_SETTINGS):
         raise _damaged(TABLE, "its first line names other columns")
     curve_head, *points = _read_csv(folder, CURVES)
     if tuple(curve_head) != _CURVE_COLUMNS:
@@ -143,15 +156,29 @@ def read_sweep_or_say(folder: Path = REFERENCE) -> tuple[Sweep | None, str]:
     said = f"{len(sweep.outcomes)} runs, {len(finished)} of which came to their end"
     if finished:
         least, most = (bound(outcome.epochs for outcome in finished) for bound in (min, max))
-        said += f", after {least:.3g} epochs" if most - least < 0.01 else f", after {least:.3g} to {most:.3g} epochs"
+        said += (
+            f", after {least:.3g} epochs"
+            if most - least < 0.01
+            else f", after {least:.3g} to {most:.3g} epochs"
+        )
     return sweep, f"{said}."
 
 
 def _outcome(settings: Sequence[str], cells: Sequence[str]) -> Outcome:
-    name, values, after = cells[0], cells[1:1 + len(settings)], cells[1 + len(settings):]
+    name, values, after = cells[0], cells[1 : 1 + len(settings)], cells[1 + len(settings) :]
     per_step, tokens, epochs, seconds, loss, windows, status, reason = after
-    return Outcome(name, dict(zip(settings, values)), int(per_step), int(tokens) if tokens else None, _number(epochs),
-                   _number(seconds), _number(loss), windows or None, status, reason)
+    return Outcome(
+        name,
+        dict(zip(settings, values)),
+        int(per_step),
+        int(tokens) if tokens else None,
+        _number(epochs),
+        _number(seconds),
+        _number(loss),
+        windows or None,
+        status,
+        reason,
+    )
 
 
 def _number(cell: str) -> float | None:
@@ -162,23 +189,33 @@ def _csv(rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
     for row in rows:
         line = io.StringIO()
-        csv.writer(line).writerow(map(_inert, row))  # its line end is the one that makes it quote a carriage return; None is an empty cell
+        csv.writer(line).writerow(
+            map(_inert, row)
+        )  # its line end is the one that makes it quote a carriage return; None is an empty cell
         text.write(line.getvalue().removesuffix("\r\n") + "\n")
     return text.getvalue()
 
 
 def _inert(cell: Any) -> Any:
     """The cell, with an apostrophe before a text that a spreadsheet would compute; `_read_csv` takes it off again."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else cell
+    return (
+        f"'{cell}"
+        if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r", "'"))
+        else cell
+    )
 
 
 def _read_csv(folder: Path, name: str) -> list[list[str]]:
     try:
         with (folder / name).open(encoding="utf-8", newline="") as file:
-            rows = [[cell.removeprefix("'") for cell in cells] for cells in csv.reader(file) if cells]
+            rows = [
+                [cell.removeprefix("'") for cell in cells] for cells in csv.reader(file) if cells
+            ]
     except FileNotFoundError:
-        raise UserError(f"the sweep's {name} is missing: `python -m gpt2_nb_utils sweep out/reference/sweep/recipe.toml` makes "
-                        f"one in out/sweep; copy its {TABLE} and {CURVES} to out/reference/sweep") from None
+        raise UserError(
+            f"the sweep's {name} is missing: `python -m gpt2_nb_utils sweep out/reference/sweep/recipe.toml` makes "
+            f"one in out/sweep; copy its {TABLE} and {CURVES} to out/reference/sweep"
+        ) from None
     except (OSError, ValueError, csv.Error) as error:  # ValueError: no UTF-8
         raise _damaged(name, type(error).__name__) from None
     if not rows or any(len(cells) != len(rows[0]) for cells in rows):
@@ -187,4 +224,6 @@ def _read_csv(folder: Path, name: str) -> list[list[str]]:
 
 
 def _damaged(name: str, why: str) -> UserError:
-    return UserError(f"the sweep's {name} cannot be read ({why}): restore it, or run the sweep again")
+    return UserError(
+        f"the sweep's {name} cannot be read ({why}): restore it, or run the sweep again"
+    )

@@ -44,11 +44,17 @@ def openings_among(indices: Sequence[int]) -> set[int]:
 def counted_openings(windows: Windows, indices: Sequence[int]) -> list[int]:
     """The windows whose openings count when these are measured: those of `openings_among` that are long enough."""
     P, R = opening_of(windows)
-    return [index for index in sorted(openings_among(indices)) if windows.n_targets - index * windows.seq_len >= P + R - 1]
+    return [
+        index
+        for index in sorted(openings_among(indices))
+        if windows.n_targets - index * windows.seq_len >= P + R - 1
+    ]
 
 
 @torch.no_grad()
-def tokens_right(hidden: Tensor, head: Tensor, targets: Tensor, opening: tuple[int, int]) -> list[int | None]:
+def tokens_right(
+    hidden: Tensor, head: Tensor, targets: Tensor, opening: tuple[int, int]
+) -> list[int | None]:
     """How many tokens of its continuation a model gets right before the first error, for each window of a batch.
 
     Args:

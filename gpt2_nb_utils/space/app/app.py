@@ -21,7 +21,9 @@ from typing import Any
 
 # Before the imports, which read them: nobody is told of a visit, nobody is asked for anything, and gradio, which makes a
 # table of its last calls after each of them, keeps a hundred instead of ten thousand.
-os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_MAX_EVENTS="100")
+os.environ.update(
+    GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_MAX_EVENTS="100"
+)
 
 import gradio as gr
 import torch
@@ -87,23 +89,41 @@ class Settings:
         seed = seed.strip() if isinstance(seed, str) else seed
         if seed is None or seed == "":
             seed = secrets.randbelow(LARGEST_SEED + 1)
-        elif isinstance(seed, str) and seed.isascii() and seed.isdecimal() and len(seed) <= len(str(LARGEST_SEED)):
+        elif (
+            isinstance(seed, str)
+            and seed.isascii()
+            and seed.isdecimal()
+            and len(seed) <= len(str(LARGEST_SEED))
+        ):
             seed = int(seed)
-        return cls(_number("temperature", temperature, 0, 2), _whole("top-k", top_k, 0, 1000), _number("top-p", top_p, 0.01, 1),
-                   _whole("length", length, 1, MOST_TOKENS), _whole("seed", seed, 0, LARGEST_SEED))
+        return cls(
+            _number("temperature", temperature, 0, 2),
+            _whole("top-k", top_k, 0, 1000),
+            _number("top-p", top_p, 0.01, 1),
+            _whole("length", length, 1, MOST_TOKENS),
+            _whole("seed", seed, 0, LARGEST_SEED),
+        )
 
 
 def _number(name: str, value: Any, lowest: float, highest: float, kind: str = "a number") -> float:
     # Comparing refuses nan, and unlike float() does not stumble over an integer of a thousand digits.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= highest:
-        raise Refused(f"{name} {_named(value)} is not {kind} from {lowest:,} to {highest:,}: choose one of those")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not lowest <= value <= highest
+    ):
+        raise Refused(
+            f"{name} {_named(value)} is not {kind} from {lowest:,} to {highest:,}: choose one of those"
+        )
     return float(value)
 
 
 def _whole(name: str, value: Any, lowest: int, highest: int) -> int:
     number = _number(name, value, lowest, highest, "a whole number")
     if number != int(number):
-        raise Refused(f"{name} {_named(value)} is not a whole number from {lowest:,} to {highest:,}: choose one of those")
+        raise Refused(
+            f"{name} {_named(value)} is not a whole number from {lowest:,} to {highest:,}: choose one of those"
+        )
     return int(number)
 
 
@@ -132,12 +152,20 @@ def draw(logits: Tensor, settings: Settings, generator: torch.Generator) -> int:
 
 def candidates(logits: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """The tokens that may be drawn (k,), and in proportion to what, at a temperature above 0."""
-    kept, ids = logits.topk(settings.top_k) if 0 < settings.top_k < len(logits) else (logits, torch.arange(len(logits)))
+    kept, ids = (
+        logits.topk(settings.top_k)
+        if 0 < settings.top_k < len(logits)
+        else (logits, torch.arange(len(logits)))
+    )
     kept = kept.double()
-    weights = ((kept - kept.max()) / settings.temperature).softmax(dim=-1)  # from the largest: no temperature is too small
+    weights = ((kept - kept.max()) / settings.temperature).softmax(
+        dim=-1
+    )  # from the largest: no temperature is too small
     if settings.top_p < 1:
         largest, order = weights.sort(descending=True)
-        weights[order[largest.cumsum(dim=0) - largest >= settings.top_p]] = 0  # those before it are enough
+        weights[order[largest.cumsum(dim=0) - largest >= settings.top_p]] = (
+            0  # those before it are enough
+        )
     return ids, weights
 
 
@@ -153,7 +181,9 @@ class Model:
     """
 
     def __init__(self, folder: Path):
-        self._network = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        self._network = GPT2LMHeadModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        ).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.run: dict[str, Any] = self._network.config.training_run
         self.context = min(self._network.config.n_positions, self.run["seq_len"])
@@ -172,7 +202,9 @@ class Model:
         generator = torch.Generator().manual_seed(settings.seed)
         for _ in range(settings.length):
             before, start = start, context_start(len(ids), self.context)
-            if start != before:  # at first, and wherever the context slides: positions are learned for absolute places
+            if (
+                start != before
+            ):  # at first, and wherever the context slides: positions are learned for absolute places
                 cache = DynamicCache()
             logits = self._logits(ids[start:] if start != before else ids[-1:], cache)
             ids.append(draw(logits, settings, generator))
@@ -184,13 +216,15 @@ class Model:
 
         One forward pass tells: up to there what it writes and what stands there are the same.
         """
-        likeliest = self._network(torch.tensor([ids[:-1]])).logits[0, given - 1:].argmax(dim=-1)
+        likeliest = self._network(torch.tensor([ids[:-1]])).logits[0, given - 1 :].argmax(dim=-1)
         return int((likeliest == torch.tensor(ids[given:])).long().cumprod(dim=0).sum())
 
     @torch.inference_mode()  # not around the loop: between two tokens another thread may go on with it
     def _logits(self, ids: list[int], cache: DynamicCache) -> Tensor:
         """Logits (V,) of the token after `ids`, which come after those in the cache."""
-        hidden = self._network.transformer(torch.tensor([ids]), past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        hidden = self._network.transformer(
+            torch.tensor([ids]), past_key_values=cache, use_cache=True
+        ).last_hidden_state[:, -1]
         head = self._network.lm_head.weight
         if torch.backends.mkldnn.is_available():
             # One row through the whole vocabulary, a third of the time of a token: oneDNN, which torch asks in fp32 by this name
@@ -215,7 +249,7 @@ class Corpus:
         """Where this token stands."""
         if token >= len(self._ends):
             return self._places[:0]
-        return self._places[int(self._ends[token - 1]) if token else 0:int(self._ends[token])]
+        return self._places[int(self._ends[token - 1]) if token else 0 : int(self._ends[token])]
 
 
 class Verbatim:
@@ -264,14 +298,18 @@ class Answer:
         known = self.known()
         cuts = [0, *(n for n in range(1, len(known)) if known[n] != known[n - 1]), len(known)]
         places = [0, *self.ends]
-        return [(self.text[places[begin]:places[end]], known[begin]) for begin, end in zip(cuts, cuts[1:]) if end > begin]
+        return [
+            (self.text[places[begin] : places[end]], known[begin])
+            for begin, end in zip(cuts, cuts[1:])
+            if end > begin
+        ]
 
     def known(self) -> list[bool]:
         """For each token, whether it is part of a stretch known by heart."""
         known = [False] * len(self.stretches)
         for last, n in enumerate(self.stretches):
             if n >= BY_HEART:
-                known[last - n + 1:last + 1] = [True] * n
+                known[last - n + 1 : last + 1] = [True] * n
         return known
 
     def rate(self) -> float | None:
@@ -300,9 +338,16 @@ def answers(model: Model, corpus: Corpus, prompt: Any, *values: Any) -> Iterator
         return
     ids = model.encode(prompt)
     start = context_start(len(ids), model.context)
-    answer, verbatim = Answer("… " * (start > 0) + model.decode(ids[start:]), settings), Verbatim(corpus)
-    cut = (f" The prompt has {len(ids):,} tokens, and the model sees the last {len(ids) - start:,} of them: "
-           f"it was trained on {model.context:,} at a time." if start else "")
+    answer, verbatim = (
+        Answer("… " * (start > 0) + model.decode(ids[start:]), settings),
+        Verbatim(corpus),
+    )
+    cut = (
+        f" The prompt has {len(ids):,} tokens, and the model sees the last {len(ids) - start:,} of them: "
+        f"it was trained on {model.context:,} at a time."
+        if start
+        else ""
+    )
     written, shown = [], 0.0
     for token in model.continuation(ids, settings):
         written.append(token)
@@ -313,7 +358,10 @@ def answers(model: Model, corpus: Corpus, prompt: Any, *values: Any) -> Iterator
         if answer.times[-1] - shown >= REFRESH or len(written) == 1:
             shown = answer.times[-1]
             yield note(WRITING + cut), page_of(answer)
-    yield note(f"Written: {len(written):,} tokens in {answer.times[-1]:.1f} seconds." + cut), page_of(answer)
+    yield (
+        note(f"Written: {len(written):,} tokens in {answer.times[-1]:.1f} seconds." + cut),
+        page_of(answer),
+    )
 
 
 def note(line: str, wrong: bool = False) -> str:
@@ -323,7 +371,10 @@ def note(line: str, wrong: bool = False) -> str:
 
 def page_of(answer: Answer) -> str:
     """The answer as HTML in which every piece of text is escaped."""
-    pieces = "".join(f"<mark>{html.escape(piece)}</mark>" if known else html.escape(piece) for piece, known in answer.parts())
+    pieces = "".join(
+        f"<mark>{html.escape(piece)}</mark>" if known else html.escape(piece)
+        for piece, known in answer.parts()
+    )
     n, known, rate = len(answer.stretches), sum(answer.known()), answer.rate()
     share = f"{known / n:.0%}"
     figures = {
@@ -333,23 +384,42 @@ def page_of(answer: Answer) -> str:
         "First token after": f"{answer.times[0]:.2f} s",
         "Seed": str(answer.settings.seed),
     }
-    listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items())
-    return (f'<p class="written"><span class="given">{html.escape(answer.given)}</span>{pieces}</p>'
-            f'<div class="bar" role="img" aria-label="{share} by heart"><span style="width:{share}"></span></div>'
-            f'<dl class="figures">{listed}</dl>')
+    listed = "".join(
+        f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items()
+    )
+    return (
+        f'<p class="written"><span class="given">{html.escape(answer.given)}</span>{pieces}</p>'
+        f'<div class="bar" role="img" aria-label="{share} by heart"><span style="width:{share}"></span></div>'
+        f'<dl class="figures">{listed}</dl>'
+    )
 
 
 def heading(run: dict[str, Any]) -> str:
     """What this is, and which run it shows."""
     loss, target, corpus = run["train_loss"], run["target_loss"], run["corpus"]
-    measured = ("not measured", "on the whole text") if loss is None else (
-        f"{loss:.4f}", f"nats per token on the whole text; target below {target} {'✓ reached' if reached(run) else '✗ not reached'}")
-    facts = {"Training loss": measured, "Text": (corpus["name"], f"{corpus['tokens']:,} tokens, and nothing else"),
-             "Model": ("GPT-2", f"{run['n_params']:,} parameters, from random weights"), "Run": (run["name"], f"{run['steps']:,} steps")}
-    listed = "".join(f"<div><dt>{name}</dt><dd><b>{html.escape(value)}</b> {html.escape(more)}</dd></div>" for name, (value, more) in facts.items())
-    return (f"<h1>{title(run)}</h1><p>Give it a beginning: where it knows it, it recites; elsewhere it "
-            f'composes in the same style. <mark>Marked</mark> is what stands in its text word for word, {BY_HEART} tokens or more '
-            f'in a row.</p><dl class="facts">{listed}</dl>')
+    measured = (
+        ("not measured", "on the whole text")
+        if loss is None
+        else (
+            f"{loss:.4f}",
+            f"nats per token on the whole text; target below {target} {'✓ reached' if reached(run) else '✗ not reached'}",
+        )
+    )
+    facts = {
+        "Training loss": measured,
+        "Text": (corpus["name"], f"{corpus['tokens']:,} tokens, and nothing else"),
+        "Model": ("GPT-2", f"{run['n_params']:,} parameters, from random weights"),
+        "Run": (run["name"], f"{run['steps']:,} steps"),
+    }
+    listed = "".join(
+        f"<div><dt>{name}</dt><dd><b>{html.escape(value)}</b> {html.escape(more)}</dd></div>"
+        for name, (value, more) in facts.items()
+    )
+    return (
+        f"<h1>{title(run)}</h1><p>Give it a beginning: where it knows it, it recites; elsewhere it "
+        f"composes in the same style. <mark>Marked</mark> is what stands in its text word for word, {BY_HEART} tokens or more "
+        f'in a row.</p><dl class="facts">{listed}</dl>'
+    )
 
 
 def reached(run: dict[str, Any]) -> bool:
@@ -358,7 +428,9 @@ def reached(run: dict[str, Any]) -> bool:
 
 
 def title(run: dict[str, Any]) -> str:
-    return "A GPT-2 that knows one text by heart" if reached(run) else "A GPT-2 that has read one text"
+    return (
+        "A GPT-2 that knows one text by heart" if reached(run) else "A GPT-2 that has read one text"
+    )
 
 
 def openings(model: Model, corpus: Corpus, n: int = 3, tokens: int = 14) -> list[str]:
@@ -368,14 +440,20 @@ def openings(model: Model, corpus: Corpus, n: int = 3, tokens: int = 14) -> list
     which it saw it. From each part of the text comes the one, of a few, that it goes on with furthest.
     """
     windows = range(0, len(corpus.ids) - tokens, model.run["seq_len"])
-    begins = [start for start in windows if start == 0 or model.decode(corpus.ids[start - 2:start].tolist()).endswith("\n\n")]
+    begins = [
+        start
+        for start in windows
+        if start == 0 or model.decode(corpus.ids[start - 2 : start].tolist()).endswith("\n\n")
+    ]
     found = []
     for part in range(n):
-        some = begins[len(begins) * part // n:len(begins) * (part + 1) // n][:FEW]
-        texts = [corpus.ids[start:start + model.context].tolist() for start in some]
+        some = begins[len(begins) * part // n : len(begins) * (part + 1) // n][:FEW]
+        texts = [corpus.ids[start : start + model.context].tolist() for start in some]
         if texts:
             found.append(max(texts, key=lambda ids: model.recited(ids, tokens))[:tokens])
-    return list(dict.fromkeys(filter(None, (model.decode(ids).rstrip("\ufffd \n") for ids in found))))
+    return list(
+        dict.fromkeys(filter(None, (model.decode(ids).rstrip("\ufffd \n") for ids in found)))
+    )
 
 
 def page(model: Model, corpus: Corpus) -> gr.Blocks:
@@ -385,35 +463,85 @@ def page(model: Model, corpus: Corpus) -> gr.Blocks:
         shown(heading(model.run), "heading")
         with gr.Row(elem_id="columns"):
             with gr.Column(min_width=280, elem_id="asking"):
-                prompt = gr.Textbox((known or STRANGERS)[0], lines=4, max_lines=12, max_length=MOST_TYPED, label="Prompt", elem_id="prompt",
-                                    info="Shift + Enter writes on")
+                prompt = gr.Textbox(
+                    (known or STRANGERS)[0],
+                    lines=4,
+                    max_lines=12,
+                    max_length=MOST_TYPED,
+                    label="Prompt",
+                    elem_id="prompt",
+                    info="Shift + Enter writes on",
+                )
                 with gr.Row():
                     begin = gr.Button("Write on", variant="primary", elem_id="write", min_width=100)
                     stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=100)
                 if known:
-                    examples("From the text" + ", which it knows by heart" * reached(model.run), known, prompt)
+                    examples(
+                        "From the text" + ", which it knows by heart" * reached(model.run),
+                        known,
+                        prompt,
+                    )
                 examples("Not from the text, so it has to compose", list(STRANGERS), prompt)
                 with gr.Accordion("Settings", open=False, elem_classes="later"):
                     settings = [
-                        gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="0 always takes the likeliest token"),
-                        gr.Slider(0, 1000, 40, step=1, label="Top-k", info="Draw among the k likeliest tokens; 0: all"),
-                        gr.Slider(0.01, 1, 1, step=0.01, label="Top-p", info="… and of these among the fewest with this probability; 1: all"),
-                        gr.Slider(1, MOST_TOKENS, 120, step=1, label="Length", info="Tokens to write"),
+                        gr.Slider(
+                            0,
+                            2,
+                            0.8,
+                            step=0.05,
+                            label="Temperature",
+                            info="0 always takes the likeliest token",
+                        ),
+                        gr.Slider(
+                            0,
+                            1000,
+                            40,
+                            step=1,
+                            label="Top-k",
+                            info="Draw among the k likeliest tokens; 0: all",
+                        ),
+                        gr.Slider(
+                            0.01,
+                            1,
+                            1,
+                            step=0.01,
+                            label="Top-p",
+                            info="… and of these among the fewest with this probability; 1: all",
+                        ),
+                        gr.Slider(
+                            1, MOST_TOKENS, 120, step=1, label="Length", info="Tokens to write"
+                        ),
                         # Not gr.Number, which shows 0 where it is empty.
-                        gr.Textbox("", max_lines=1, label="Seed", info="The same seed gives the same text; empty: a new one each time"),
+                        gr.Textbox(
+                            "",
+                            max_lines=1,
+                            label="Seed",
+                            info="The same seed gives the same text; empty: a new one each time",
+                        ),
                     ]
             with gr.Column(min_width=280, elem_id="answering"):
                 line = shown(note("The answer comes here."), "note")
                 answer = shown("", "answer")
-        asked = gr.on([begin.click, prompt.submit], None, line, line, js=asked_for(), api_visibility="private")
-        writing = asked.then(lambda *sent: (yield from answers(model, corpus, *sent)), [prompt, *settings], [line, answer],
-                             preprocess=False, show_progress_on=answer, concurrency_limit=1, api_name="write")
+        asked = gr.on(
+            [begin.click, prompt.submit], None, line, line, js=asked_for(), api_visibility="private"
+        )
+        writing = asked.then(
+            lambda *sent: (yield from answers(model, corpus, *sent)),
+            [prompt, *settings],
+            [line, answer],
+            preprocess=False,
+            show_progress_on=answer,
+            concurrency_limit=1,
+            api_name="write",
+        )
         stop.click(None, cancels=[writing], api_visibility="private")
         # Also after a stop, and not before the server knew of it: until then the line may be written over.
         for over in (writing.then, writing.failure):
             over(None, line, line, js=broken_off(), api_visibility="private")
     blocks.queue(max_size=MOST_WAITING, api_open=False)
-    blocks._queue.sleep_when_free = 0.02  # it looks for work that often; its own 0.001 takes the model a part of its time
+    blocks._queue.sleep_when_free = (
+        0.02  # it looks for work that often; its own 0.001 takes the model a part of its time
+    )
     return blocks
 
 
@@ -425,7 +553,9 @@ def asked_for() -> str:
 def broken_off() -> str:
     """JavaScript for the line where an answer is over: of one that was not written to its end it says what became of it."""
     became = {WAITING: note("Nothing was written."), WRITING: note("Stopped.")}
-    return f"line => Object.entries({json.dumps(became)}).find(([words]) => line.includes(words))?.[1]"
+    return (
+        f"line => Object.entries({json.dumps(became)}).find(([words]) => line.includes(words))?.[1]"
+    )
 
 
 def shown(text: str, name: str) -> gr.HTML:
@@ -435,7 +565,13 @@ def shown(text: str, name: str) -> gr.HTML:
 
 def examples(label: str, texts: list[str], prompt: gr.Textbox) -> None:
     """Buttons that put a text into the prompt."""
-    made = gr.Examples(texts, prompt, label=label, example_labels=[" ⏎ ".join(text.split("\n")) for text in texts], api_visibility="private")
+    made = gr.Examples(
+        texts,
+        prompt,
+        label=label,
+        example_labels=[" ⏎ ".join(text.split("\n")) for text in texts],
+        api_visibility="private",
+    )
     made.dataset.elem_classes = ["later"]
 
 
@@ -443,8 +579,10 @@ class Doorkeeper:
     """Lets through what the page asks for, and nothing else: no file, no upload, no address elsewhere, nothing of great length."""
 
     _OPEN = {
-        "GET": re.compile(r"/|/(assets|static|svelte)/.+|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?"
-                          r"|/gradio_api/(info|startup-events|theme\.css|queue/data|heartbeat/\w+|call/\w+/\w+)/?"),
+        "GET": re.compile(
+            r"/|/(assets|static|svelte)/.+|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?"
+            r"|/gradio_api/(info|startup-events|theme\.css|queue/data|heartbeat/\w+|call/\w+/\w+)/?"
+        ),
         "POST": re.compile(r"/gradio_api/(queue/join|cancel|reset|run/\w+|call/\w+)/?"),
     }
 
@@ -460,9 +598,14 @@ class Doorkeeper:
                 app = PlainTextResponse("There is nothing here.", 404)
             # The page shows `detail`; what is not JSON it could not read.
             elif method == "POST" and not length.isdigit():
-                app = JSONResponse({"detail": "The request does not say how long it is: send its Content-Length."}, 411)
+                app = JSONResponse(
+                    {"detail": "The request does not say how long it is: send its Content-Length."},
+                    411,
+                )
             elif method == "POST" and int(length) > MOST_SENT:
-                app = JSONResponse({"detail": f"The prompt is too long: send at most {MOST_SENT:,} bytes."}, 413)
+                app = JSONResponse(
+                    {"detail": f"The prompt is too long: send at most {MOST_SENT:,} bytes."}, 413
+                )
         await app(scope, receive, send)
 
 
@@ -507,25 +650,56 @@ def main() -> int:
         print(f"error: {HERE / missing[0]} is missing: write the folder again", file=sys.stderr)
         return 2
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
-    if not (port.isascii() and port.isdecimal() and len(port) <= len(str(LARGEST_PORT)) and 0 < int(port) <= LARGEST_PORT):
-        print(f"error: GRADIO_SERVER_PORT {_named(port)} is no port: set a whole number from 1 to {LARGEST_PORT:,}", file=sys.stderr)
+    if not (
+        port.isascii()
+        and port.isdecimal()
+        and len(port) <= len(str(LARGEST_PORT))
+        and 0 < int(port) <= LARGEST_PORT
+    ):
+        print(
+            f"error: GRADIO_SERVER_PORT {_named(port)} is no port: set a whole number from 1 to {LARGEST_PORT:,}",
+            file=sys.stderr,
+        )
         return 2
-    if os.environ.get("CPU_CORES", "").isdigit():  # a Space's own; its machine has more, and threads would wait for each other
+    if os.environ.get(
+        "CPU_CORES", ""
+    ).isdigit():  # a Space's own; its machine has more, and threads would wait for each other
         torch.set_num_threads(int(os.environ["CPU_CORES"]))
     transformers_logging.disable_progress_bar()
     model = Model(HERE / "model")
     corpus = Corpus(model.encode((HERE / "corpus.txt").read_text(encoding="utf-8")))
-    theme = gr.themes.Base(neutral_hue="stone", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
-        body_background_fill="#fdfcf9", body_background_fill_dark="#15171b", block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_300", block_label_text_color="*neutral_700", block_label_text_color_dark="*neutral_200",
-        button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_600")
+    theme = gr.themes.Base(
+        neutral_hue="stone",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        body_background_fill="#fdfcf9",
+        body_background_fill_dark="#15171b",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_600",
+    )
     try:
         page(model, corpus).launch(
             share=False,  # unless told so, gradio opens a public tunnel on Kaggle and SageMaker
-            server_port=int(port), theme=theme, css=STYLE, quiet=True, show_error=False,
-            ssr_mode=False, pwa=False, run_history=False, enable_monitoring=False, footer_links=[], state_session_capacity=200,
-            app_kwargs={"middleware": [Middleware(Doorkeeper)]})
+            server_port=int(port),
+            theme=theme,
+            css=STYLE,
+            quiet=True,
+            show_error=False,
+            ssr_mode=False,
+            pwa=False,
+            run_history=False,
+            enable_monitoring=False,
+            footer_links=[],
+            state_session_capacity=200,
+            app_kwargs={"middleware": [Middleware(Doorkeeper)]},
+        )
     except OSError as error:  # the port is occupied
         print(f"error: {error}", file=sys.stderr)
         return 2
