@@ -1,7 +1,7 @@
 """GPT-2 (124M) trained from scratch on one text file: the package behind the course notebooks.
 
 Its folders follow the notebooks: `tokenization` (01), `model` (02), `training` (03), `results` (04);
-`pipeline` runs the notebooks and exports the report, `bench` measures how fast all of it is. A folder imports only from
+`report` runs the notebooks and exports the report, `bench` measures how fast all of it is. A folder imports only from
 those before it.
 """
 

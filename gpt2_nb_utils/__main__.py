@@ -17,7 +17,7 @@ from gpt2_nb_utils import __version__, torchrun
 from gpt2_nb_utils.bench.settings import FLAGS, add_bench_flags
 from gpt2_nb_utils.config import RunConfig, add_flags, check_names
 from gpt2_nb_utils.errors import FULL, NotWritten, ProcessLost, UserError
-from gpt2_nb_utils.plain_text import visible
+from gpt2_nb_utils.text import visible
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(args: argparse.Namespace, given: dict[str, Any]) -> int:
-    from gpt2_nb_utils.pipeline.run import run
+    from gpt2_nb_utils.report.run import run
 
     return _tell(run(RunConfig.resolve(given)))
 
@@ -48,8 +48,8 @@ def _train(args: argparse.Namespace, given: dict[str, Any]) -> int:
 def _sweep(args: argparse.Namespace, given: dict[str, Any]) -> int:
     from pathlib import Path
 
-    from gpt2_nb_utils.pipeline.sweep import sweep
-    from gpt2_nb_utils.pipeline.sweep_files import FIGURE, MARKDOWN
+    from gpt2_nb_utils.report.sweep import sweep
+    from gpt2_nb_utils.report.sweep_files import FIGURE, MARKDOWN
 
     folder = Path(args.out_dir)
     outcomes = sweep(Path(args.spec), folder, args.keep_checkpoints)
@@ -109,7 +109,7 @@ def _verify(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
 
 def _report(args: argparse.Namespace, given: dict[str, Any]) -> int:
-    from gpt2_nb_utils.pipeline.report import build_report
+    from gpt2_nb_utils.report.report import build_report
     from gpt2_nb_utils.run_directory import RunDirectory
 
     print(build_report(RunDirectory(args.run_dir)))
@@ -119,7 +119,7 @@ def _report(args: argparse.Namespace, given: dict[str, Any]) -> int:
 def _readme(args: argparse.Namespace, given: dict[str, Any]) -> int:
     from pathlib import Path
 
-    from gpt2_nb_utils.pipeline.readme import fill_readme
+    from gpt2_nb_utils.report.readme import fill_readme
     from gpt2_nb_utils.run_directory import RunDirectory
 
     changed = fill_readme(RunDirectory(args.run_dir), Path(args.readme))
@@ -131,7 +131,7 @@ def _bench(args: argparse.Namespace, given: dict[str, Any]) -> int:
     import json
 
     from gpt2_nb_utils.bench.command import bench
-    from gpt2_nb_utils.pipeline.bench_table import as_text
+    from gpt2_nb_utils.report.bench_table import as_text
 
     given = {name: value for name, value in given.items() if name in FLAGS}
     result = bench(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from gpt2_nb_utils.plain_text import one_line
+from gpt2_nb_utils.text import one_line
 
 
 class UserError(Exception):

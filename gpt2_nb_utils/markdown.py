@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from gpt2_nb_utils.plain_text import visible
+from gpt2_nb_utils.text import visible
 
 
 def text(value: object) -> str:

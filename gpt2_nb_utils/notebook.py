@@ -18,7 +18,7 @@ from gpt2_nb_utils import config as _config
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.large_blocks import keep_large_blocks
-from gpt2_nb_utils.plain_text import one_line
+from gpt2_nb_utils.text import one_line
 
 
 def enter_project() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 from conftest import PROJECT
 
-from gpt2_nb_utils.pipeline.notebooks import NAMES
+from gpt2_nb_utils.report.notebooks import NAMES
 
 
 def command(*words: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess:

@@ -18,9 +18,10 @@ from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from torch import Tensor
 
+from gpt2_nb_utils.machine import environment
 from gpt2_nb_utils.results.audit import Audit, Check, audited_state
 from gpt2_nb_utils.results.token_losses import keep
-from gpt2_nb_utils.run_directory import RunDirectory, environment
+from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.samples_file import Sample, format_sample

@@ -21,8 +21,8 @@ from run_fixture import make_run, summary  # noqa: E402
 from gpt2_nb_utils.__main__ import build_parser, main  # noqa: E402
 from gpt2_nb_utils.config import RunConfig  # noqa: E402
 from gpt2_nb_utils.errors import UserError  # noqa: E402
-from gpt2_nb_utils.pipeline.readme import fill_readme  # noqa: E402
-from gpt2_nb_utils.pipeline.report import build_report  # noqa: E402
+from gpt2_nb_utils.report.readme import fill_readme  # noqa: E402
+from gpt2_nb_utils.report.report import build_report  # noqa: E402
 from gpt2_nb_utils.results.overview import facts  # noqa: E402
 from gpt2_nb_utils.results.run import load_run  # noqa: E402
 from gpt2_nb_utils.tokenization import decode, encode, load_corpus  # noqa: E402

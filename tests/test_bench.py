@@ -24,8 +24,8 @@ from gpt2_nb_utils.bench.worker import Worker, WorkerFailed  # noqa: E402
 from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.model import linear  # noqa: E402
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config  # noqa: E402
-from gpt2_nb_utils.pipeline import bench_table  # noqa: E402
-from gpt2_nb_utils.pipeline.readme import fill_readme  # noqa: E402
+from gpt2_nb_utils.report import bench_table  # noqa: E402
+from gpt2_nb_utils.report.readme import fill_readme  # noqa: E402
 
 SIZES = GPT2Config(block_size=64, n_layer=2, n_head=2, n_embd=16)
 SMALL = [

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from run_fixture import make_run  # noqa: E402
 
 from gpt2_nb_utils.config import RunConfig  # noqa: E402
-from gpt2_nb_utils.pipeline.notebooks import SOURCES, parameters_for  # noqa: E402
-from gpt2_nb_utils.pipeline.report import build_report  # noqa: E402
+from gpt2_nb_utils.report.notebooks import SOURCES, parameters_for  # noqa: E402
+from gpt2_nb_utils.report.report import build_report  # noqa: E402
 
 NOTEBOOKS = ("01_tokenization", "02_model", "03_training", "04_results", "05_space")
 SHAPE = re.compile(

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from conftest import needs_browser
 
-from gpt2_nb_utils.pipeline.notebooks import NAMES, SOURCES
+from gpt2_nb_utils.report.notebooks import NAMES, SOURCES
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
 

@@ -16,9 +16,9 @@ from run_command import stand_ins
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.pipeline import notebooks
-from gpt2_nb_utils.pipeline import run as run_module
-from gpt2_nb_utils.pipeline.notebooks import NotebookFailed, run_notebooks
+from gpt2_nb_utils.report import notebooks
+from gpt2_nb_utils.report import run as run_module
+from gpt2_nb_utils.report.notebooks import NotebookFailed, run_notebooks
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
 from gpt2_nb_utils.training.loop import train

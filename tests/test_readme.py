@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from run_fixture import COMMAND, HOSTILE, make_run, reached, summary  # noqa: E402
 
 from gpt2_nb_utils.errors import UserError  # noqa: E402
-from gpt2_nb_utils.pipeline.readme import fill_readme  # noqa: E402
+from gpt2_nb_utils.report.readme import fill_readme  # noqa: E402
 from gpt2_nb_utils.run_directory import RunDirectory  # noqa: E402
 from gpt2_nb_utils.training.samples_file import Sample, format_sample  # noqa: E402
 

@@ -24,7 +24,7 @@ from run_fixture import (  # noqa: E402
 )
 
 from gpt2_nb_utils.errors import UserError  # noqa: E402
-from gpt2_nb_utils.pipeline.report import LARGEST_PAGE, build_report  # noqa: E402
+from gpt2_nb_utils.report.report import LARGEST_PAGE, build_report  # noqa: E402
 from gpt2_nb_utils.run_directory import RunDirectory  # noqa: E402
 
 

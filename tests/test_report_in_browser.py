@@ -27,7 +27,7 @@ from run_fixture import (  # noqa: E402
 )
 
 from gpt2_nb_utils.model.display import code_of  # noqa: E402
-from gpt2_nb_utils.pipeline.report import LARGEST_PAGE, build_report  # noqa: E402
+from gpt2_nb_utils.report.report import LARGEST_PAGE, build_report  # noqa: E402
 from gpt2_nb_utils.tokenization import Windows, display  # noqa: E402
 from gpt2_nb_utils.tokenization.bpe import encode  # noqa: E402
 from gpt2_nb_utils.training.step import training_step  # noqa: E402

@@ -11,9 +11,9 @@ from run_command import command, outputs, stand_ins
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.pipeline import notebooks
-from gpt2_nb_utils.pipeline import run as pipeline_run
-from gpt2_nb_utils.pipeline.notebooks import NAMES, NotebookFailed, parameters_for, run_notebooks
+from gpt2_nb_utils.report import notebooks
+from gpt2_nb_utils.report import run as report_run
+from gpt2_nb_utils.report.notebooks import NAMES, NotebookFailed, parameters_for, run_notebooks
 from gpt2_nb_utils.run_directory import RunDirectory
 
 
@@ -257,12 +257,12 @@ def test_each_notebook_gets_the_given_settings_that_it_knows():
 def test_run_goes_on_from_a_named_checkpoint(finished, tmp_path, monkeypatch):
     directory, branch = finished[0], RunDirectory(tmp_path / "branch")
     monkeypatch.setattr(
-        pipeline_run,
+        report_run,
         "run_notebooks",
         lambda config, branch: run_notebooks(config, branch, NAMES[2:4]),
     )  # those that read it
     monkeypatch.chdir(PROJECT)  # `run` goes there
-    summary = pipeline_run.run(
+    summary = report_run.run(
         RunConfig.resolve({"resume": str(directory.last), "out_dir": str(branch), "steps": 5})
     )
     assert "resumed at step 4" in branch.log.read_text(encoding="utf-8")

@@ -21,9 +21,9 @@ from gpt2_nb_utils.__main__ import main
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
-from gpt2_nb_utils.pipeline import sweep as sweep_module
-from gpt2_nb_utils.pipeline.sweep import sweep
-from gpt2_nb_utils.pipeline.sweep_spec import read_spec
+from gpt2_nb_utils.report import sweep as sweep_module
+from gpt2_nb_utils.report.sweep import sweep
+from gpt2_nb_utils.report.sweep_spec import read_spec
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.windows import Windows

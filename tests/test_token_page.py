@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from run_fixture import HOSTILE, add_token_losses, make_run, summary  # noqa: E402
 
 from gpt2_nb_utils.errors import UserError  # noqa: E402
-from gpt2_nb_utils.pipeline import report, token_page  # noqa: E402
-from gpt2_nb_utils.pipeline.report import build_report  # noqa: E402
+from gpt2_nb_utils.report import report, token_page  # noqa: E402
+from gpt2_nb_utils.report.report import build_report  # noqa: E402
 from gpt2_nb_utils.results.token_losses import keep, read_token_losses  # noqa: E402
 from gpt2_nb_utils.tokenization.bpe import decode, encode  # noqa: E402
 from gpt2_nb_utils.tokenization.windows import Windows  # noqa: E402

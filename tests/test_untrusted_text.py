@@ -14,9 +14,9 @@ from nbformat.v4 import new_markdown_cell, new_output  # noqa: E402
 from run_fixture import add_notebook, executed, html_output, make_run  # noqa: E402
 
 from gpt2_nb_utils.errors import UserError  # noqa: E402
-from gpt2_nb_utils.pipeline.readme import fill_readme  # noqa: E402
-from gpt2_nb_utils.pipeline.report import build_report  # noqa: E402
-from gpt2_nb_utils.plain_text import one_line, visible  # noqa: E402
+from gpt2_nb_utils.report.readme import fill_readme  # noqa: E402
+from gpt2_nb_utils.report.report import build_report  # noqa: E402
+from gpt2_nb_utils.text import one_line, visible  # noqa: E402
 from gpt2_nb_utils.training.run_log import Row  # noqa: E402
 from gpt2_nb_utils.training.sweep_results import Outcome, Sweep, read_sweep, write_sweep  # noqa: E402
 

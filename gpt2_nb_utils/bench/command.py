@@ -20,9 +20,10 @@ from gpt2_nb_utils.bench.whole_run import measure_run
 from gpt2_nb_utils.bench.worker import Worker
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.files import write_atomically
+from gpt2_nb_utils.machine import command_line, environment
 from gpt2_nb_utils.model.parts import parameter_count
-from gpt2_nb_utils.pipeline.bench_table import lines
-from gpt2_nb_utils.run_directory import command_line, environment, write_atomically
+from gpt2_nb_utils.report.bench_table import lines
 from gpt2_nb_utils.tokenization.corpus import load_corpus
 from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
 from gpt2_nb_utils.training.precision import Precision

@@ -17,7 +17,7 @@ from gpt2_nb_utils.bench.run_command import as_flags, given_settings, run_comman
 from gpt2_nb_utils.bench.steps import OurStep
 from gpt2_nb_utils.bench.worker import Worker
 from gpt2_nb_utils.config import RunConfig
-from gpt2_nb_utils.pipeline.notebooks import SOURCES
+from gpt2_nb_utils.report.notebooks import SOURCES
 from gpt2_nb_utils.run_directory import RunDirectory
 
 _NOTEBOOK = SOURCES / "03_training.ipynb"

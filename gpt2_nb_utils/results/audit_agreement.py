@@ -11,12 +11,12 @@ from typing import Any
 
 from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
-from gpt2_nb_utils.plain_text import one_line
 from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
 from gpt2_nb_utils.results.audit_records import ENDED, same, whole
 from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.results.train_log import Section, surviving
+from gpt2_nb_utils.text import one_line
 from gpt2_nb_utils.training.resume import KEPT
 from gpt2_nb_utils.training.schedule import learning_rate_factor
 

@@ -14,9 +14,9 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.machine import environment
 from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
 from gpt2_nb_utils.results.evidence import Evidence
-from gpt2_nb_utils.run_directory import environment
 from gpt2_nb_utils.tokenization.bpe import decode
 from gpt2_nb_utils.training.samples import draw_samples, sample_prompts
 from gpt2_nb_utils.training.samples_file import Sample

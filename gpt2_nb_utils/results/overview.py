@@ -14,7 +14,6 @@ from typing import Any
 from IPython.display import HTML
 
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.plain_text import visible
 from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.results.blocks import beside, box, note, say
 from gpt2_nb_utils.results.run import RunResults
@@ -31,6 +30,7 @@ from gpt2_nb_utils.results.verdict import (
     measured_on,
     reached,
 )
+from gpt2_nb_utils.text import visible
 from gpt2_nb_utils.tokenization.display import table
 from gpt2_nb_utils.tokenization.floor import prefix_entropy
 from gpt2_nb_utils.tokenization.windows import Windows

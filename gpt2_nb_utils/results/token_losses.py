@@ -17,8 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.results.audit import audited_state
-from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
+from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE
 from gpt2_nb_utils.tokenization.windows import Windows
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.machine import command_line, environment
 from gpt2_nb_utils.results import audit_agreement, audit_outputs, audit_records, audit_weights
 from gpt2_nb_utils.results.audit import (
     Audit,
@@ -25,7 +26,6 @@ from gpt2_nb_utils.results.audit import (
 from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.results.run import load_run
 from gpt2_nb_utils.results.token_losses import keep
-from gpt2_nb_utils.run_directory import command_line, environment
 from gpt2_nb_utils.training.precision import Precision
 
 _CHECKS = (

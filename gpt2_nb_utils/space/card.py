@@ -14,10 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gpt2_nb_utils import markdown
 from gpt2_nb_utils.config import RunConfig
-from gpt2_nb_utils.plain_text import visible
 from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.results import verdict
 from gpt2_nb_utils.results.verdict import UNKNOWN, count, loss_text
+from gpt2_nb_utils.text import visible
 from gpt2_nb_utils.training.run_log import Row
 from gpt2_nb_utils.training.verbatim import Recalled
 

@@ -16,12 +16,12 @@ import torch
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
-from gpt2_nb_utils.plain_text import one_line
 from gpt2_nb_utils.results.audit import CannotCheck
 from gpt2_nb_utils.results.evidence import Evidence, misfits
 from gpt2_nb_utils.results.run import load_run
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.space.card import Described
+from gpt2_nb_utils.text import one_line
 from gpt2_nb_utils.tokenization.bpe import decode
 from gpt2_nb_utils.training.checkpoints import model_from
 from gpt2_nb_utils.training.precision import Precision

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 
 from gpt2_nb_utils.curves import one_panel
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.plain_text import visible
 from gpt2_nb_utils.results.blocks import beside, box, shown
 from gpt2_nb_utils.results.run import RunResults
 from gpt2_nb_utils.space.folder import FILES, Space, build_space
 from gpt2_nb_utils.space.parity import TOLERANCE, Parity, compare
 from gpt2_nb_utils.space.serve import serving
+from gpt2_nb_utils.text import visible
 from gpt2_nb_utils.tokenization.bpe import decode
 from gpt2_nb_utils.tokenization.display import table
 

@@ -20,7 +20,7 @@ import regex
 import tiktoken
 
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.run_directory import write_atomically
+from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.tokenization import download
 
 VOCAB_SIZE = 50257

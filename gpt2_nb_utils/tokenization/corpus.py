@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.plain_text import one_line
-from gpt2_nb_utils.run_directory import write_atomically
+from gpt2_nb_utils.files import write_atomically
+from gpt2_nb_utils.text import one_line
 from gpt2_nb_utils.tokenization import download
 from gpt2_nb_utils.tokenization.bpe import encode
 

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from typing import Any
 
-from gpt2_nb_utils.plain_text import one_line
+from gpt2_nb_utils.text import one_line
 
 NO_DOWNLOAD = "GPT2_NB_UTILS_NO_DOWNLOAD"
 """Set this environment variable to 1 and nothing is downloaded."""

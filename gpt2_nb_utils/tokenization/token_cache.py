@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2_nb_utils.run_directory import write_atomically
+from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.tokenization.bpe import END_OF_TEXT, gpt2_encoding
 from gpt2_nb_utils.tokenization.corpus import Corpus
 

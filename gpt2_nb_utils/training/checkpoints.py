@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import torch
 
 from gpt2_nb_utils.errors import FULL, NotWritten, UserError
+from gpt2_nb_utils.files import written_beside
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
-from gpt2_nb_utils.run_directory import written_beside
 from gpt2_nb_utils.training.out_of_memory import is_out_of_memory
 
 FORMAT = 1

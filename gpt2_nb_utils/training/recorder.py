@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import duration
-from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
+from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.corpus_loss import CorpusLoss, describe_windows
 from gpt2_nb_utils.training.run_log import RecallRow, Row, RunLog, append_line, written
 from gpt2_nb_utils.training.samples import draw_samples, sample_prompts

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt2_nb_utils.errors import NotWritten
-from gpt2_nb_utils.plain_text import one_line
-from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
+from gpt2_nb_utils.files import write_atomically
+from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.text import one_line
 from gpt2_nb_utils.training.verbatim import Recalled
 
 COLUMNS = (

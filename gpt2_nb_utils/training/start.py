@@ -14,15 +14,11 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import NotWritten, UserError
+from gpt2_nb_utils.files import Claim, written_beside
+from gpt2_nb_utils.machine import command_line, environment
 from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
-from gpt2_nb_utils.run_directory import (
-    Claim,
-    RunDirectory,
-    command_line,
-    environment,
-    written_beside,
-)
+from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
 from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens

@@ -1,7 +1,7 @@
 """What a sweep leaves behind: a row for each run in `table.csv`, the curves of all runs in `curves.csv`.
 
 It knows these two files, in both directions, and in which order runs stand. It deliberately trains, draws and explains
-nothing: `pipeline.sweep` makes the files, `recipe` and `recipe_figures` show them.
+nothing: `report.sweep` makes the files, `recipe` and `recipe_figures` show them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.run_directory import write_atomically
+from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.training.run_log import COLUMNS, Row
 
 REFERENCE = Path(__file__).resolve().parents[2] / "out" / "reference" / "sweep"

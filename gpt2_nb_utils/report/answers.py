@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2_nb_utils.pipeline.run_facts import MARKS, STATUS, RunFacts
+from gpt2_nb_utils.report.run_facts import MARKS, STATUS, RunFacts
 from gpt2_nb_utils.results.verdict import UNKNOWN, count, loss_text
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from gpt2_nb_utils import markdown
 from gpt2_nb_utils.config import RunConfig
-from gpt2_nb_utils.pipeline.sweep_spec import Spec
+from gpt2_nb_utils.files import write_atomically
+from gpt2_nb_utils.report.sweep_spec import Spec
 from gpt2_nb_utils.results.verdict import count, loss_text
-from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
+from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training import recipe_figures
 from gpt2_nb_utils.training.run_log import read_metrics
 from gpt2_nb_utils.training.sweep_results import Outcome, Sweep, best_first, write_sweep

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gpt2_nb_utils import markdown
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.pipeline.run_facts import RunFacts, read_run
 from gpt2_nb_utils.progress import duration
+from gpt2_nb_utils.report.run_facts import RunFacts, read_run
 from gpt2_nb_utils.results.verdict import count
 from gpt2_nb_utils.run_directory import RunDirectory
 

@@ -14,23 +14,24 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gpt2_nb_utils.pipeline import images
-from gpt2_nb_utils.pipeline.answers import answers
-from gpt2_nb_utils.pipeline.figures import figures
-from gpt2_nb_utils.pipeline.html_page import render
-from gpt2_nb_utils.pipeline.notebook_html import (
+from gpt2_nb_utils.files import write_atomically
+from gpt2_nb_utils.report import images
+from gpt2_nb_utils.report.answers import answers
+from gpt2_nb_utils.report.figures import figures
+from gpt2_nb_utils.report.html_page import render
+from gpt2_nb_utils.report.notebook_html import (
     Execution,
     cell_output,
     execution,
     notebook_body,
     read_notebook,
 )
-from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run
-from gpt2_nb_utils.pipeline.safe_html import Outline
-from gpt2_nb_utils.pipeline.token_page import FILE as TOKENS_FILE
-from gpt2_nb_utils.pipeline.token_page import TokenPage, taste, token_page
+from gpt2_nb_utils.report.run_facts import MARKS, RunFacts, read_run
+from gpt2_nb_utils.report.safe_html import Outline
+from gpt2_nb_utils.report.token_page import FILE as TOKENS_FILE
+from gpt2_nb_utils.report.token_page import TokenPage, taste, token_page
 from gpt2_nb_utils.results.verdict import count
-from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
+from gpt2_nb_utils.run_directory import RunDirectory
 
 LARGEST_PAGE = 3_000_000
 """Bytes that a page may have; a larger one is written with smaller pictures, or less of the text."""

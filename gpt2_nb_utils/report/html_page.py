@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pygments.formatters import HtmlFormatter
 
-from gpt2_nb_utils.plain_text import visible
+from gpt2_nb_utils.text import visible
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LIGHT_CODE, _DARK_CODE = (

@@ -15,9 +15,10 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.pipeline.sweep_files import write_files
-from gpt2_nb_utils.pipeline.sweep_spec import SET_BY_THE_SWEEP, read_spec
-from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
+from gpt2_nb_utils.files import write_atomically
+from gpt2_nb_utils.report.sweep_files import write_files
+from gpt2_nb_utils.report.sweep_spec import SET_BY_THE_SWEEP, read_spec
+from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.corpus import load_corpus
 from gpt2_nb_utils.training.loop import train
 from gpt2_nb_utils.training.precision import Precision

@@ -6,8 +6,8 @@ from typing import Any
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.notebook import enter_project
-from gpt2_nb_utils.pipeline.notebooks import run_notebooks
-from gpt2_nb_utils.pipeline.report import build_report
+from gpt2_nb_utils.report.notebooks import run_notebooks
+from gpt2_nb_utils.report.report import build_report
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.start import start_run
 

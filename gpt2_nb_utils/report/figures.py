@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2_nb_utils.pipeline.run_facts import RunFacts
+from gpt2_nb_utils.report.run_facts import RunFacts
 
 _MAIN = "loss"
 _CAPTIONS = {

@@ -14,13 +14,14 @@ from urllib.parse import quote
 
 from gpt2_nb_utils import markdown
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.pipeline.bench_table import bench_block
-from gpt2_nb_utils.pipeline.figures import figures
-from gpt2_nb_utils.pipeline.run_facts import MARKS, RunFacts, read_run
-from gpt2_nb_utils.pipeline.runs_table import runs_table
-from gpt2_nb_utils.plain_text import visible
+from gpt2_nb_utils.files import write_atomically
+from gpt2_nb_utils.report.bench_table import bench_block
+from gpt2_nb_utils.report.figures import figures
+from gpt2_nb_utils.report.run_facts import MARKS, RunFacts, read_run
+from gpt2_nb_utils.report.runs_table import runs_table
 from gpt2_nb_utils.results.verdict import count
-from gpt2_nb_utils.run_directory import RunDirectory, write_atomically
+from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.text import visible
 
 _MARKER = re.compile(rb"<!--AUTO:([A-Z]+):(START|END)-->")
 _LOG_LINES = (12, 8)  # how many of the first and of the last lines of a log are shown

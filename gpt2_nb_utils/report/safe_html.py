@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from bs4 import BeautifulSoup, Tag
 from bs4.element import PreformattedString
 
-from gpt2_nb_utils.plain_text import visible
+from gpt2_nb_utils.text import visible
 
 _DROPPED = (
     "script",

@@ -20,11 +20,11 @@ from nbconvert.filters import ansi2html
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from traitlets.config import Config
 
-from gpt2_nb_utils.pipeline import images
-from gpt2_nb_utils.pipeline.mathml import formula_html, markdown_to_html
-from gpt2_nb_utils.pipeline.safe_html import Outline, safe_html
-from gpt2_nb_utils.plain_text import visible
 from gpt2_nb_utils.progress import duration
+from gpt2_nb_utils.report import images
+from gpt2_nb_utils.report.mathml import formula_html, markdown_to_html
+from gpt2_nb_utils.report.safe_html import Outline, safe_html
+from gpt2_nb_utils.text import visible
 
 _PAPERMILL_NOTICE = (
     "papermill-error-cell-tag"  # papermill's own words about a failed cell: the page says it itself

@@ -1,0 +1,98 @@
+"""What a run is recorded with: the machine, the versions of its packages, and the command that started it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gpt2_nb_utils import torchrun
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: machine, Python and the versions of the packages that matter."""
+    packages = {}
+    for name in (
+        "torch",
+        "numpy",
+        "tiktoken",
+        "matplotlib",
+        "pydantic",
+        "papermill",
+        "nbconvert",
+        "jupyterlab",
+        "transformers",
+    ):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "memory_gb": _memory_gb(),
+        "packages": packages,
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None  # Windows has no sysconf
+
+
+def command_line() -> str:
+    """The command that started this process, as it was given, but for where this machine keeps its programs.
+
+    Inside a Jupyter kernel it is the command that runs the notebook, papermill or `run`. A Jupyter server's own command
+    line is not recorded: it may hold a password. In one of several processes it is torchrun's.
+    """
+    words = sys.orig_argv
+    if torchrun.world_size() > 1:
+        words = _words_of_parent() or words
+    elif any("ipykernel_launcher" in word for word in words):
+        words = _words_of_parent()
+        if not any("papermill" in word or "gpt2_nb_utils" in word for word in words):
+            return "(notebook run by hand in Jupyter)"
+    return shlex.join(_without_folders(words))
+
+
+def _words_of_parent() -> list[str]:
+    try:
+        import psutil
+
+        return psutil.Process(os.getppid()).cmdline()
+    except Exception:  # the parent may be gone or belong to somebody else
+        return []
+
+
+def _without_folders(words: list[str]) -> list[str]:
+    """The program without its folder: that tells a reader nothing, and may hold the name of a user."""
+    if len(words) > 1 and Path(words[1]).is_absolute():
+        return [
+            Path(words[1]).name,
+            *words[2:],
+        ]  # an installed script such as papermill, with the interpreter before it
+    return (
+        [Path(words[0]).name if Path(words[0]).is_absolute() else words[0], *words[1:]]
+        if words
+        else words
+    )
