@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, get_args
 
-from gpt2_nb_utils import __version__, torchrun
+from gpt2_nb_utils import __version__, dist_env
 from gpt2_nb_utils.bench.settings import FLAGS, add_bench_flags
 from gpt2_nb_utils.config import RunConfig, add_flags, check_names
-from gpt2_nb_utils.errors import FULL, NotWritten, ProcessLost, UserError
+from gpt2_nb_utils.errors import FULL, NotWritten, UserError
+from gpt2_nb_utils.progress import send_nowhere
 from gpt2_nb_utils.text import visible
 
 
@@ -35,30 +36,25 @@ def _run(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
 def _train(args: argparse.Namespace, given: dict[str, Any]) -> int:
     from gpt2_nb_utils.large_blocks import keep_large_blocks
-    from gpt2_nb_utils.training.loop import train
-    from gpt2_nb_utils.training.processes import joined
+    from gpt2_nb_utils.training.distributed import connected
+    from gpt2_nb_utils.training.train import train
 
     config = RunConfig.resolve(given)
     keep_large_blocks()  # before the processes exchange their first tensors
-    with joined() as processes:
-        summary = train(config, processes=processes)
-        return _tell(summary) if processes.first else _exit_status(summary)
+    with connected() as dist:
+        summary = train(config, dist=dist)
+        return _tell(summary) if dist.is_main else _exit_status(summary)
 
 
 def _sweep(args: argparse.Namespace, given: dict[str, Any]) -> int:
     from pathlib import Path
 
-    from gpt2_nb_utils.report.sweep import sweep
-    from gpt2_nb_utils.report.sweep_files import FIGURE, MARKDOWN
+    from gpt2_nb_utils.report.sweep import FIGURE, TABLE, sweep
 
     folder = Path(args.out_dir)
-    outcomes = sweep(Path(args.spec), folder, args.keep_checkpoints)
-    print(
-        "",
-        (folder / MARKDOWN).read_text(encoding="utf-8"),
-        f"figure      {folder / FIGURE}",
-        sep="\n",
-    )
+    outcomes = sweep(Path(args.spec), folder, args.keep_checkpoints).outcomes
+    table = (folder / TABLE).read_text(encoding="utf-8")
+    print("", table, f"figure      {folder / FIGURE}", sep="\n")
     if any(outcome.status == "interrupted" for outcome in outcomes):
         return _interrupted()
     return 1 if all(outcome.status == "failed" for outcome in outcomes) else 0
@@ -85,27 +81,29 @@ def _sample(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
 
 def _sampled_from_hf(args: argparse.Namespace, given: dict[str, Any]) -> tuple[list[str], bool]:
-    from gpt2_nb_utils.space.sample import sample_from_hf
+    from gpt2_nb_utils.results.sample import continuations
+    from gpt2_nb_utils.space.hf_format import read_hf
 
-    return sample_from_hf(args.from_hf, given)
+    source = read_hf(args.from_hf)
+    return continuations(source.load_model, source.settings, given), source.demo
 
 
 def _sampled_from_run(args: argparse.Namespace, given: dict[str, Any]) -> tuple[list[str], bool]:
-    from gpt2_nb_utils.results.sample import sample
-    from gpt2_nb_utils.results.summary_types import check_summary
-    from gpt2_nb_utils.run_directory import RunDirectory
+    from gpt2_nb_utils.results.sample import sample_from_run
 
-    directory = RunDirectory(args.run_dir or RunConfig.model_fields["out_dir"].default)
-    texts = sample(str(directory), given)
-    summary = directory.read_summary()
-    check_summary(summary, directory)
-    return texts, (summary.get("corpus") or {}).get("source") == "demo"
+    return sample_from_run(args.run_dir or RunConfig.model_fields["out_dir"].default, given)
 
 
 def _verify(args: argparse.Namespace, given: dict[str, Any]) -> int:
-    from gpt2_nb_utils.results.verify import verify
+    from gpt2_nb_utils.results.verify import verify, verify_by_replay
 
-    return 0 if verify(args.run_dir, given, args.sample).passed else 1
+    if args.replay is None:
+        return 0 if verify(args.run_dir, given, args.sample).passed else 1
+    if args.sample:
+        raise UserError(
+            f"--sample {args.sample} measures weights and --replay trains: give one of them"
+        )
+    return 0 if verify_by_replay(args.run_dir, given, args.replay).replay.check.ok else 1
 
 
 def _report(args: argparse.Namespace, given: dict[str, Any]) -> int:
@@ -177,21 +175,26 @@ def _space(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
 def _tell(summary: dict[str, Any]) -> int:
     """Print how a run ended and where everything is; the exit status."""
+    try:
+        _print_end(summary)
+        print(end="", flush=True)
+    except OSError:  # where nobody can read it, the run has ended all the same
+        send_nowhere(sys.stdout)
+    return _exit_status(summary)
+
+
+def _print_end(summary: dict[str, Any]) -> None:
     from gpt2_nb_utils.run_directory import RunDirectory
-    from gpt2_nb_utils.training.corpus_loss import describe_windows
+    from gpt2_nb_utils.training.records import Summary
 
     directory = RunDirectory(summary["config"]["out_dir"])
     if summary["corpus"]["source"] == "demo":
         print(
             "This run used the demonstration corpus, not the course's input.txt (data/README.md tells where to put it)."
         )
-    loss = summary["best_train_loss"]
-    measured = (
-        "not measured"
-        if loss is None
-        else f"{loss:.6f}, "
-        + describe_windows(summary["best_train_loss_windows"], summary["config"]["max_tokens"])
-    )
+    loss = Summary.model_validate(summary).best_measured
+    extent = loss and loss.extent(summary["config"]["max_tokens"])
+    measured = f"{loss.loss:.6f}, {extent}" if loss else "not measured"
     print(
         f"{summary['status'].replace('_', ' ')} at step {summary['step']:,}: training loss {measured}; "
         f"target {summary['target_loss']} {'reached' if summary['target_reached'] else 'not reached'}"
@@ -208,7 +211,6 @@ def _tell(summary: dict[str, Any]) -> int:
     ):
         if path.exists():
             print(f"{title:12}{path}")
-    return _exit_status(summary)
 
 
 def _exit_status(summary: dict[str, Any]) -> int:
@@ -225,6 +227,12 @@ def _windows(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more windows")
     return int(text)
+
+
+def _steps(text: str) -> int:
+    if text != "all" and (not text.isdecimal() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither all nor 1 or more steps")
+    return 0 if text == "all" else int(text)
 
 
 def _port(text: str) -> int:
@@ -334,6 +342,12 @@ def build_parser() -> argparse.ArgumentParser:
                 help="a quick look: measure only N windows, which proves nothing (default: all)",
             )
             command.add_argument(
+                "--replay",
+                type=_steps,
+                metavar="N|all",
+                help="train the first N steps again from the seed and compare every loss on record: needs no checkpoint",
+            )
+            command.add_argument(
                 "--device",
                 default="auto",
                 metavar="STR",
@@ -341,9 +355,9 @@ def build_parser() -> argparse.ArgumentParser:
             )
             command.add_argument(
                 "--amp",
-                default="fp32",
+                default=argparse.SUPPRESS,
                 metavar="|".join(get_args(RunConfig.model_fields["amp"].annotation)),
-                help="number format of the audit, whatever that of the training was (default: %(default)s)",
+                help="number format, whatever that of the training was (default: fp32; with --replay, the fastest of this machine)",
             )
         if name == "space":
             command.add_argument(
@@ -377,8 +391,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _failed_first(message: str) -> bool:
+    """Whether this process has to report a failure: of several that torchrun started, one does."""
+    if dist_env.world_size() == 1:
+        return True
+    from gpt2_nb_utils.training.distributed import first_failure
+
+    return first_failure(message)[0] == dist_env.rank()
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 2 for bad input, 130 or 143 after SIGINT or SIGTERM, 1 for anything else that failed."""
+    """Run a command.
+
+    Returns:
+        The exit status: 0, 2 for bad input, 128 + its number after a signal that asked to stop, 1 for anything
+        else that failed.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(
@@ -393,9 +421,9 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 f"unexpected argument {unknown[0]!r} (`python -m gpt2_nb_utils {args.command} --help` lists the flags)"
             )
-        if torchrun.world_size() > 1 and args.command != "train":
+        if dist_env.world_size() > 1 and args.command != "train":
             raise UserError(
-                f"{args.command} works in one process, and torchrun started {torchrun.world_size()}: start it without "
+                f"{args.command} works in one process, and torchrun started {dist_env.world_size()}: start it without "
                 f"torchrun; train is the one that shares its work out"
             )
         given = {
@@ -403,13 +431,11 @@ def main(argv: list[str] | None = None) -> int:
         }
         return COMMANDS[args.command][0](args, given)
     except UserError as error:
-        if torchrun.rank() == 0:
+        if _failed_first(str(error)):
             print(f"error: {error}", file=sys.stderr)
-        elif not isinstance(error, ProcessLost):
-            torchrun.let_rank_0_speak()
         return error.exit_status
     except KeyboardInterrupt:
-        if torchrun.rank() == 0:
+        if dist_env.rank() == 0:
             print("interrupted", file=sys.stderr)
         return _interrupted()
     except BrokenPipeError:
@@ -422,4 +448,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    torchrun.end_with(main)
+    dist_env.exit_with(main)

@@ -400,7 +400,7 @@ class RunConfig(BaseModel):
     amp: Literal["auto", "fp16", "bf16", "fp32"] = _setting(
         "auto",
         "machine",
-        "precision of the matrix products; auto takes fp16 with a GradScaler on CUDA and fp32 on a CPU",
+        "precision of the matrix products; auto takes fp16 with a GradScaler on CUDA, bf16 on a CPU with units for it, else fp32",
         ("dtype", "precision", "mixed_precision", "fp16", "bf16"),
     )
     compile: bool = _setting(
@@ -666,7 +666,7 @@ def parameters_cell(names: Iterable[str] | None = None) -> str:
     The lines have the form that papermill's inspector reads: `name: annotation = value  # help`, with
     no second equals sign and no `|` in the annotation.
     """
-    lines = [PARAMETERS_HEADER]
+    lines = [PARAMETERS_HEADER, "# fmt: off"]  # papermill reads one line for each name
     for name in names or RunConfig.model_fields:
         value = notebook_default(name)
         help_text = RunConfig.model_fields[name].description

@@ -1,4 +1,4 @@
-"""The exceptions that are told in one line."""
+"""The exceptions that a user sees as one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpt2_nb_utils.text import one_line
 
 
 class UserError(Exception):
-    """A wrong input, told in one line that names the thing, the value and the mend.
+    """Invalid input, in one line that names the setting, the value and the fix.
 
     The command line prints the line and exits with status 2; a notebook shows it without a traceback.
     """
@@ -42,23 +42,11 @@ class NotWritten(UserError):
     def __init__(
         self, path: str | os.PathLike[str], error: OSError, kept: str = "", flag: str = "--out_dir"
     ):
-        mend = _MENDS.get(
-            error.errno, "see that its folder is there, or choose another {flag}"
-        ).format(flag=flag)
-        super().__init__(
-            f"{path} cannot be written ([Errno {error.errno}] {error.strerror}): {mend}{kept and '; ' + kept}"
-        )
-
-
-_MENDS = {
-    **dict.fromkeys(FULL, "free disk space or choose another {flag}"),
-    **dict.fromkeys(
-        (errno.EROFS, errno.EACCES, errno.EPERM), "name a folder that you may write to ({flag})"
-    ),
-}
-
-
-class ProcessLost(UserError):
-    """Of the processes that train together, another one died or failed: not the user's mistake, but told in a line as well."""
-
-    exit_status = 1
+        if error.errno in FULL:
+            fix = f"free disk space or choose another {flag}"
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            fix = f"name a folder that you may write to ({flag})"
+        else:
+            fix = f"see that its folder is there, or choose another {flag}"
+        self.reason = f"[Errno {error.errno}] {error.strerror}"
+        super().__init__(f"{path} cannot be written ({self.reason}): {fix}{kept and '; ' + kept}")

@@ -6,7 +6,9 @@ Source of the lock: the `filelock` package, which uses what the system offers (f
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,25 +17,31 @@ from typing import BinaryIO
 import filelock
 
 LOCK, LOCK_OF_RUN = ".lock", ".run.lock"
-_LENT = "GPT2_NB_UTILS_LENT"
-"""Environment variable with the run directory that a process may claim although the command `run`, which started it, holds it."""
-_DYING = 2.0
-"""Seconds in which the kernel of a `run` that was killed notices that and ends."""
+MOST_BYTES = 2**30
+"""The largest record of a run that is read: a million steps leave less than half of it."""
 
 
 @contextlib.contextmanager
-def written_beside(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+def written_beside(path: Path, mode: int = 0o644, durable: bool = False) -> Iterator[BinaryIO]:
     """A file beside `path` to write into, which takes that name at the end, or goes where anything failed.
 
     No reader ever meets half a file, and a kill at any moment leaves the previous one whole.
+
+    Args:
+        durable: the content is on the disk before it has the name, so that a power cut does no harm either.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-        os.chmod(beside, mode)
+            if durable:
+                flush_to_disk(file)
+        with contextlib.suppress(OSError):  # FAT and some mounts of WSL know no modes
+            os.chmod(beside, mode)
         os.replace(beside, path)
+        if durable:
+            _flush_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(beside)
@@ -42,10 +50,49 @@ def written_beside(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
         raise
 
 
-def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
-    """Write text (as UTF-8) or bytes beside `path` and rename it."""
-    with written_beside(path, mode) as file:
+def write_atomically(
+    path: Path, content: str | bytes, mode: int = 0o644, durable: bool = False
+) -> None:
+    """Write text (as UTF-8) or bytes beside `path` and rename it; the arguments are those of `written_beside`."""
+    with written_beside(path, mode, durable) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def read_regular(path: Path, limit: int = MOST_BYTES) -> bytes:
+    """The content of a regular file, also through a link; a run directory may come from anybody.
+
+    Args:
+        limit: bytes up to which a file is read.
+
+    Raises:
+        OSError: it is not there, is larger, or is a pipe, a device or a folder: those may never end.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if status.st_size > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
+    return path.read_bytes()
+
+
+def flush_to_disk(file: BinaryIO) -> None:
+    """Ask the system to bring a file onto the disk; a full disk says so here."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """See that a new name in a folder outlives a power cut, where the system offers that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 class Claim:
@@ -53,23 +100,16 @@ class Claim:
 
     Args:
         folder: the run directory.
+        name: its lock file: one for the training, another for the whole of a `run` around it.
+        patience: seconds to wait, such as for the kernel of a killed `run`, which notices that and ends.
 
     Raises:
         filelock.Timeout: another process holds it.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = str(folder.resolve())
-        self._lock = filelock.FileLock(folder / LOCK, timeout=_DYING)
-        self._of_run = filelock.FileLock(folder / LOCK_OF_RUN, timeout=0)
+    def __init__(self, folder: Path, name: str = LOCK, patience: float = 2.0):
+        self._lock = filelock.FileLock(folder / name, timeout=patience)
         self._lock.acquire()
-        try:
-            if os.environ.get(_LENT) != self._folder:
-                self._of_run.acquire()
-                self._of_run.release()
-        except BaseException:
-            self._lock.release()
-            raise
         self._file = self._seen()
 
     def _seen(self) -> tuple[int, int] | None:
@@ -84,20 +124,6 @@ class Claim:
         """Whether the folder was removed meanwhile, or another one has taken its place."""
         return self._seen() != self._file
 
-    @property
-    def is_taken(self) -> bool:
-        """Whether it was removed, and another process has claimed the one in its place."""
-        return self._seen() not in (self._file, None)
-
-    def lend(self) -> None:
-        """Let the processes that this one starts from now on claim the directory, one at a time, and nobody else."""
-        self._of_run.acquire()
-        os.environ[_LENT] = self._folder
-        self._lock.release()
-
     def release(self) -> None:
         """Let others in."""
-        if self._of_run.is_locked:
-            os.environ.pop(_LENT, None)
-        self._of_run.release()
         self._lock.release()

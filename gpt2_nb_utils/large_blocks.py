@@ -1,7 +1,8 @@
-"""Memory that a step frees is kept for the next step, in huge pages where Linux has them.
+"""Keep memory that a training step frees for the next step, in huge pages where Linux has them.
 
-A training step on a CPU allocates and frees hundreds of blocks, some of 200 MB. The C library hands large ones back to the
-operating system at once and fetches them anew: in each step of GPT-2 124M over 100,000 pages are mapped and zeroed.
+A step on a CPU allocates and frees hundreds of blocks, some of 200 MB. The C library returns large
+ones to the operating system at once and requests them again: each step of GPT-2 124M would map and
+zero over 100,000 pages.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import sys
 
 # Their numbers in glibc's malloc.h, where mallopt(3) explains them.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-_NEVER = -1  # the largest number would still give a heap back that has 2 GiB free at its end
+_NEVER = -1  # with the largest number, a heap with 2 GiB free at its end would still be returned
 _MOST_UNUSED = 2**30
-"""Bytes by which a process may grow before it gives back what it does not use: less than the copies that a checkpoint takes would be asked for each time."""
+"""Bytes by which a process may grow before it returns unused memory. If that were less than the
+copies made for a checkpoint, their memory would be requested again for each one."""
 
 
 def keep_large_blocks() -> bool:
     """Keep freed memory in this process from now on. The numbers that it computes stay the same.
 
-    The huge pages are torch's to ask for, and it decides with its first tensor: call this before, or have the first half only.
+    torch decides with its first tensor whether it asks for huge pages: a later call keeps the
+    memory, in small pages.
 
     Returns:
         False where the C library cannot (Windows, macOS, musl); nothing has changed then.
@@ -32,24 +35,26 @@ def keep_large_blocks() -> bool:
     except (OSError, AttributeError):
         return False
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # One heap instead of separate mappings, for all threads (the backward pass has its own), and never shortened.
+    # One heap instead of separate mappings, for all threads (the backward pass has its own), and
+    # never shortened.
     return bool(
         mallopt(_MMAP_MAX, 0) and mallopt(_ARENA_MAX, 1) and mallopt(_TRIM_THRESHOLD, _NEVER)
     )
 
 
 class FreedMemory:
-    """Memory that was freed and that nothing can use again, given back before it adds up.
+    """Freed memory that nothing can use again, returned to the operating system before it adds up.
 
-    Once something small stands for good where a large block was freed, the next large block does not fit there, and the heap
-    grows by it. In a notebook, where drawings leave objects behind, that can be 150 MB for each of them.
+    Once a small object stays where a large block was freed, the next large block does not fit
+    there, and the heap grows by it. In a notebook, where drawings leave objects behind, that can be
+    150 MB for each of them.
     """
 
     def __init__(self) -> None:
         self._least: int | None = None
 
     def give_back(self) -> bool:
-        """Give all freed memory back to the operating system if this process has grown by more than 1 GiB; it costs some hundredths of a second.
+        """Return all freed memory if this process has grown by over 1 GiB; it takes about 0.05 s.
 
         Returns:
             Whether it did.
@@ -69,7 +74,7 @@ class FreedMemory:
 
 
 def _resident() -> int | None:
-    """Bytes of this process in memory; None where Linux does not tell."""
+    """Bytes of this process in memory; None where /proc does not say."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

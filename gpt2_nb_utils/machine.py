@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -11,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gpt2_nb_utils import torchrun
+from gpt2_nb_utils import dist_env
 
 
 def environment() -> dict[str, Any]:
@@ -59,6 +60,14 @@ def _memory_gb() -> float | None:
         return None  # Windows has no sysconf
 
 
+def sources_sha256() -> str:
+    """The sha256 of this package's own .py files: sorted relative paths, each with the bytes of its file."""
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py")):
+        digest.update(path.encode("utf-8") + b"\0" + (package / path).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def command_line() -> str:
     """The command that started this process, as it was given, but for where this machine keeps its programs.
 
@@ -66,7 +75,7 @@ def command_line() -> str:
     line is not recorded: it may hold a password. In one of several processes it is torchrun's.
     """
     words = sys.orig_argv
-    if torchrun.world_size() > 1:
+    if dist_env.world_size() > 1:
         words = _words_of_parent() or words
     elif any("ipykernel_launcher" in word for word in words):
         words = _words_of_parent()

@@ -5,15 +5,18 @@ It knows names and files. It deliberately does not know how a run is trained or 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from gpt2_nb_utils.errors import NotWritten, UserError
-from gpt2_nb_utils.files import LOCK, LOCK_OF_RUN, Claim, write_atomically
+from gpt2_nb_utils.files import LOCK, LOCK_OF_RUN, Claim, read_regular, write_atomically
 
 _MADE_BY_A_RUN = (
     "config.json",
@@ -31,6 +34,9 @@ _MADE_BY_A_RUN = (
     "summary.json",
 )
 """In the order in which they are thrown away: while the summary is there, the folder is known for a run's."""
+_WRITTEN_BESIDE = ("*.pt", "*.json", "*.jsonl", "*.csv", "*.bin", "train.log", "samples.txt")
+_RUN_AROUND = "GPT2_NB_UTILS_RUN"
+"""Environment variable with the run directory that the command `run`, which started this process, holds."""
 _CUT_SHORT = tuple(f".{name}." for name in _MADE_BY_A_RUN)
 _NOT_CONTENT = {LOCK, LOCK_OF_RUN, ".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
 
@@ -48,13 +54,13 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self.environment = self.path / "environment.json"
         self.tokens = self.path / "tokens.bin"
+        self.events = self.path / "logs" / "events.jsonl"
         self.log = self.path / "logs" / "train.log"
         self.metrics = self.path / "logs" / "train_metrics.csv"
         self.recall = self.path / "logs" / "recall.csv"
         self.samples = self.path / "samples" / "samples.txt"
         self.last = self.path / "checkpoints" / "last.pt"
         self.previous = self.path / "checkpoints" / "previous.pt"
-        self.set_aside = self.path / "checkpoints" / "set_aside.pt"
         self.best = self.path / "checkpoints" / "best.pt"
         self.figures = self.path / "figures"
         self.notebooks = self.path / "notebooks"
@@ -71,17 +77,13 @@ class RunDirectory:
         """Whether a run was ever started here."""
         try:
             return any(
-                path.exists() for path in (self.summary, self.last, self.previous, self.best)
+                path.exists()
+                for path in (self.events, self.summary, self.last, self.previous, self.best)
             )
         except OSError as error:  # a name that is too long, a folder that may not be looked into
             raise UserError(
                 f"run directory {self} cannot be read ({error.strerror}): name another folder"
             ) from None
-
-    @property
-    def counted_recall(self) -> bool:
-        """Whether training counted recall on its way: runs of earlier versions have no file, or one with nothing below its header."""
-        return self.recall.is_file() and self.recall.read_bytes().count(b"\n") > 1
 
     def claim(self, resume: bool = False, overwrite: bool = False) -> Claim:
         """Make this the directory of a run that is about to start or to go on, or refuse.
@@ -112,6 +114,10 @@ class RunDirectory:
             self._refuse_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if os.environ.get(_RUN_AROUND) != str(self.path.resolve()):
+                Claim(
+                    self.path, LOCK_OF_RUN, patience=0
+                ).release()  # refused while a `run` is at work
             claim = Claim(self.path)
         except filelock.Timeout:
             raise UserError(
@@ -128,29 +134,29 @@ class RunDirectory:
                 shutil.rmtree(
                     target
                 ) if target.is_dir() and not target.is_symlink() else target.unlink(missing_ok=True)
-        for file in (
-            self.best,
-            self.last,
-            self.config,
-            self.summary,
-            self.environment,
-            self.tokens,
-            self.metrics,
-            self.recall,
-            self.samples,
-        ):
-            for cut_short in file.parent.glob(
-                f".{file.name}.*"
-            ):  # by a kill in the midst of writing it
-                cut_short.unlink(missing_ok=True)
+        for folder in (self.path, self.log.parent, self.samples.parent, self.best.parent):
+            for name in _WRITTEN_BESIDE:
+                for cut_short in folder.glob(f".{name}.*"):  # by a kill while it was written
+                    cut_short.unlink(missing_ok=True)
         return claim
+
+    @contextlib.contextmanager
+    def held_by_run(self) -> Iterator[None]:
+        """A context in which only this process and those that it starts may claim the directory, one at a time."""
+        claim = Claim(self.path, LOCK_OF_RUN, patience=0)
+        os.environ[_RUN_AROUND] = str(self.path.resolve())
+        try:
+            yield
+        finally:
+            del os.environ[_RUN_AROUND]
+            claim.release()
 
     @property
     def _is_of_a_run(self) -> bool:
         """Whether more than a file by the name of `summary.json` says that a run was here."""
         if any(
             path.exists()
-            for path in (self.path / LOCK, self.config, self.last, self.previous, self.best)
+            for path in (self.path / LOCK, self.config, self.events, self.last, self.previous)
         ):
             return True
         try:
@@ -161,6 +167,7 @@ class RunDirectory:
     def _refuse_links(self) -> None:
         """Raise a UserError where a file that is appended to, or written in place, is a link: a run from elsewhere could aim it at any file."""
         for file in (
+            self.events,
             self.log,
             self.metrics,
             self.recall,
@@ -200,14 +207,14 @@ class RunDirectory:
     def read_json(self, path: Path) -> dict[str, Any]:
         """The content of one of the JSON files of the run."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_regular(path).decode("utf-8"))
             if isinstance(content, dict):
                 return content
             raise ValueError
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
-                f"{self} is no run directory ({path.name} is missing): name the out_dir of a run, "
-                f"or start one with `python -m gpt2_nb_utils run --out_dir {self}`"
+                f"{self} holds no run ({path.name} is missing): run notebook 03 with this out_dir first, or name the "
+                f"out_dir of a run"
             ) from None
         except OSError as error:
             raise UserError(

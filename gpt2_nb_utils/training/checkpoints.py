@@ -5,7 +5,6 @@ It knows when a file is whole and safe to load. It deliberately does not know wh
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import pickle
@@ -20,9 +19,9 @@ import torch
 from gpt2_nb_utils.errors import FULL, NotWritten, UserError
 from gpt2_nb_utils.files import written_beside
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
+from gpt2_nb_utils.training.events import FORMAT
 from gpt2_nb_utils.training.out_of_memory import is_out_of_memory
 
-FORMAT = 1
 _ZIP = b"PK\x03\x04"
 
 
@@ -76,35 +75,22 @@ def _write(
 ) -> None:
     stream = None
     try:
-        with written_beside(path) as file:
+        with written_beside(path, durable=True) as file:
             stream = _Stream(file, abandoned)
             torch.save({"format": FORMAT, **content}, stream)
-            file.flush()
-            os.fsync(file.fileno())
             if previous is not None and path.exists():
-                keep_as(previous, path)
+                _keep_as(previous, path)
     except RuntimeError as error:
         raise (stream and stream.error) or error
-    _sync(path.parent)
 
 
-def keep_as(name: Path, path: Path) -> None:
+def _keep_as(name: Path, path: Path) -> None:
     """Give a file that will be replaced next another name, in the same folder, under which it stays."""
     name.unlink(missing_ok=True)
     try:
         os.link(path, name)
     except OSError:  # a file system without links: for a moment it has the other name only
         os.replace(path, name)
-
-
-def _sync(folder: Path) -> None:
-    """See that a new name in a folder outlives a power cut, where the system offers that."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class _Stream:
@@ -176,7 +162,7 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
             f"{path} has format {content['format']}, newer than format {FORMAT}, which this program reads: use the "
             f"version that wrote it, or a newer one"
         )
-    if content["format"] != FORMAT:
+    if content["format"] < 1:
         raise _foreign(path)
     return content
 

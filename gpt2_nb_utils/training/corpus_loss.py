@@ -1,6 +1,7 @@
 """The training loss: mean cross-entropy of the predictions of the corpus, whole or estimated.
 
-This is the figure that the target is about (never a single batch). Every one of the N − 1 targets counts once.
+This is the figure that the target is about (never a single batch). Every one of the N − 1 targets
+counts once.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, Windows
+from gpt2_nb_utils.training.distributed import SINGLE, DistContext
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.processes import ALONE, Processes
+from gpt2_nb_utils.training.records import TrainingLoss
 from gpt2_nb_utils.training.verbatim import (
-    Recalled,
     counted,
     opening_of,
     openings_among,
@@ -29,53 +30,31 @@ _TOKENS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
-class CorpusLoss:
-    """A measured training loss.
-
-    Attributes:
-        loss: nats per token.
-        n_targets: predictions that were measured.
-        n_windows: windows that were measured.
-        whole: all windows of the corpus were measured; otherwise the figure is an estimate.
-        recalled: how far the model continues the openings of these windows verbatim; None where none is long enough.
-    """
-
-    loss: float
-    n_targets: int
-    n_windows: int
-    whole: bool
-    recalled: Recalled | None = None
-
-    @property
-    def windows(self) -> str | int:
-        """`all`, or how many: what summary.json calls train_loss_windows."""
-        return "all" if self.whole else self.n_windows
-
-
-def describe_windows(windows: str | int | None, max_tokens: int = 0) -> str:
-    """How a training loss was measured, in words.
-
-    Args:
-        windows: `all`, or how many.
-        max_tokens: not 0 where the run trains on an excerpt: all of that is not the whole corpus.
-    """
-    if windows != "all":
-        return f"estimated on {windows} windows"
-    return f"whole excerpt of {max_tokens:,} tokens" if max_tokens else "whole corpus"
-
-
-@dataclass(frozen=True)
-class Reading:
+class WindowLosses:
     """What a model made of one window.
 
     Attributes:
-        losses: cross-entropy of each prediction (t,), fp32, on the CPU, in nats; t is `seq_len`, less in the last window.
-        n_right: tokens that it continues verbatim after the opening of the window (`verbatim.opening_of`); None where the
-            window is too short for that, or was not asked for.
+        index: its number in the corpus.
+        start: number of its first token in the corpus.
+        tokens: its tokens and the one after it (t + 1,): the first is given, the others are
+            predicted.
+        losses: cross-entropy of each prediction (t,), fp32, on the CPU, in nats; t is `seq_len`,
+            less in the last window.
+        n_right: tokens that the model continues verbatim after the opening of the window
+            (`verbatim.opening_of`); None where the window is too short for that, or was not asked
+            for.
     """
 
+    index: int
+    start: int
+    tokens: Tensor
     losses: Tensor
     n_right: int | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean loss, nats per token."""
+        return self.losses.double().mean().item()
 
 
 @torch.no_grad()
@@ -86,17 +65,18 @@ def read_windows(
     precision: Precision,
     on_windows: Callable[[int], None] | None = None,
     openings: Collection[int] = (),
-) -> list[Reading]:
+) -> list[WindowLosses]:
     """One forward pass over each of the given windows.
 
     Args:
         on_windows: called with the number of windows done so far.
-        openings: those of them whose verbatim continuation is counted too (`verbatim.openings_among`).
+        openings: those of them whose verbatim continuation is counted too
+            (`verbatim.openings_among`).
     """
     was_training = model.training
     model.eval()
     opening, head = opening_of(windows), model.transformer.wte.weight
-    readings: list[Reading] = []
+    read: list[WindowLosses] = []
     at_once = max(1, _TOKENS_AT_ONCE // windows.seq_len)
     for start in range(0, len(indices), at_once):
         numbers = indices[start : start + at_once]
@@ -106,14 +86,41 @@ def read_windows(
             batch = model.loss_of(hidden, y, reduction="none").cpu()  # (B, T)
         rows = [row for row, number in enumerate(numbers) if number in openings]
         right = dict(zip(rows, tokens_right(hidden[rows], head, y[rows], opening))) if rows else {}
-        readings += [
-            Reading(losses[targets != IGNORE_INDEX], right.get(row))
-            for row, (losses, targets) in enumerate(zip(batch, y.cpu()))
-        ]
+        for row, (number, losses, targets) in enumerate(zip(numbers, batch, y.cpu())):
+            losses, first = losses[targets != IGNORE_INDEX], number * windows.seq_len
+            tokens = windows.tokens[first : first + len(losses) + 1]
+            read.append(WindowLosses(number, first, tokens, losses, right.get(row)))
         if on_windows is not None:
-            on_windows(len(readings))
+            on_windows(len(read))
     model.train(was_training)
-    return readings
+    return read
+
+
+def mean_loss(
+    read: Sequence[WindowLosses],
+    windows: Windows,
+    n_windows: int,
+    processes: DistContext = SINGLE,
+) -> TrainingLoss:
+    """The training loss over windows that were read.
+
+    Args:
+        windows: all windows of the corpus.
+        n_windows: how many all processes have read.
+    """
+    opening = opening_of(windows)
+    total, n_targets, *recalled = processes.sum(
+        sum(window.losses.double().sum().item() for window in read),
+        sum(len(window.losses) for window in read),
+        *counted([window.n_right for window in read], opening),
+    )
+    return TrainingLoss(
+        total / n_targets,
+        "all" if n_windows == len(windows) else n_windows,
+        int(n_targets),
+        n_windows,
+        recalled_of(recalled, opening),
+    )
 
 
 def training_loss(
@@ -122,35 +129,24 @@ def training_loss(
     precision: Precision,
     n_windows: int = 0,
     on_windows: Callable[[int], None] | None = None,
-    processes: Processes = ALONE,
-) -> CorpusLoss:
+    processes: DistContext = SINGLE,
+) -> TrainingLoss:
     """The training loss, over the whole corpus or estimated.
 
     Args:
-        n_windows: estimate on this many windows, spread evenly over the corpus and the same ones each time;
-            0 measures all.
+        n_windows: estimate on this many windows, spread evenly over the corpus and the same ones
+            each time; 0 measures all.
         on_windows: called with the number of windows done so far.
-        processes: they share out the windows, for the whole corpus takes as long as many a step; all get the same figure.
+        processes: they share out the windows, for the whole corpus takes as long as many a step;
+            all get the same figure.
     """
     indices = windows.evenly_spread(n_windows)
-    readings = read_windows(
+    read = read_windows(
         model,
         windows,
-        indices[processes.rank :: processes.count],
+        indices[processes.rank :: processes.world_size],
         precision,
-        on_windows and (lambda done: on_windows(min(done * processes.count, len(indices)))),
+        on_windows and (lambda done: on_windows(min(done * processes.world_size, len(indices)))),
         openings_among(indices),
     )
-    opening = opening_of(windows)
-    total, n_targets, *recalled = processes.sum(
-        sum(reading.losses.double().sum().item() for reading in readings),
-        sum(len(reading.losses) for reading in readings),
-        *counted([reading.n_right for reading in readings], opening),
-    )
-    return CorpusLoss(
-        total / n_targets,
-        int(n_targets),
-        len(indices),
-        whole=len(indices) == len(windows),
-        recalled=recalled_of(recalled, opening),
-    )
+    return mean_loss(read, windows, len(indices), processes)

@@ -1,14 +1,18 @@
-"""Muon: momentum whose matrix updates are made orthogonal, so that rare directions move as far as common ones.
+"""Muon: momentum whose matrix updates are made orthogonal, so that rare directions move as far as
+common ones.
 
-A gradient matrix is dominated by a few directions, those of the frequent tokens. Its nearest orthogonal matrix gives
-every direction the same length, and what a text says only once is learned as fast as what it says everywhere. It is
-meant for the matrices inside the blocks; embeddings and vectors take AdamW.
+A gradient matrix is dominated by a few directions, those of the frequent tokens. Its nearest
+orthogonal matrix gives every direction the same length, and what a text says only once is learned
+as fast as what it says everywhere. It is meant for the matrices inside the blocks; embeddings and
+vectors take AdamW.
 
-Sources: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), kellerjordan.github.io/posts/muon;
-"Muon Outperforms Adam in Tail-End Associative Memory Learning", arXiv 2509.26030.
+Sources: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024),
+kellerjordan.github.io/posts/muon; "Muon Outperforms Adam in Tail-End Associative Memory Learning",
+arXiv 2509.26030.
 
-`torch.optim.Muon` is the same rule. It computes in bf16 alone, which a CPU without bf16 units does many times slower than
-fp32, and it takes a parameter for one matrix, where GPT-2 stores queries, keys and values side by side in one parameter.
+`torch.optim.Muon` is the same rule. It computes in bf16 alone, which a CPU without bf16 units does
+many times slower than fp32, and it takes a parameter for one matrix, where GPT-2 stores queries,
+keys and values side by side in one parameter.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ import torch
 from torch import Tensor
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""a, b, c of x → ax + bx³ + cx⁵, which drives singular values towards 1 quickly. They end between about 0.7 and 1.2."""
+"""a, b, c of x → ax + bx³ + cx⁵, which drives singular values towards 1 quickly. They end between
+about 0.7 and 1.2."""
 
 ITERATIONS = 5
 
@@ -29,12 +34,12 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     """Newton–Schulz iteration: singular values close to 1, singular vectors kept.
 
     Args:
-        matrices: (..., m, n) of any scale.
-        dtype: number format of the products. fp32 iterates on the Gram matrix of a wide matrix, which needs little more
-            than half the products at m × 4m; bf16 is too coarse for that.
+        matrices: (..., m, n) of any scale; (B, m, n) where `dtype` is not fp32.
+        dtype: number format of the products. fp32 iterates on the Gram matrix of a wide matrix,
+            which needs little more than half the products at m × 4m; bf16 is too coarse for that.
 
     Returns:
-        (..., m, n) in `dtype`.
+        The same shape in `dtype`.
     """
     if matrices.size(-2) > matrices.size(-1):
         return orthogonalise(matrices.mT, dtype).mT
@@ -50,7 +55,11 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     a, b, c = QUINTIC
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        if dtype == torch.float32:
+            x = a * x + (b * gram + c * (gram @ gram)) @ x
+        else:  # fewer passes over memory, and sums that are not rounded in between
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            x = torch.baddbmm(x, polynomial, x, beta=a)
     return x
 
 
@@ -70,8 +79,9 @@ def _factor_from_gram(gram: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, made orthogonal, with decoupled weight decay.
 
-    Each group holds matrices (in, out) as GPT-2 stores them; where a group's `parts` is not 1, its parameters are that many
-    matrices side by side, each made orthogonal for itself. The update is scaled by √max(1, out/in), as in the sources.
+    Each group holds matrices (in, out) as GPT-2 stores them; where a group's `parts` is not 1, its
+    parameters are that many matrices side by side, each made orthogonal for itself. The update is
+    scaled by √max(1, out/in), as in the sources.
 
     Args:
         params: groups of parameters, each (in, parts · out).
@@ -104,7 +114,8 @@ class Muon(torch.optim.Optimizer):
                 self._update(parameters, group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Update parameters of one shape together: a GPU is given few large products instead of many small ones."""
+        """Update parameters of one shape together: a GPU is given few large products instead of
+        many small ones."""
         directions = [
             part
             for parameter in parameters

@@ -15,8 +15,8 @@ def parameters_by_kind(model: GPT2) -> dict[str, list[torch.nn.Parameter]]:
     """All parameters, in four lists.
 
     Returns:
-        `matrices` of the blocks, but for `qkv`, which hold three matrices side by side; `embeddings`, of tokens (also the
-        head) and positions; `vectors`, the biases and LayerNorms.
+        `matrices` of the blocks, but for `qkv`, which hold three matrices side by side;
+        `embeddings`, of tokens (also the head) and positions; `vectors`, the biases and LayerNorms.
     """
     kinds: dict[str, list[torch.nn.Parameter]] = {
         "matrices": [],
@@ -43,8 +43,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer | TwoOptimizers:
     """The optimizer of a run.
 
-    `adamw` (Loshchilov & Hutter, arXiv 1711.05101) updates everything. `muon` updates the matrices of the blocks and
-    leaves the rest to AdamW. Weight decay falls on matrices and embeddings, never on vectors.
+    `adamw` (Loshchilov & Hutter, arXiv 1711.05101) updates everything. `muon` updates the matrices
+    of the blocks and leaves the rest to AdamW. Weight decay falls on matrices and embeddings, never
+    on vectors.
 
     Args:
         dtype: number format of Muon's matrix products.
@@ -132,7 +133,8 @@ def fits(state: dict[str, Any], config: RunConfig) -> bool:
 def restore_optimizer(
     optimizer: torch.optim.Optimizer | TwoOptimizers, state: dict[str, Any]
 ) -> None:
-    """Take over the averages of a saved optimizer, but not its settings: a resumed run may change those.
+    """Take over the averages of a saved optimizer, but not its settings: a resumed run may change
+    those.
 
     torch's own `load_state_dict` brings back the saved rates, betas and decay.
     """

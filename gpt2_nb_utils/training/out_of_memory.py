@@ -1,9 +1,12 @@
-"""Memory that runs out: known by what Python and torch raise, told in one line with a mend."""
+"""Memory that runs out: recognised by what Python and torch raise, reported in one line with a
+fix."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +16,9 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 
 _ACTIVATIONS = 24
-"""Bytes that a block keeps for its backward pass, at least, for each token and each of its n_embd numbers: in 16 bits the input of
-each linear map, queries, keys and values, and what the GELU sees; in 32 the sums in between. All in fp32 is 64."""
+"""Bytes that a block keeps for its backward pass, at least, for each token and each of its n_embd
+numbers: in 16 bits the input of each linear map, queries, keys and values, and what the GELU sees;
+in 32 the sums in between. All in fp32 is 64."""
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where Linux says how much a container may take, of version 2 and of version 1."""
 _SIGNS = (
@@ -24,7 +28,8 @@ _SIGNS = (
     "bad_alloc",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""torch has an exception of its own on a GPU only; on a CPU and in libraries it raises a RuntimeError with such words."""
+"""torch has an exception of its own on a GPU only; on a CPU and in libraries it raises a
+RuntimeError with such words."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -44,10 +49,11 @@ def refuse_what_cannot_fit(
     local_processes: int = 1,
     training: bool = True,
 ) -> None:
-    """Refuse sizes that no luck could fit into the memory of this machine, before anything is written or computed.
+    """Refuse sizes that cannot fit into memory, before anything is written or computed.
 
-    Only the least that is needed is counted: such sizes would not fail at an allocation, which is told in a line, but be
-    killed by the system, or first keep it busy for hours.
+    On a CPU all memory of the machine counts, on a GPU what is free. Only the least that is needed
+    is counted: such sizes would not fail at an allocation, which is one line, but be killed by the
+    system, or first keep it busy for hours.
 
     Args:
         n_params: parameters of the model.
@@ -62,7 +68,8 @@ def refuse_what_cannot_fit(
     sharing = 1 if device.type == "cuda" else local_processes
     tokens = config.batch_size * config.seq_len
     needs = [
-        # Weights, gradients and one moment or two in fp32; about 30 kB of Python objects for each block.
+        # Weights, gradients and one moment or two in fp32; about 30 kB of Python objects for each
+        # block.
         (
             f"a model with n_layer {config.n_layer}, n_embd {config.n_embd} and block_size {config.block_size}",
             sharing * ((12 if training else 4) * n_params + 30_000 * config.n_layer),
@@ -86,17 +93,20 @@ def refuse_what_cannot_fit(
                 "lower one of them",
             )
         )
-    for what, needed, mend in needs:
+    for what, needed, fix in needs:
         if memory is not None and needed > memory:
             raise UserError(
-                f"{what} takes more than {needed / 1e9:,.1f} GB of memory, and there are {memory / 1e9:,.1f}: {mend}"
+                f"{what} takes more than {needed / 1e9:,.1f} GB of memory, and there are {memory / 1e9:,.1f}"
+                f"{f' free on {device}' if device.type == 'cuda' else ''}: {fix}"
             )
 
 
 def _memory(device: torch.device) -> int | None:
-    """Bytes of memory of a device, or None where that cannot be told."""
+    """Bytes of memory of a CPU, or None where that is unknown; of a GPU, what is free."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch keeps for this process without using it is free for its next tensors.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -115,7 +125,7 @@ def step_fits(config: RunConfig, processes: int = 1) -> contextlib.AbstractConte
     same = f"--batch_size {smaller} --grad_accum {grad_accum * batch_size // smaller} (the same step in less memory) or "
     return _fits(
         f"a step with batch_size {batch_size}, seq_len {config.seq_len} and grad_accum {grad_accum}",
-        f"close other programs and go on with --resume auto, or start anew with {same if each > 1 else ''}a "
+        f"close other programs and resume with --resume auto, or start a new run with {same if each > 1 else ''}a "
         f"lower --seq_len; the last good checkpoint is kept",
     )
 
@@ -124,7 +134,7 @@ def measurement_fits(config: RunConfig) -> contextlib.AbstractContextManager[Non
     """A context for measuring the training loss."""
     return _fits(
         f"measuring the training loss (seq_len {config.seq_len}, n_layer {config.n_layer}, n_embd {config.n_embd})",
-        "close other programs and go on with --resume auto, or start anew with a lower --seq_len or a smaller model; "
+        "close other programs and resume with --resume auto, or start a new run with a lower --seq_len or a smaller model; "
         "the last good checkpoint is kept",
     )
 
@@ -138,10 +148,30 @@ def samples_fit(config: RunConfig) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _fits(what: str, mend: str) -> Iterator[None]:
+def _fits(what: str, fix: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"{what} does not fit in memory: {mend}") from None
+        raise UserError(f"{what} does not fit in memory: {fix}") from None
+
+
+@contextlib.contextmanager
+def released_on_error() -> Iterator[None]:
+    """A context that gives memory back where it ends in a UserError.
+
+    A notebook keeps the last error, whose frames keep the model and its gradients: the smaller
+    batch of the next try would not fit beside them. What the caller of this context holds itself
+    stays.
+    """
+    try:
+        yield
+    except UserError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__context__
+        gc.collect()
+        torch.cuda.empty_cache()  # does nothing where no GPU was used
+        raise

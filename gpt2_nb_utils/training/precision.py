@@ -1,22 +1,29 @@
 """Device, autocast and loss scaling: what `device` and `amp` mean on this machine.
 
-fp16 holds numbers up to 65,504 and loses those below about 6e-8. Autocast runs the matrix products in fp16 and keeps
-weights, sums and the loss in fp32; the GradScaler multiplies the loss so that small gradients survive, and halves that
-factor when they overflow. Source: Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740.
+fp16 holds numbers up to 65,504 and loses those below about 6e-8. Autocast runs the matrix products
+in fp16 and keeps weights, sums and the loss in fp32; the GradScaler multiplies the loss so that
+small gradients survive, and halves that factor when they overflow. bf16 has the range of fp32 and
+needs none of this. Source: Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.training.processes import ALONE, Processes
+from gpt2_nb_utils.training.distributed import SINGLE, DistContext
+from gpt2_nb_utils.training.out_of_memory import is_out_of_memory
 
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_CPU_UNITS = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
+"""Units for bf16 products, and the functions of `torch.cpu` that ask for them (where this torch has
+them)."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +33,15 @@ class Precision:
     Attributes:
         device: the torch device.
         amp: `fp16`, `bf16` or `fp32`; never `auto`.
+        reason: why `auto` chose that format: `this processor has AMX`; empty where it was given.
     """
 
     device: torch.device
     amp: str
+    reason: str = ""
 
     @classmethod
-    def of(cls, config: RunConfig, processes: Processes = ALONE) -> Precision:
+    def of(cls, config: RunConfig, context: DistContext = SINGLE) -> Precision:
         """Resolve `device` and `amp`. Of several processes, each takes a GPU of its own.
 
         Raises:
@@ -41,19 +50,19 @@ class Precision:
         name = config.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name.startswith("cuda") and processes.count > 1:
+        if name.startswith("cuda") and context.world_size > 1:
             if ":" in name:
                 raise UserError(
-                    f"device {name} is one GPU, for {processes.count} processes: take --device cuda, and each takes its own "
+                    f"device {name} is one GPU, for {context.world_size} processes: take --device cuda, and each takes its own "
                     f"(CUDA_VISIBLE_DEVICES chooses among them)"
                 )
-            if processes.local_count > torch.cuda.device_count():
+            if context.local_world_size > torch.cuda.device_count():
                 raise UserError(
-                    f"device {config.device}: {processes.local_count} processes on a machine with "
+                    f"device {config.device}: {context.local_world_size} processes on a machine with "
                     f"{torch.cuda.device_count()} CUDA devices: start no more than that (--nproc_per_node), or take "
                     f"--device cpu"
                 )
-            name = f"cuda:{processes.local_rank}"
+            name = f"cuda:{context.local_rank}"
         elif name.startswith("cuda"):
             index = int(name.partition(":")[2] or 0)
             if index >= torch.cuda.device_count():
@@ -61,31 +70,64 @@ class Precision:
                     f"device {config.device}: this machine has {torch.cuda.device_count()} CUDA devices; "
                     f"take --device cpu or auto"
                 )
-        amp = config.amp if config.amp != "auto" else "fp16" if name.startswith("cuda") else "fp32"
-        return cls(torch.device(name), amp)
+        if config.amp != "auto":
+            return cls(torch.device(name), config.amp)
+        if name.startswith("cuda"):
+            return cls(torch.device(name), "fp16", "the default on a GPU")
+        units = cpu_bf16_units()
+        return cls(
+            torch.device(name),
+            "bf16" if units else "fp32",
+            f"this processor has {units or 'no bf16 units'}",
+        )
+
+    @property
+    def description(self) -> str:
+        """The number format and why it was chosen, for a log: `bf16: this processor has AMX`."""
+        return f"{self.amp}: {self.reason}" if self.reason else self.amp
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the matrix products."""
+        return _DTYPES[self.amp]
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context in which the forward pass runs."""
         if self.amp == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=_DTYPES[self.amp])
+        return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def scaler(self) -> torch.amp.GradScaler:
-        """A GradScaler, at work for fp16 and passing everything through otherwise."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+    def scaler(self, state: dict[str, Any] | None = None) -> torch.amp.GradScaler:
+        """A GradScaler, which scales in fp16 and passes everything through otherwise.
+
+        Args:
+            state: of the scaler in a checkpoint. It is empty where that run did not scale: then
+                scaling starts afresh.
+        """
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+        if state:
+            scaler.load_state_dict(state)
+        return scaler
+
+    @property
+    def has_bf16_units(self) -> bool:
+        """Whether the device multiplies bf16 matrices in hardware: others emulate it, many times
+        slower than fp32."""
+        if self.device.type != "cuda":
+            return bool(cpu_bf16_units())
+        with torch.cuda.device(self.device):  # otherwise the answer is that of card 0
+            return torch.cuda.is_bf16_supported(including_emulation=False)
 
     @property
     def muon_dtype(self) -> torch.dtype:
-        """Number format of Muon's matrix products, which bear a coarse one: bf16 where the device computes in it, else fp32.
+        """Number format of Muon's matrix products, which tolerate a coarse one: bf16 where the
+        device computes in it, else fp32.
 
-        Older GPUs know fp16 but not bf16, and a CPU without bf16 units is many times slower in it. On a CPU it is taken
-        with `amp` bf16 only.
+        Older GPUs have fp16 but not bf16. On a CPU bf16 is taken with `amp` bf16 only.
         """
-        if self.device.type == "cuda" and self.amp != "fp32":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = self.amp == "bf16"
-        return torch.bfloat16 if native else torch.float32
+        on_gpu = self.device.type == "cuda" and self.amp != "fp32"
+        coarse = self.has_bf16_units if on_gpu else self.amp == "bf16"
+        return torch.bfloat16 if coarse else torch.float32
 
     @property
     def device_name(self) -> str:
@@ -98,3 +140,70 @@ class Precision:
         """Return when the device has done all it was given, so that a clock can be read."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def cpu_bf16_units() -> str:
+    """The units of this processor for bf16 products, `AMX` or `AVX512-BF16`; empty where it has
+    none."""
+    for name, query in _CPU_UNITS.items():
+        if getattr(torch.cpu, query, lambda: False)():
+            return name
+    return ""
+
+
+def check_device(precision: Precision, compile: bool = False) -> str:
+    """Try the device, and torch.compile where it is asked for, with one small operation each.
+
+    Returns:
+        A warning: with bf16 on a CPU without units for it, how many times slower than fp32 that is.
+        Otherwise empty.
+
+    Raises:
+        UserError: the device cannot be used, or nothing can be compiled for it.
+    """
+    device = precision.device
+    try:
+        x = torch.ones(2, device=device)
+        (x + x).tolist()  # the values come back only when the device has computed them
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            fix = "close the programs that use its memory, or take --device cpu"
+        elif "no kernel image" in str(error):
+            fix = "install a build of torch for it (pytorch.org), or take --device cpu"
+        else:
+            fix = "take --device cpu"
+        raise UserError(
+            f"device {device} ({precision.device_name}) cannot be used with torch {torch.__version__} "
+            f"({_first_line(error)}): {fix}"
+        ) from None
+    if compile:
+        try:
+            torch.compile(lambda x: x.sin() + 1)(x)
+        except Exception as error:  # of a dozen kinds, by what is missing
+            needed = "Triton" if device.type == "cuda" else "a C++ compiler"
+            raise UserError(
+                f"compile does not work on this machine ({_first_line(error)}): install {needed}, or leave out --compile"
+            ) from None
+    if device.type == "cpu" and precision.amp == "bf16" and not precision.has_bf16_units:
+        return (
+            f"amp bf16: this processor has no bf16 units, and a product of the model takes {_slowdown():.1f} × as long "
+            f"as in fp32: --amp fp32 is faster"
+        )
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _slowdown() -> float:
+    """How many times as long a product of a block takes in bf16 as in fp32 on the CPU."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        # 128 rows: where bf16 is emulated, these take seconds.
+        x, weight = torch.ones(128, 768, dtype=dtype), torch.ones(768, 3072, dtype=dtype)
+        x @ weight  # the first one also sets things up
+        begun = time.perf_counter()
+        x @ weight
+        seconds.append(time.perf_counter() - begun)
+    return seconds[1] / seconds[0]

@@ -8,7 +8,7 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.sampling import generate, skip_draws
 from gpt2_nb_utils.tokenization.bpe import decode, encode
-from gpt2_nb_utils.training.samples_file import Sample
+from gpt2_nb_utils.training.records import Sample
 
 _OPENING_TOKENS = 12
 

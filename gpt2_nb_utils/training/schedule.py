@@ -11,8 +11,9 @@ def learning_rate_factor(step: int, config: RunConfig) -> float:
     """The share of the peak learning rate that update number `step` (from 0) uses.
 
     It rises linearly over `warmup_steps`, then follows `lr_schedule` and ends at `min_lr_ratio`:
-    `constant` stays; `linear` and `cosine` fall from the end of the warm-up to the last step; `wsd` (warm-up, stable,
-    decay: Hu et al., arXiv 2404.06395) stays at the peak and falls linearly over the last `decay_share` of the steps.
+    `constant` stays; `linear` and `cosine` fall from the end of the warm-up to the last step; `wsd`
+    (warm-up, stable, decay: Hu et al., arXiv 2404.06395) stays at the peak and falls linearly over
+    the last `decay_share` of the steps.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps

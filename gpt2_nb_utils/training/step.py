@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX
+from gpt2_nb_utils.training.distributed import SINGLE, DistContext
 from gpt2_nb_utils.training.optimizer import TwoOptimizers
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,13 @@ def training_step(
     precision: Precision,
     micro_batches: Iterable[tuple[Tensor, Tensor]],
     clip_grad: float,
-    processes: Processes = ALONE,
+    processes: DistContext = SINGLE,
 ) -> StepResult:
     """Add up the gradients of the micro-batches and update the parameters once.
 
     Args:
-        loss_sum: the summed cross-entropy of (x, y), both (B, T); with several processes, from `Processes.data_parallel`.
+        loss_sum: the summed cross-entropy of (x, y), both (B, T); with several processes, from
+            `DistContext.data_parallel`.
         micro_batches: together they are the batch of this step; a target counts the same in each.
         clip_grad: largest gradient norm; 0 means no clipping.
         processes: they share out each micro-batch; what the step did is the same in all.
@@ -54,11 +55,13 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for number, (x, y) in enumerate(micro_batches, start=1):
-        x, y = processes.share(x), processes.share(y)
-        with processes.adding_up(loss_sum, last=number == len(micro_batches)):
+        x, y = processes.shard(x), processes.shard(y)
+        with processes.gradient_sync(loss_sum, last=number == len(micro_batches)):
             with precision.autocast():
                 loss = loss_sum(x.to(precision.device), y.to(precision.device)) / n_targets
-            scaler.scale(loss * processes.count).backward()  # the mean of the gradients is taken
+            scaler.scale(
+                loss * processes.world_size
+            ).backward()  # the mean of the gradients is taken
         total += loss.detach()
     scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(

@@ -1,4 +1,4 @@
-"""Ctrl-C, a stop button or `kill`: finish the step, save, and only then leave."""
+"""Ctrl-C, a stop button, `kill` or a closed terminal: finish the step, save, and only then leave."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 _latest: int | None = None
 
 
@@ -16,24 +17,32 @@ def exit_status() -> int:
 
 
 class StopRequest:
-    """A context in which SIGINT and SIGTERM are remembered instead of obeyed; a second one leaves at once.
+    """A context in which SIGINT, SIGTERM and SIGHUP are remembered instead of obeyed.
+
+    A second SIGINT or SIGTERM leaves at once. A second SIGHUP does not: a terminal that closes sends
+    one, and the shell in it another. Where SIGHUP is ignored (`nohup`), it stays so.
 
     Whether it is True, all processes of a run agree upon: then all must ask equally often.
 
     Args:
         on_first: called when the first signal comes.
         agree: whether a flag is up in any process.
+        patient: a second SIGTERM does not leave at once either: torchrun sends two to those that are left.
 
     Attributes:
         signal_number: the signal that came, or None.
     """
 
     def __init__(
-        self, on_first: Callable[[], None] | None = None, agree: Callable[[bool], bool] = bool
+        self,
+        on_first: Callable[[], None] | None = None,
+        agree: Callable[[bool], bool] = bool,
+        patient: bool = False,
     ) -> None:
         self.signal_number: int | None = None
         self._agree, self._agreed = agree, False
         self._on_first = on_first
+        self._once = {_HANGUP, signal.SIGTERM} if patient else {_HANGUP}
         self._previous: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -43,8 +52,11 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         global _latest
         _latest = None
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
+            numbers.append(_HANGUP)
         if threading.current_thread() is threading.main_thread():  # only there can handlers be set
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in numbers:
                 self._previous[number] = signal.signal(number, self._ask)
         return self
 
@@ -54,9 +66,10 @@ class StopRequest:
 
     def _ask(self, number: int, frame: Any) -> None:
         global _latest
-        _latest = number
-        if self.signal_number is not None:
+        if self.signal_number is None:
+            self.signal_number = _latest = number
+            if self._on_first is not None:
+                self._on_first()
+        elif number not in self._once:
+            _latest = number
             raise KeyboardInterrupt
-        self.signal_number = number
-        if self._on_first is not None:
-            self._on_first()

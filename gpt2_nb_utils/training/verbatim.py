@@ -1,29 +1,30 @@
-"""Verbatim recall, counted in the forward pass that measures the training loss: no token has to be generated for it.
+"""Verbatim recall, counted in the forward pass of the training loss: no token has to be generated.
 
-Always the likeliest token, a model continues an opening of its corpus verbatim for exactly as long as each likeliest token,
-*given the true text before it*, is the true one: up to there its own text and the true one are the same. So the hidden
-states of a window, there already for the loss, tell how far it would get; only the head is asked once more.
+Decoding greedily, a model continues an opening of its corpus verbatim for exactly as long as the
+most likely token, *given the true text before it*, is the true one: up to there its own text and
+the true one are the same. So the hidden states of a window, there already for the loss, show how
+far it would get; only the head is applied once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gpt2_nb_utils.model.linear import linear
+from gpt2_nb_utils.model.gpt2 import linear
 from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.training.records import Recalled
 
 PREFIX, LENGTH = 32, 32
 """Tokens given and tokens to continue, where windows are long enough."""
 _MOST_OPENINGS = 256
-"""Openings that are counted where more windows are measured: asking the head costs a tenth of their forward pass, and so many suffice."""
+"""Openings counted where more windows are measured: the head costs a tenth of their forward pass."""
 
 
 def opening_of(windows: Windows, prefix: int = PREFIX, length: int = LENGTH) -> tuple[int, int]:
-    """How many tokens of a window are given, and how many are then to be continued: (P, R), each at least 1.
+    """Tokens of a window that are given, and tokens to be continued: (P, R), each at least 1.
 
     Args:
         prefix: P at most; half a window, or half the corpus, where those are short.
@@ -31,18 +32,18 @@ def opening_of(windows: Windows, prefix: int = PREFIX, length: int = LENGTH) -> 
     """
     seq_len, n_tokens = windows.seq_len, len(windows.tokens)
     prefix = max(1, min(prefix, seq_len // 2, n_tokens // 2))
-    # A window of seq_len inputs has seq_len targets: the last one it taught is token seq_len, counted from 0.
+    # seq_len inputs have seq_len targets: the last one taught is token seq_len, counted from 0.
     return prefix, max(1, min(length, seq_len + 1 - prefix, n_tokens - prefix))
 
 
 def openings_among(indices: Sequence[int]) -> set[int]:
-    """The windows whose openings are counted when these are measured: all, or some spread evenly among many."""
+    """The windows whose openings are counted when these are measured: all, or some of many."""
     n = min(len(indices), _MOST_OPENINGS)
     return {indices[i * len(indices) // n] for i in range(n)}
 
 
 def counted_openings(windows: Windows, indices: Sequence[int]) -> list[int]:
-    """The windows whose openings count when these are measured: those of `openings_among` that are long enough."""
+    """Those windows of `openings_among` that are long enough for their openings to count."""
     P, R = opening_of(windows)
     return [
         index
@@ -55,7 +56,7 @@ def counted_openings(windows: Windows, indices: Sequence[int]) -> list[int]:
 def tokens_right(
     hidden: Tensor, head: Tensor, targets: Tensor, opening: tuple[int, int]
 ) -> list[int | None]:
-    """How many tokens of its continuation a model gets right before the first error, for each window of a batch.
+    """Tokens of the continuation right before the first error, for each window of a batch.
 
     Args:
         hidden: what the head sees, (B, T, C).
@@ -66,35 +67,11 @@ def tokens_right(
     P, R = opening
     places = slice(P - 1, P + R - 1)  # token P is the target of the last one given
     wanted = targets[:, places]  # (B, R)
-    # In fp32 whatever the run's format: two of 50,257 logits are often equal in bf16, and one is the likeliest.
+    # In fp32 whatever the run's format: the two largest of 50,257 logits are often equal in bf16.
     with torch.autocast(hidden.device.type, enabled=False):
-        likeliest = linear(hidden[:, places].float(), head.float().t()).argmax(dim=-1)  # (B, R)
+        likeliest = linear(hidden[:, places].float(), head.float()).argmax(dim=-1)  # (B, R)
     right = (likeliest == wanted).long().cumprod(dim=1).sum(dim=1)  # ones up to the first error
     return [n if last >= 0 else None for n, last in zip(right.tolist(), wanted[:, -1].tolist())]
-
-
-@dataclass(frozen=True)
-class Recalled:
-    """How far a model continues openings of its corpus, always taking the likeliest token.
-
-    Attributes:
-        openings: how many were tried.
-        given: tokens of each that the model sees.
-        continued: tokens that it then has to get right.
-        verbatim: openings continued right to the last of these.
-        right: tokens right before the first error, on average.
-    """
-
-    openings: int
-    given: int
-    continued: int
-    verbatim: int
-    right: float
-
-    @property
-    def share(self) -> float:
-        """The share of openings continued verbatim."""
-        return self.verbatim / self.openings
 
 
 def counted(right: Sequence[int | None], opening: tuple[int, int]) -> tuple[int, int, int]:
@@ -104,6 +81,6 @@ def counted(right: Sequence[int | None], opening: tuple[int, int]) -> tuple[int,
 
 
 def recalled_of(counts: Sequence[float], opening: tuple[int, int]) -> Recalled | None:
-    """What `counted` counted, summed over all windows, as one result; None where no window was long enough."""
+    """What `counted` counted, summed over all windows; None where no window was long enough."""
     openings, verbatim, right = counts
     return Recalled(int(openings), *opening, int(verbatim), right / openings) if openings else None
