@@ -1,9 +1,9 @@
-"""Room 04: what a finished run shows. Everything here reads a run directory; nothing trains or changes one.
+"""What a finished run shows (notebook 04). Everything here reads a run directory; nothing trains.
 
-`run` loads what is there, `verdict` holds it against the course's target, `figures` draws the curves, `measure` runs
-the trained model over the corpus again, and `token_paint`, `surprise`, `passages`, `recall` and `overview` show what it
-knows; `recall_growth` shows how it came to know it, `provenance` where its words come from, `attention` where its heads
-look.
-`verify` trusts none of it: `evidence` reads every part anew, `audit_weights`, `audit_records`, `audit_agreement` and
-`audit_outputs` check it, and what they find is left beside the run (`audit`).
+`record` is the one reader of a run directory, `verdict` checks it against the course's target,
+`facts` and `overview` say what it holds, `runs_table` shows several runs side by side. `measure`
+runs the trained model over the corpus again and `token_losses` keeps what it finds; `passages`,
+`recall`, `provenance` and `attention` show what the model knows, `recall_growth` how it came to know it.
+`verify` trusts none of it: `evidence` reads every part again; `audit_weights`, `audit_records` and
+`audit_outputs` check it, `replay` trains its first steps again, and what they find is left beside the run (`audit`).
 """

@@ -1,10 +1,12 @@
-"""The form of an audit: checks with what was found and what was expected, for a person and as `verify.json`.
+"""The form of an audit: checks with what was found and what was expected, for a person and as
+`verify.json`.
 
-It knows words and the file. It deliberately does not know how anything is checked (the modules `audit_…` do).
+How anything is checked is in `audit_weights`, `audit_records`, `audit_outputs` and `replay`.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,11 +17,26 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.files import read_regular
 from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.text import one_line
+from gpt2_nb_utils.training.records import Summary
+from gpt2_nb_utils.wording import MARKS
 
-MARKS = {True: "✓", False: "✗", None: "–"}
-"""The signs of a check; each always stands beside the word."""
 WORDS = {True: "holds", False: "fails", None: "not checked"}
+
+
+CANNOT_BE_RIGHT = (
+    UserError,
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    ArithmeticError,
+    RuntimeError,
+)
+"""What is raised where a record that was edited holds something else than a run writes."""
 
 
 class CannotCheck(Exception):
@@ -54,20 +71,55 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """The first steps of a run, trained again from its seed, and how far the losses on record
+    differ.
+
+    Attributes:
+        check: the outcome.
+        made: date and time, UTC, ISO 8601.
+        machine: what it was made on, with the device and the number format (`amp`).
+        sources_sha256: of the package that made it.
+        state: as in `Audit`.
+        steps: steps that were trained again.
+        losses: losses on record among them.
+        largest_difference: relative; None where no loss could be compared.
+        at_step: where that was.
+        bound: relative; 0 where the digits of the records must be the same.
+        seconds: time that it took.
+    """
+
+    check: Check
+    made: str
+    machine: dict[str, Any]
+    sources_sha256: str
+    state: dict[str, Any]
+    steps: int = 0
+    losses: int = 0
+    largest_difference: float | None = None
+    at_step: int = 0
+    bound: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Audit:
     """What an audit found: the content of `verify.json`.
 
     Attributes:
-        made: date and time, UTC, ISO 8601.
+        made: date and time, UTC, ISO 8601; empty where only a replay was made.
         command: the command that made it.
         machine: what it was made on, with the device and the number format (`amp`).
         best_sha256: of the file best.pt.
-        training_loss: measured anew over every prediction, nats per token; None where that could not be done.
+        training_loss: measured over every prediction, nats per token; None where that could not be
+            done.
         n_predictions: how many predictions that was.
-        state: step and best training loss that the run had on record then, by which an older audit is told from one of
-            these weights.
+        state: step and best training loss that the run had on record then, by which an older audit
+            is told from one of these weights.
         checks: in the order in which they are shown.
-        unclaimed: what was not asked, and why: the run claims nothing of it.
+        sources_sha256: of the package that made it.
+        replay: the replay of this state of the run, where one was made.
+        records_sha256: of the records that the run had then (`records_sha256`).
     """
 
     made: str
@@ -78,20 +130,29 @@ class Audit:
     n_predictions: int | None
     state: dict[str, Any] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
-    unclaimed: tuple[str, ...] = ()
+    sources_sha256: str | None = None
+    replay: Replay | None = None
+    records_sha256: str | None = None
+
+    @property
+    def every_check(self) -> tuple[Check, ...]:
+        """The checks, and the replay where there is one."""
+        return (*self.checks, *([self.replay.check] if self.replay else []))
 
     @property
     def passed(self) -> bool:
         """Whether every check holds; one that could not be made does not."""
         measured = self.training_loss is not None and self.n_predictions is not None
-        return measured and bool(self.checks) and all(check.ok is True for check in self.checks)
+        return (
+            measured and bool(self.checks) and all(check.ok is True for check in self.every_check)
+        )
 
     @property
     def tally(self) -> str:
         """How many checks hold, fail and could not be made."""
         n, failed, unknown = (
-            len(self.checks),
-            *(sum(check.ok is state for check in self.checks) for state in (False, None)),
+            len(self.every_check),
+            *(sum(check.ok is state for check in self.every_check) for state in (False, None)),
         )
         said = [
             f"{failed} of {n} checks fail" if failed else "",
@@ -103,14 +164,27 @@ class Audit:
     def verdict(self) -> str:
         """The outcome in a line."""
         if self.passed:
-            return f"Proved: training loss {self.training_loss:.6f} over all {self.n_predictions:,} predictions, and {self.tally}."
-        failed = [check.asks for check in self.checks if check.ok is False]
+            return (
+                f"Proved: training loss {self.training_loss:.6f} over all "
+                f"{self.n_predictions:,} predictions, and {self.tally}."
+            )
+        if not self.checks and self.replay is not None:
+            return f"Only a replay was made, which {self.replay.check.word}."
+        failed = [check.asks for check in self.every_check if check.ok is False]
         return f"Not proved: {self.tally}{' (fails: ' + '; '.join(failed) + ')' if failed else ''}."
 
-    def is_of(self, summary: dict[str, Any], best: Path) -> bool:
-        """Whether the run still has the weights that were audited; a `best.pt` that is not there contradicts nothing, for not every copy of a run has it."""
-        unmoved = bool(self.state) and self.state == audited_state(summary)
-        return unmoved and (not best.exists() or file_sha256(best) == self.best_sha256)
+    def is_of(self, summary: Summary, directory: RunDirectory) -> bool:
+        """Whether the run still has the records and the weights that were audited.
+
+        A `best.pt` that is not there contradicts nothing: not every copy of a run has it.
+        """
+        best = directory.best
+        return (
+            bool(self.state)
+            and self.state == audited_state(summary)
+            and self.records_sha256 == records_sha256(directory)
+            and (not self.checks or not best.exists() or file_sha256(best) == self.best_sha256)
+        )
 
     def write(self, run: RunDirectory) -> None:
         """Write `verify.json`, whole or not at all."""
@@ -123,23 +197,34 @@ def file_sha256(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
+    if not path.is_file():  # a pipe or a device would never end
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def audited_state(summary: dict[str, Any]) -> dict[str, Any]:
+def records_sha256(directory: RunDirectory) -> str | None:
+    """The sha256 of what a run recorded of its steps: its events, or the metrics of an earlier version."""
+    for path in (directory.events, directory.metrics):
+        if path.is_file():
+            return file_sha256(path)
+    return None
+
+
+def audited_state(summary: Summary) -> dict[str, Any]:
     """What tells one state of a run from another."""
-    return {name: summary.get(name) for name in ("step", "best_train_loss", "best_train_loss_step")}
+    return summary.model_dump(include={"step", "best_train_loss", "best_train_loss_step"})
 
 
 def read_audit(path: Path) -> Audit:
-    """The audit in a `verify.json`. Its verdict follows from its checks, whatever else the file says.
+    """The audit in a `verify.json`. Its verdict follows from its checks, whatever else the file
+    says.
 
     Raises:
         UserError: the file cannot be read, or is no audit.
     """
     try:
-        return TypeAdapter(Audit).validate_json(path.read_bytes(), strict=True)
+        return TypeAdapter(Audit).validate_json(read_regular(path), strict=True)
     except (OSError, ValueError):  # pydantic's errors are ValueErrors
         raise UserError(
             f"{path} is not a readable audit: make it again with `python -m gpt2_nb_utils verify "
@@ -152,8 +237,8 @@ def asks(
 ) -> Callable[[Callable[..., tuple[bool, str]]], Callable[..., Check]]:
     """Make a check of a function that says whether something holds and what it found.
 
-    The function may raise CannotCheck. Records that were edited can hold anything, so a value of the wrong type is a
-    check that fails, never a traceback.
+    The function may raise CannotCheck. Records that were edited can hold anything, so a value of
+    the wrong type is a check that fails, never a traceback.
     """
 
     def decorate(find: Callable[..., tuple[bool, str]]) -> Callable[..., Check]:
@@ -162,31 +247,16 @@ def asks(
             try:
                 ok, found = find(*evidence)
             except CannotCheck as reason:
-                return Check(what, None, _one_line(str(reason)), expected)
-            except (
-                TypeError,
-                ValueError,
-                KeyError,
-                AttributeError,
-                IndexError,
-                OverflowError,
-                RuntimeError,
-            ) as error:
-                ok, found = (
-                    False,
-                    f"a recorded value cannot be right ({type(error).__name__}: {error})",
-                )
-            return Check(what, bool(ok), _one_line(found), expected)
+                return Check(what, None, one_line(str(reason)), expected)
+            except CANNOT_BE_RIGHT as error:
+                ok = False
+                found = f"a recorded value cannot be right ({type(error).__name__}: {error})"
+            return Check(what, bool(ok), one_line(found), expected)
 
         check.asks = what
         return check
 
     return decorate
-
-
-def _one_line(text: str) -> str:
-    """What may go to a terminal: what a forged record holds may not."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
 
 
 def problems_or(problems: list[str], fine: str, at_most: int = 3) -> tuple[bool, str]:
@@ -204,7 +274,10 @@ def problems_or(problems: list[str], fine: str, at_most: int = 3) -> tuple[bool,
 
 
 def audit_table(checks: tuple[Check, ...]) -> str:
-    """The checks as lines of text: sign, word and question, and below it what was found (and expected, where it fails)."""
+    """The checks as lines of text: sign, word and question, and below it what was found.
+
+    Where a check does not hold, what was expected follows.
+    """
     lines = []
     for check in checks:
         lines.append(f"{check.mark} {check.word:<11} {check.asks}")

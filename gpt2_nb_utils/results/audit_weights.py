@@ -1,11 +1,11 @@
-"""What the weights of best.pt show: whose architecture, how many, on which text, with which loss, grown from what.
+"""What the weights of best.pt show: whose architecture, how many, on which text, with which loss,
+grown from what.
 
-Everything is counted and measured anew; what is on record is only compared.
+Everything is counted and measured again; what is on record is only compared.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -16,35 +16,53 @@ from torch import Tensor
 from gpt2_nb_utils.config import TARGET_LOSS
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
-from gpt2_nb_utils.results.evidence import Evidence, misfits
-from gpt2_nb_utils.results.verdict import COURSE_MIN_PARAMS, extent, loss_text
+from gpt2_nb_utils.results.evidence import Evidence, misfits, windows_per_step
+from gpt2_nb_utils.results.verdict import COURSE_MIN_PARAMS, MOST_POSITIONS, counted_parameters
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
-from gpt2_nb_utils.training.start import model_sizes
+from gpt2_nb_utils.training.open_run import model_sizes
+from gpt2_nb_utils.training.records import TrainingLoss
+from gpt2_nb_utils.training.schedule import learning_rate_factor
+from gpt2_nb_utils.wording import loss_text
 
 _AGREEMENT = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-2}
-"""By how much, relatively, two measurements of one model may differ, by the coarser number format of the two.
+"""By how much, relatively, two measurements of one model may differ, by the coarser number format
+of the two.
 
-fp32 keeps 24 significant bits, so only the order of the sums differs. fp16 keeps 11 and bf16 8: a logit near 20 is
-rounded by up to 0.06 in bf16, which the mean over all predictions evens out for the most part. A record that was
-improved to pass the target differs by far more, and the target is held against the loss measured anew in any case.
+fp32 keeps 24 significant bits, so only the order of the sums differs. fp16 keeps 11 and bf16 8: a
+logit near 20 is rounded by up to 0.06 in bf16, which the mean over all predictions evens out for
+the most part. A record that was improved to pass the target differs by far more, and the target is
+held against the loss measured again in any case.
 """
 _AGREEMENT_AT_START = {"fp32": 1e-5, "fp16": 1e-4, "bf16": 1e-4}
-"""The same for random weights, whose logits are near 0, so that even bf16 hardly rounds them. Another text or seed differs by more."""
+"""The same for random weights, whose logits are near 0, so that even bf16 hardly rounds them.
+Another text or seed differs by more."""
+_SHARE = 0.15
+"""Least share of the seed's weights that training leaves in a part, before weight decay, by least
+squares.
+
+Training adds to the weights and hardly takes the first ones away: honest runs keep 0.48 and more
+(two layers of 256 to the target, AdamW and Muon), a mixture of 3 % of the seed's weights into
+others 0.03, however large these are.
+"""
 _UNRELATED = 6
-"""Standard errors (1/√n) within which the correlation of two unrelated sets of n random weights stays."""
-_UNTOUCHED = 0.5
-"""Least correlation of the embedding rows of tokens that the text never holds: training moves them all nearly alike, 0.9 is usual, and a
-part of the seed's weights mixed into others, which chance does not give either, leaves as little as its share: 0.05 of them leave 0.05."""
-_NEVER_READ = 0.999
-"""Least correlation of the position embeddings past the windows: no gradient reaches them, and weight decay only scales them."""
-_UNRELATED_MATRIX = 3
-"""The same as `_UNRELATED`, for each of many matrices: one in a thousand unrelated ones exceeds it by chance, and all must."""
+"""Standard errors (1/√n) within which the correlation of two unrelated sets of n random weights
+stays."""
+_LEAST = {"seen": 0.1, "read": 0.2, "matrix": 0.02}
+"""Least correlation of large parts. GPT-2 124M trained to the target has 0.34, 0.63 and (its lowest
+matrix) 0.062."""
+_ALWAYS = {"unseen": 0.5, "past": 0.999}
+"""Least correlation, however small the part, of the embedding rows of tokens that the text never
+holds, which training moves all nearly alike (0.9 is usual), and of the position embeddings past the
+windows, which no gradient reaches. A part of the seed's weights mixed into others, which chance
+does not give either, leaves as little as its share."""
 _LARGE = 65_536
-"""Entries from which on a matrix of a block is looked at by itself: in smaller ones chance hides what training left."""
-_LARGEST_BATCH = 1_000_000
-"""Windows in a step that a run can have taken."""
+"""Entries from which on a part is large: in a smaller one, chance hides what training left of the
+seed's weights."""
+_FEWEST = 512
+"""Entries below which a part says nothing."""
 _START_TOKENS = 65_536
-"""Tokens up to which the loss of random weights is measured again; a longer measurement at step 0 is left to the first batch."""
+"""Tokens up to which the loss of random weights is measured again; a longer measurement at step 0
+is left to the first batch."""
 
 
 @asks(
@@ -53,10 +71,8 @@ _START_TOKENS = 65_536
 def loads(evidence: Evidence) -> tuple[bool, str]:
     if isinstance(evidence.loaded, UserError):
         return False, str(evidence.loaded)
-    return (
-        True,
-        f"{len(evidence.best['model'])} tensors, those of step {evidence.best['state'].get('step')}",
-    )
+    best = evidence.best
+    return True, f"{len(best['model'])} tensors, those of step {best['state']['step']}"
 
 
 @asks(
@@ -70,10 +86,15 @@ def architecture(evidence: Evidence) -> tuple[bool, str]:
 
 @asks(
     f"at least {COURSE_MIN_PARAMS:,} parameters",
-    f"{COURSE_MIN_PARAMS:,} or more, counted in the tensors",
+    f"{COURSE_MIN_PARAMS:,} or more, counted in the tensors, of positions the first "
+    f"{MOST_POSITIONS:,} at most",
 )
 def parameters(evidence: Evidence) -> tuple[bool, str]:
-    n = sum(tensor.numel() for tensor in evidence.best["model"].values())
+    tensors = evidence.best["model"].values()
+    sizes = evidence.best["model_config"]
+    n = counted_parameters(
+        sum(tensor.numel() for tensor in tensors), sizes["block_size"], sizes["n_embd"]
+    )
     return n >= COURSE_MIN_PARAMS, f"{n:,} parameters"
 
 
@@ -93,18 +114,21 @@ def whole_text(evidence: Evidence) -> tuple[bool, str]:
 
 
 @asks(
-    f"training loss below {TARGET_LOSS:g}, measured anew",
+    f"training loss below {TARGET_LOSS:g}, measured again",
     f"below {TARGET_LOSS:g} over every prediction",
 )
 def below_target(evidence: Evidence) -> tuple[bool, str]:
-    measured = evidence.measurement
-    how = f"{measured.n_targets:,} predictions, in {evidence.precision.amp} on {evidence.precision.device_name}"
-    if not measured.whole:
+    measured, n_windows = evidence.measurement, len(evidence.windows)
+    precision, said = evidence.precision, loss_text(measured.mean())
+    how = (
+        f"{evidence.windows.n_targets:,} predictions, in {precision.amp} on {precision.device_name}"
+    )
+    if len(measured.losses) < n_windows:
         raise CannotCheck(
-            f"{loss_text(measured.mean())} over {how}: {len(measured.losses):,} of {measured.n_windows:,} windows "
-            f"are a quick look, which decides nothing"
+            f"{said} over {len(measured.losses):,} of {n_windows:,} windows: a quick look, which "
+            f"decides nothing"
         )
-    return measured.mean() < TARGET_LOSS, f"{loss_text(measured.mean())} over all {how}"
+    return measured.mean() < TARGET_LOSS, f"{said} over all {how}"
 
 
 @asks("the loss on record is the one measured", "the same, but for rounding")
@@ -115,15 +139,17 @@ def recorded_loss(evidence: Evidence) -> tuple[bool, str]:
     )
     if recorded is None:
         return False, "no training loss is on record"
-    indices = evidence.windows.evenly_spread(0 if windows == "all" else windows)
+    indices = evidence.chosen(windows)
     if not set(indices) <= set(evidence.measurement.losses):
         raise CannotCheck("a quick look has not measured the windows of the loss on record")
-    anew = evidence.measurement.mean(indices)
+    again = evidence.measurement.mean(indices)
     found = (
-        f"{recorded:.6f} on record ({extent(windows, evidence.settings.max_tokens)}), {anew:.6f} on the same windows anew: "
-        f"relative difference {abs(recorded - anew) / anew:.1e}"
+        f"{recorded:.6f} on record "
+        f"({TrainingLoss(recorded, windows).extent(evidence.settings.max_tokens)}), "
+        f"{again:.6f} on the same windows now: "
+        f"relative difference {abs(recorded - again) / again:.1e}"
     )
-    return _agree(evidence, recorded, anew, _AGREEMENT), found
+    return _agree(evidence, recorded, again, _AGREEMENT), found
 
 
 @asks(
@@ -131,39 +157,31 @@ def recorded_loss(evidence: Evidence) -> tuple[bool, str]:
     "the training loss of step 0 and the batch loss of step 1, but for rounding",
 )
 def first_losses(evidence: Evidence) -> tuple[bool, str]:
-    settings, windows = evidence.settings, evidence.windows
-    rows = {row.step: row for row in evidence.rows[:2]}
-    measured_on = evidence.sections[0].measured.get(0, (0.0, "all"))[1]
-    at_start = windows.evenly_spread(0 if measured_on == "all" else measured_on)
-    if settings.batch_size * settings.grad_accum > _LARGEST_BATCH:
-        raise ValueError(f"{settings.batch_size * settings.grad_accum:,} windows a step")
-    first_batch = evidence.order.take(0, settings.batch_size * settings.grad_accum)
-    recorded = [
-        ("training loss of step 0", rows.get(0) and rows[0].train_loss, at_start),
-        ("batch loss of step 1", rows.get(1) and rows[1].loss, first_batch),
-    ]
-    wanted = [
-        each
-        for each in recorded
-        if each[2] is first_batch or len(at_start) * windows.seq_len <= _START_TOKENS
-    ]
-    indices = sorted({index for _, _, indices in wanted for index in indices})
+    settings, windows = evidence.settings_at(1), evidence.windows
+    first, step_1 = evidence.first_measured, evidence.steps.get(1)
+    at_start = evidence.chosen(first["windows"])
+    first_batch = evidence.order.take(0, windows_per_step(settings))
+    wanted = [("batch loss of step 1", step_1 and step_1["loss"], first_batch)]
+    if len(at_start) * windows.seq_len <= _START_TOKENS:
+        wanted.append(("training loss of step 0", first["train_loss"], at_start))
+    indices = sorted({*first_batch, *wanted[-1][2]})
     measured = evidence.measure(evidence.initial_model, indices, "measuring random weights, window")
     problems, said = [], []
     for name, loss, indices in wanted:
-        anew = measured.mean(indices)
+        again = measured.mean(indices)
         said.append(
-            f"{name} {'not' if loss is None else f'{loss:.5f}'} on record, {anew:.5f} with the weights of seed {settings.seed}"
+            f"{name} {loss} on record, {again:.5f} with the weights of seed {settings.seed}"
         )
-        if loss is None or not _agree(evidence, loss, anew, _AGREEMENT_AT_START):
+        if loss is None or not _agree(evidence, loss, again, _AGREEMENT_AT_START):
             problems.append(said[-1])
     return problems_or(problems, "; ".join(said))
 
 
 @asks(
     "best.pt grew from the seed's random weights",
-    f"in every part a correlation with them that chance does not give, above {_UNTOUCHED} in the rows of "
-    f"tokens that the text never holds, and 1 in positions past the windows",
+    f"in every part a correlation with them that chance does not give, in large ones at least "
+    f"{_SHARE} of them left, above {_ALWAYS['unseen']} in the rows of tokens that the text never "
+    f"holds, and 1 in positions past the windows",
 )
 @torch.no_grad()
 def kinship(evidence: Evidence) -> tuple[bool, str]:
@@ -172,62 +190,71 @@ def kinship(evidence: Evidence) -> tuple[bool, str]:
     if evidence.best["model_config"] != model_sizes(evidence.settings).to_dict():
         raise CannotCheck("best.pt has other sizes than the settings of the run")
     first = dict(evidence.initial_model.named_parameters())
-    problems, said, matrices = [], [], []
-    for part, name, rows in _parts(evidence):
+    settings, step = evidence.settings, evidence.best["state"]["step"]
+    travelled = settings.weight_decay * sum(
+        learning_rate_factor(done, settings) for done in range(step)
+    )
+    parts: list[tuple[bool, float, str, str]] = []
+    for kind, what, name, rows in _parts(evidence):
         now, then = evidence.best["model"][name].cpu()[rows], first[name].cpu()[rows]
-        if now.numel() == 0 or part == name and now.numel() < _LARGE:
-            continue
-        found = _correlation(now, then)
-        chance = 1 / math.sqrt(now.numel())
-        least = {_UNSEEN: _UNTOUCHED, _PAST: _NEVER_READ}.get(
-            part, (_UNRELATED_MATRIX if part == name else _UNRELATED) * chance
-        )
-        text = f"{found:.4f} in {part}" + (
-            "" if part in (_UNSEEN, _PAST) else f" (unrelated ones: 0 ± {chance:.4f})"
-        )
-        if not found > least:
-            problems.append(text)
-        (matrices if part == name else said).append((found, text))
-    texts = [text for _, text in said]
-    if matrices:
-        texts.append(f"{min(matrices)[1]}, the lowest of {len(matrices)} matrices")
-    asked = f"correlation with the random weights of seed {evidence.settings.seed}: "
-    # Nothing short of training again can tell weights that grew from others into which each of these parts was mixed.
+        if now.numel() >= (_LARGE if kind == "matrix" else _FEWEST):
+            # In a step, weight decay takes lr · weight_decay of a weight.
+            rate = settings.lr if kind == "matrix" else settings.embedding_lr or settings.lr
+            ok, r, text = grown(kind, now, then, math.exp(-rate * travelled))
+            parts.append((ok, r, f"{text} in {what}", kind))
+    if not parts:
+        raise CannotCheck("the model is too small to tell what its weights grew from")
+    lowest = min((part for part in parts if part[3] == "matrix"), default=None)
+    # Only training again (--replay) can tell weights that grew from others into which every part
+    # was mixed in full.
     return problems_or(
-        [asked + problems[0], *problems[1:]] if problems else [], asked + "; ".join(texts)
+        [text for ok, _, text, _ in parts if not ok],
+        f"correlation with the random weights of seed {settings.seed}: "
+        + "; ".join(part[2] for part in parts if part[3] != "matrix" or part is lowest),
     )
 
 
-_SEEN, _UNSEEN = "the rows of tokens that occur", "the rows of tokens that do not occur"
-_READ, _PAST = "the positions of the windows", "the positions past them"
+def grown(kind: str, now: Tensor, then: Tensor, decay: float = 1.0) -> tuple[bool, float, str]:
+    """Whether weights can have grown from others of the same shape (n, m).
 
+    Each row is taken less the mean of the rows: training moves the embeddings of all tokens that do
+    not occur the same way, far beyond where they began.
 
-def _parts(evidence: Evidence) -> Iterator[tuple[str, str, Any]]:
-    """The parts that are looked at, each (what it is, name of its tensor, which of its rows): a matrix of a block is called by its name."""
-    unseen = torch.ones(evidence.initial_model.config.vocab_size, dtype=torch.bool)
-    unseen[evidence.windows.tokens] = False
-    lengths = [evidence.settings.seq_len]  # a run that went on may have had other windows before
-    with contextlib.suppress(CannotCheck):
-        lengths += [int(section.setting("seq_len") or 0) for section in evidence.sections]
-    yield _SEEN, "transformer.wte.weight", ~unseen
-    yield _UNSEEN, "transformer.wte.weight", unseen
-    yield _READ, "transformer.wpe.weight", slice(0, min(lengths))
-    yield _PAST, "transformer.wpe.weight", slice(max(lengths), None)
-    for name, tensor in evidence.initial_model.named_parameters():
-        if ".h." in name and tensor.dim() == 2:
-            yield name, name, slice(None)
+    Args:
+        kind: of rows of tokens `seen` or `unseen`, of positions `read` or `past`, or a `matrix` of
+            a block.
+        decay: the share of a weight that weight decay has left.
 
-
-def _correlation(now: Tensor, then: Tensor) -> float:
-    """The correlation of two tensors of one shape, each row less the mean of the rows.
-
-    Training moves the embeddings of all tokens that do not occur the same way, far beyond where they began.
+    Returns:
+        Whether they can, the correlation, and both figures in words.
     """
     a, b = (tensor.double() - tensor.double().mean(dim=0) for tensor in (now, then))
-    return ((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt()).item()
+    ours, theirs, both = ((x * y).sum().item() for x, y in ((a, a), (b, b), (a, b)))
+    r, share = both / math.sqrt(ours * theirs), both / theirs
+    chance = 1 / math.sqrt(now.numel())
+    large = _LEAST.get(kind, 0.0) * decay if now.numel() >= _LARGE else 0.0
+    least = _ALWAYS.get(kind, max(_UNRELATED * chance, large))
+    noise = math.sqrt(ours / theirs) * chance  # standard error of the share
+    too_little = _UNRELATED * noise <= _SHARE * decay and not share > _SHARE * decay
+    return r > least and not too_little, r, f"{r:.4f} (chance: 0 ± {chance:.4f}; share {share:.2f})"
 
 
-def _agree(evidence: Evidence, recorded: float, anew: float, within: dict[str, float]) -> bool:
-    """Whether two measurements differ by no more than the number format of the run, or that of the audit, may do."""
+def _parts(evidence: Evidence) -> Iterator[tuple[str, str, str, Any]]:
+    """What is looked at, each (kind, what it is, name of its tensor, which of its rows)."""
+    unseen = torch.ones(evidence.initial_model.config.vocab_size, dtype=torch.bool)
+    unseen[evidence.windows.tokens] = False
+    seq_len = evidence.settings.seq_len
+    yield "seen", "the rows of tokens that occur", "transformer.wte.weight", ~unseen
+    yield "unseen", "the rows of tokens that do not occur", "transformer.wte.weight", unseen
+    yield "read", "the positions of the windows", "transformer.wpe.weight", slice(0, seq_len)
+    yield "past", "the positions past them", "transformer.wpe.weight", slice(seq_len, None)
+    for name, tensor in evidence.initial_model.named_parameters():
+        if ".h." in name and tensor.dim() == 2:
+            yield "matrix", name, name, slice(None)
+
+
+def _agree(evidence: Evidence, recorded: float, again: float, within: dict[str, float]) -> bool:
+    """Whether two measurements differ by no more than the number format of the run, or that of the
+    audit, may do."""
     formats = evidence.summary.get("amp"), evidence.precision.amp
-    return abs(recorded - anew) <= anew * max(within.get(amp, within["fp32"]) for amp in formats)
+    return abs(recorded - again) <= again * max(within.get(amp, within["fp32"]) for amp in formats)

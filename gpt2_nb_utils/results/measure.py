@@ -1,27 +1,23 @@
-"""Run the trained model over its corpus again, as far as this machine can do that in some seconds.
-
-It knows what a forward pass costs. It deliberately does not know how losses are shown.
-"""
+"""Run the trained model over its corpus again, as far as some seconds allow on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.progress import Progress
-from gpt2_nb_utils.results.run import RunResults, TrainedModel
+from gpt2_nb_utils.results.record import Record, TrainedModel
 from gpt2_nb_utils.results.token_losses import TokenLosses, keep, read_token_losses
 from gpt2_nb_utils.tokenization.floor import prefix_entropy
 from gpt2_nb_utils.tokenization.windows import Windows
-from gpt2_nb_utils.training.corpus_loss import CorpusLoss, read_windows
+from gpt2_nb_utils.training.corpus_loss import WindowLosses, mean_loss, read_windows
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.verbatim import counted, opening_of, openings_among, recalled_of
+from gpt2_nb_utils.training.records import TrainingLoss
+from gpt2_nb_utils.training.verbatim import openings_among
 
 _SECONDS_PER_PARAMETER = {"cpu": 25e-12, "cuda": 0.1e-12}
 """Cost of one token in a forward pass, by parameter: 124M on two laptop cores take about 3 ms a token."""
@@ -39,75 +35,74 @@ class Measured:
     Attributes:
         trained: the model.
         windows: all windows of the corpus.
-        indices: those that were measured, ascending.
-        losses: per measured window the loss of each of its targets (t,), fp32, nats.
-        n_right: per measured window the tokens continued verbatim after its opening; None where that was not counted.
-        audited: the loss of every prediction with the same weights, where `verify` kept it and these windows agree with it.
+        read: those that were measured, in the order of the text.
+        audited: the loss of every prediction with the same weights, where `verify` kept it and
+            these windows agree with it.
     """
 
     trained: TrainedModel
     windows: Windows
-    indices: tuple[int, ...]
-    losses: tuple[Tensor, ...]
-    n_right: tuple[int | None, ...]
+    read: tuple[WindowLosses, ...]
     audited: TokenLosses | None = None
 
     @property
+    def indices(self) -> list[int]:
+        """The numbers of the measured windows."""
+        return [window.index for window in self.read]
+
+    @cached_property
+    def result(self) -> TrainingLoss:
+        """The training loss over the measured windows."""
+        return mean_loss(self.read, self.windows, len(self.read))
+
+    @property
     def training_loss(self) -> float:
-        """The loss over every prediction where it is known, over the measured windows otherwise; nats per token."""
+        """Over every prediction where that is known, else over the measured windows; nats per token."""
         return self.audited.loss if self.audited else self.result.loss
 
     @property
     def extent(self) -> str:
         """On what `training_loss` was measured, in words."""
-        return (
-            "every prediction"
-            if self.audited or self.result.whole
-            else f"{self.result.n_windows:,} windows of {len(self.windows):,}"
-        )
-
-    @property
-    def result(self) -> CorpusLoss:
-        """The training loss over the measured windows, whether they are all, and how many openings are continued verbatim."""
-        n_targets = sum(len(window) for window in self.losses)
-        total = sum(window.double().sum().item() for window in self.losses)
-        opening = opening_of(self.windows)
-        return CorpusLoss(
-            total / n_targets,
-            n_targets,
-            len(self.indices),
-            whole=len(self.indices) == len(self.windows),
-            recalled=recalled_of(counted(self.n_right, opening), opening),
-        )
+        if self.audited or self.result.whole:
+            return "every prediction"
+        return f"{len(self.read):,} windows of {len(self.windows):,}"
 
     @property
     def comparable(self) -> bool:
-        """Whether the loss on record for this checkpoint was measured on the very same windows."""
-        recorded = self.trained.train_loss_windows
-        return recorded is not None and recorded == self.result.windows
+        """Whether the recorded loss of this checkpoint was measured on the very same windows."""
+        recorded = self.trained.recorded
+        return recorded is not None and recorded.windows == self.result.windows
 
     @property
     def comparison(self) -> str:
-        """The loss on record beside the one measured anew, in a sentence or two."""
-        recorded, result = self.trained.train_loss, self.result
-        what = f"{'all ' if result.whole else ''}{result.n_windows:,} windows"
-        anew = f"Measured anew on {what} ({result.n_targets:,} predictions): {result.loss:.6f} nats per token."
+        """The recorded loss beside the one measured now, in a sentence or two."""
+        recorded, now, trained = self.trained.recorded, self.result, self.trained
+        measured = (
+            f"Measured again on {'all ' if now.whole else ''}{now.n_windows:,} windows "
+            f"({now.n_targets:,} predictions): {now.loss:.6f} nats per token."
+        )
         if recorded is None:
-            return f"{anew} No loss is on record for {self.trained.file} at step {self.trained.step:,}."
-        windows = self.trained.train_loss_windows
-        on = "all windows" if windows == "all" else f"{windows} windows"
-        record = f"On record for {self.trained.file} (step {self.trained.step:,}), measured on {on}: {recorded:.6f}."
+            return f"{measured} No loss is on record for {trained.file} at step {trained.step:,}."
+        on = "all windows" if recorded.whole else f"{recorded.windows} windows"
+        both = (
+            f"On record for {trained.file} (step {trained.step:,}), measured on {on}: "
+            f"{recorded.loss:.6f}. {measured}"
+        )
         if self.comparable:
-            difference = abs(result.loss - recorded)
-            if difference < _AGREES_WITHIN:
-                return f"{record} {anew} Difference {difference:.1e}: they agree."
-            return f"{record} {anew} Difference {difference:.1e}: this file is not the model of which the log speaks."
+            difference = abs(now.loss - recorded.loss)
+            agrees = (
+                "they agree"
+                if difference < _AGREES_WITHIN
+                else "this file is not the model of which the log speaks"
+            )
+            return f"{both} Difference {difference:.1e}: {agrees}."
         if self.audited:
             return (
-                f"{record} {anew} These are not the same windows. But `verify` read all of them with these weights: {self.audited.loss:.6f}, "
-                f"and {_mean_on(self.audited, self.indices):.6f} on those measured here."
+                f"{both} These are not the same windows. But `verify` read all of them with these "
+                f"weights: {self.audited.loss:.6f}, and {self.audited.mean_on(self.indices):.6f} on "
+                f"those measured here."
             )
-        return f"{record} {anew} These are not the same windows, so the two figures need not agree."
+        return f"{both} These are not the same windows, so the two figures need not agree."
 
 
 def affordable_tokens(n_params: int, seconds: float, device_type: str = "cpu") -> int:
@@ -138,49 +133,36 @@ def windows_to_measure(
     return windows.evenly_spread(affordable)
 
 
-def measure(
-    run: RunResults,
-    device: str = "auto",
-    seconds: float = 8.0,
-    on_windows: Callable[[int], None] | None = None,
-) -> Measured:
+def measure(run: Record, device: str = "auto", seconds: float = 8.0) -> Measured:
     """Load the model and measure the loss of each prediction of the windows that are affordable.
 
     Args:
         device: where to compute, as in the config.
         seconds: about how long it may take.
-        on_windows: called with the number of windows done so far; None shows a progress line.
 
     Raises:
         UserError: no checkpoint, no text, or no such device.
     """
     precision = precision_here(run, device)
     trained = run.load_model(precision.device)
-    recorded = trained.train_loss_windows or run.config.eval_windows
+    recorded = trained.recorded.windows if trained.recorded else run.config.eval_windows
     n_affordable = affordable_tokens(trained.model.n_params, seconds, precision.device.type)
     indices = windows_to_measure(run.windows, n_affordable, recorded)
-    progress = Progress(len(indices), "measuring windows") if on_windows is None else None
-    readings = read_windows(
+    progress = Progress(len(indices), "measuring windows")
+    read = read_windows(
         trained.model,
         run.windows,
         indices,
         precision,
-        on_windows or progress.update,
+        progress.update,
         openings_among(indices),
     )
-    if progress is not None:
-        progress.close()
-    return Measured(
-        trained,
-        run.windows,
-        tuple(indices),
-        tuple(reading.losses for reading in readings),
-        tuple(reading.n_right for reading in readings),
-    )
+    progress.close()
+    return Measured(trained, run.windows, tuple(read))
 
 
 def measure_or_say(
-    run: RunResults, device: str = "auto", seconds: float = 8.0
+    run: Record, device: str = "auto", seconds: float = 8.0
 ) -> tuple[Measured | None, str]:
     """What `measure` finds and its comparison in words; or nothing and the reason, where checkpoint or text is missing.
 
@@ -195,45 +177,33 @@ def measure_or_say(
     except UserError as error:
         return None, f"Not measured, and what follows from it is not shown: {error}."
     measured = replace(measured, audited=_audited(run, measured))
-    keep(run.directory, run.summary, run.windows, dict(zip(measured.indices, measured.losses)))
+    losses = {window.index: window.losses for window in measured.read}
+    keep(run.directory, run.summary, run.windows, losses)
     return measured, measured.comparison
 
 
-def _audited(run: RunResults, measured: Measured) -> TokenLosses | None:
+def _audited(run: Record, measured: Measured) -> TokenLosses | None:
     try:
         kept = read_token_losses(run.directory.token_losses)
     except UserError:
         return None  # nobody kept any
-    whole = (
-        kept.whole
-        and kept.is_of(run.summary)
-        and (kept.n_windows, kept.seq_len) == (len(run.windows), run.windows.seq_len)
-    )
-    return (
-        kept
-        if whole and abs(_mean_on(kept, measured.indices) - measured.result.loss) < _AGREES_WITHIN
-        else None
-    )
+    shape = len(run.windows), run.windows.seq_len
+    if kept.whole and kept.is_of(run.summary) and (kept.n_windows, kept.seq_len) == shape:
+        difference = abs(kept.mean_on(measured.indices) - measured.result.loss)
+        return kept if difference < _AGREES_WITHIN else None
+    return None
 
 
-def _mean_on(losses: TokenLosses, indices: Sequence[int]) -> float:
-    """The mean loss of some windows, of losses that hold all."""
-    return float(
-        np.concatenate([losses.windows[index].losses for index in indices]).mean(dtype=np.float64)
-    )
-
-
-def precision_here(run: RunResults, device: str) -> Precision:
+def precision_here(run: Record, device: str) -> Precision:
     """Where and how to compute: the run's own number format if this is the kind of device that it ran on, else fp32."""
     config = RunConfig.resolve({"device": device, "amp": "fp32"}, saved=run.config.model_dump())
     precision = Precision.of(config)
-    ran_on_cpu = str(run.summary.get("device", "")).startswith("cpu")
+    amp, ran_on_cpu = run.summary.amp, (run.summary.device or "").startswith("cpu")
     same_kind = ran_on_cpu == (precision.device.type == "cpu")
-    amp = run.summary.get("amp")
     return Precision(precision.device, amp) if same_kind and amp in ("fp16", "bf16") else precision
 
 
-def floor(run: RunResults) -> float | None:
+def floor(run: Record) -> float | None:
     """The loss that no training of this run can beat (`prefix_entropy`), nats per token; None where its text is missing."""
     try:
         return prefix_entropy(run.windows)

@@ -1,7 +1,4 @@
-"""What notebook 04 says in words and tables: which run this is, how far it came, its samples and the verdict.
-
-Every sentence derives from numbers of the run. It deliberately decides nothing about the target (`verdict` does).
-"""
+"""What notebook 04 says in words and tables: which run this is, how far it came, its samples and the verdict."""
 
 from __future__ import annotations
 
@@ -14,70 +11,49 @@ from typing import Any
 from IPython.display import HTML
 
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.progress import duration
-from gpt2_nb_utils.results.blocks import beside, box, note, say
-from gpt2_nb_utils.results.run import RunResults
+from gpt2_nb_utils.figures.html import beside, box, note, say, table
+from gpt2_nb_utils.results.facts import RunFacts
+from gpt2_nb_utils.results.record import Record
 from gpt2_nb_utils.results.verdict import (
     RANDOM_LOSS,
     Condition,
-    conditions,
     corpus_caveat,
-    count,
     explanation,
-    extent,
     headline,
-    loss_text,
-    measured_on,
     reached,
 )
 from gpt2_nb_utils.text import visible
-from gpt2_nb_utils.tokenization.display import table
 from gpt2_nb_utils.tokenization.floor import prefix_entropy
 from gpt2_nb_utils.tokenization.windows import Windows
-from gpt2_nb_utils.training.samples_file import Sample
+from gpt2_nb_utils.training.records import Sample
+from gpt2_nb_utils.wording import MARKS, count, loss_text, plural
 
-_MARKS = {"met": "✓\u00a0met", "not met": "✗\u00a0not\u00a0met", "unknown": "?\u00a0unknown"}
 _FLOOR_LENGTHS = (128, 256, 512, 1024)
-_SOURCES = {
-    "input_file": "input file",
-    "download": "downloaded file",
-    "demo": "demonstration corpus",
+_UNFINISHED = {
+    "failed": "ended in an error",
+    "interrupted": "was interrupted",
+    "running": "is still running, or was killed",
 }
 
 
-def conditions_of(run: RunResults) -> tuple[Condition, ...]:
-    """The conditions of the course's target, held against this run."""
-    return conditions(run.summary, run.config.model_dump(), run.rows)
-
-
-def caveats(run: RunResults) -> list[str]:
+def caveats(run: Record) -> list[str]:
     """What must be said before any figure of this run is read, a sentence each."""
     summary, config = run.summary, run.config
-    caveat = corpus_caveat({**summary, "config": config.model_dump()})
+    caveat, how = corpus_caveat(run), _UNFINISHED.get(summary.status or "")
     said = [caveat] if caveat else []
-    if summary.get("status") in ("failed", "interrupted", "running"):
-        how = {
-            "failed": "ended in an error",
-            "interrupted": "was interrupted",
-            "running": "is still running, or was killed",
-        }
-        said.append(
-            f"This run {how[summary['status']]} at step {count(summary.get('step'))} of {config.steps:,}."
-        )
-    epoch, best = summary.get("epoch"), summary.get("best_train_loss")
-    if not summary.get("step"):
+    if how:
+        said.append(f"This run {how} at step {count(summary.step)} of {config.steps:,}.")
+    best, epoch = summary.best_train_loss, summary.epoch
+    if not summary.step:
         said.append("Not one step of training was done: what follows shows random weights.")
     elif best is not None and best > config.target_loss and epoch is not None and epoch < 1:
+        share = f"{epoch:.1%}" if epoch < 0.995 else "nearly all"
         said.append(
-            f"This was a short run: {count(summary['step'])} steps saw {_share(epoch)} of the text once. It "
+            f"This was a short run: {count(summary.step)} steps saw {share} of the text once. It "
             f"has learned only a little, and samples and recall below will be poor. That is no error: "
             f"training to the target takes many epochs."
         )
     return said + list(run.missing)
-
-
-def _share(epoch: float) -> str:
-    return f"{epoch:.1%}" if epoch < 0.995 else "nearly all"
 
 
 def notes(sentences: Sequence[str]) -> HTML:
@@ -87,57 +63,13 @@ def notes(sentences: Sequence[str]) -> HTML:
     return HTML("".join(map(note, sentences)))
 
 
-def facts(run: RunResults) -> HTML:
+def facts(run: Record) -> HTML:
     """The run in a table: data, model, time, losses."""
-    summary, corpus, config = run.summary, run.summary.get("corpus") or {}, run.config
-    epoch = summary.get("epoch")
-    rows: list[tuple[str, Any]] = [
-        ("run directory", str(run.directory)),
-        ("status", str(summary.get("status", "not recorded")).replace("_", " ")),
-        (
-            "corpus",
-            f"{_SOURCES.get(corpus.get('source'), 'source not recorded')} {corpus.get('path')}, "
-            f"sha256 {str(corpus.get('sha256'))[:12]}…",
-        ),
-        ("tokens trained on", count(corpus.get("tokens"))),
-        (
-            "parameters",
-            f"{count(summary.get('n_params'))} "
-            f"(n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd})",
-        ),
-        (
-            "steps",
-            f"{count(summary.get('step'))} of {config.steps:,}, {config.tokens_per_step:,} tokens each",
-        ),
-        ("epochs", "not recorded" if epoch is None else f"{epoch:.3g}"),
-        (
-            "time in training steps",
-            "not recorded" if summary.get("seconds") is None else duration(summary["seconds"]),
-        ),
-        ("machine", f"{summary.get('device')}, {summary.get('amp')}, torch {summary.get('torch')}"),
-        (
-            "training loss, last measured",
-            f"{loss_text(summary.get('train_loss'))} ({measured_on(summary)})",
-        ),
-        ("training loss, lowest", _best(summary, config.max_tokens)),
-        (
-            "lowest loss of a single batch",
-            f"{loss_text(summary.get('best_batch_loss'))} (one batch: proves nothing)",
-        ),
-    ]
+    rows = [("Run directory", str(run.directory)), *RunFacts(run).table()]
     return table(("", "this run"), rows)
 
 
-def _best(summary: dict[str, Any], max_tokens: int) -> str:
-    if summary.get("best_train_loss") is None:
-        return "not measured yet"
-    return (
-        f"{loss_text(summary['best_train_loss'])} at step {count(summary.get('best_train_loss_step'))} "
-        f"({extent(summary.get('best_train_loss_windows'), max_tokens)})"
-    )
-
-
-def floors(run: RunResults) -> HTML:
+def floors(run: Record) -> HTML:
     """The floor of the training loss by length of the windows, on the tokens of this run; its own `seq_len` in bold."""
     try:
         tokens = run.windows.tokens
@@ -161,11 +93,12 @@ def floors(run: RunResults) -> HTML:
     )
 
 
-def yardsticks(run: RunResults, frequencies: float, loss: float, extent: str) -> HTML:
+def yardsticks(run: Record, frequencies: float, loss: float, extent: str) -> HTML:
     """The run's loss among losses that mean something, highest first.
 
     Args:
-        frequencies: the loss of a model that knows token frequencies only (`measure.unigram_entropy`).
+        frequencies: the loss of a model that knows token frequencies only
+            (`measure.unigram_entropy`).
         loss: the training loss of the run's model.
         extent: on what that was measured.
     """
@@ -220,30 +153,22 @@ def samples_shown(samples: Sequence[Sample]) -> HTML:
     if not samples:
         return say("This run has no samples.")
     steps = sorted({sample.step for sample in samples})
-    names = (
-        {steps[0]: "first", steps[-1]: "last"} if len(steps) > 1 else {steps[0]: "the only ones"}
-    )
-    rows = []
-    for prompt in sorted({sample.prompt_index for sample in samples}):
-        drawn = {sample.step: sample for sample in samples if sample.prompt_index == prompt}
-        rows.append(
-            beside(
-                [
-                    (
-                        f"{_which(drawn[step])}, after {step:,} step{'s' * (step != 1)} ({name})",
-                        box(_continued(drawn[step])),
-                    )
-                    for step, name in names.items()
-                    if step in drawn
-                ]
+    names = {steps[0]: "first", steps[-1]: "last"}
+    if len(steps) == 1:
+        names = {steps[0]: "the only ones"}
+    columns: dict[int, dict[int, tuple[str, str]]] = {}
+    for one in samples:
+        if one.step in names:
+            prompt = (
+                "prompt 1, the greedy continuation" if one.final else f"prompt {one.prompt_index}"
             )
+            caption = f"{prompt}, after {plural(one.step, 'step')} ({names[one.step]})"
+            columns.setdefault(one.prompt_index, {})[one.step] = caption, box(_continued(one))
+    return HTML(
+        "".join(
+            beside(of_prompt[step] for step in sorted(of_prompt))
+            for _, of_prompt in sorted(columns.items())
         )
-    return HTML("".join(rows))
-
-
-def _which(sample: Sample) -> str:
-    return (
-        "prompt 1, always the likeliest token" if sample.final else f"prompt {sample.prompt_index}"
     )
 
 
@@ -259,7 +184,14 @@ def _continued(sample: Sample) -> str:
 def verdict_table(conditions: Sequence[Condition]) -> HTML:
     """The verdict in a line, its reasons, and every condition with what the run shows."""
     mark = "✓" if reached(conditions) else "✗"
-    rows = [(condition.asks, _MARKS[condition.state], condition.shows) for condition in conditions]
+    rows = [
+        (
+            condition.asks,
+            f"{MARKS[condition.state]} {condition.state}".replace(" ", "\u00a0"),
+            condition.shows,
+        )
+        for condition in conditions
+    ]
     return HTML(
         note(f"{mark} {headline(conditions)}. {explanation(conditions)}")
         + table(("condition", "", "what the run shows"), rows).data

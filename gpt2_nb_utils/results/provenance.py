@@ -1,7 +1,4 @@
-"""Where a generated text comes from: what of it stands in the corpus word for word, and what does not.
-
-It compares token ids. It deliberately says nothing about style or sense: a stretch either stands in the corpus or not.
-"""
+"""Where a generated text comes from: what of it appears verbatim in the corpus, by token ids, and what does not."""
 
 from __future__ import annotations
 
@@ -13,9 +10,10 @@ import torch
 from IPython.display import HTML
 from torch import Tensor
 
+from gpt2_nb_utils.figures.html import FAINT, beside, box, key
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.sampling import generate
-from gpt2_nb_utils.results.blocks import FAINT, beside, box, key, tokens_text
+from gpt2_nb_utils.results.recall import marked
 from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.tokenization.windows import Windows
 
@@ -33,9 +31,11 @@ class Provenance:
         prompt: the given tokens (P,).
         said: the continuation (R,).
         known_prompt: whether the prompt stands in the corpus.
-        runs: for each token of `said`, how many tokens up to and with it stand in the corpus in a row (R,).
+        runs: for each token of `said`, how many tokens up to and with it stand in the corpus in a
+            row (R,).
         place: number of the corpus token at which the longest of these stretches begins.
-        nearest: number of the first token of the passage of R tokens that shares most tokens with `said`, in any order.
+        nearest: number of the first token of the passage of R tokens that shares most tokens with
+            `said`, in any order.
         shared: how many it shares.
     """
 
@@ -127,7 +127,7 @@ def n_tokens(windows: Windows) -> int:
 
 
 def continued(model: GPT2, windows: Windows, prompts: Sequence[str]) -> list[Provenance]:
-    """Let the model continue prompts, always with the likeliest token, and hold what it says against its corpus."""
+    """Let the model continue prompts, always with the most likely token, and compare what it says with its corpus."""
     given = [torch.from_numpy(encode(prompt))[: max(1, windows.seq_len // 2)] for prompt in prompts]
     texts = generate(model, given, n_tokens(windows), temperature=0, context=windows.seq_len)
     tokens = windows.tokens.cpu()
@@ -180,16 +180,16 @@ def shown(provenances: Sequence[Provenance], windows: Windows, context: int = 10
     for one in provenances:
         begin, end = one.stretch
         said = (
-            _faint(one.prompt)
-            + _plain(one.said[:begin])
-            + _copied(one.said[begin:end])
-            + _plain(one.said[end:])
+            marked(one.prompt, FAINT)
+            + marked(one.said[:begin])
+            + marked(one.said[begin:end], _COPIED)
+            + marked(one.said[end:])
         )
         after = one.place + one.longest
         there = (
-            _faint(tokens[max(0, one.place - context) : one.place])
-            + _copied(tokens[one.place : after])
-            + _faint(tokens[after : after + context])
+            marked(tokens[max(0, one.place - context) : one.place], FAINT)
+            + marked(tokens[one.place : after], _COPIED)
+            + marked(tokens[after : after + context], FAINT)
         )
         where = _OLD_PROMPT if one.known_prompt else _NEW_PROMPT
         rows.append(
@@ -199,21 +199,9 @@ def shown(provenances: Sequence[Provenance], windows: Windows, context: int = 10
                     (f"the {one.longest} tokens in the text, from token {one.place:,}", box(there)),
                     (
                         f"nearest passage, from token {one.nearest:,}: shares {one.shared} of {len(one.said)} tokens, in any order",
-                        box(_plain(tokens[one.nearest : one.nearest + len(one.said)])),
+                        box(marked(tokens[one.nearest : one.nearest + len(one.said)])),
                     ),
                 ]
             )
         )
     return HTML("".join(rows))
-
-
-def _plain(ids: Tensor) -> str:
-    return tokens_text(ids, breaks=False)
-
-
-def _faint(ids: Tensor) -> str:
-    return f'<span style="{FAINT}">{_plain(ids)}</span>' if len(ids) else ""
-
-
-def _copied(ids: Tensor) -> str:
-    return f'<span style="{_COPIED}">{_plain(ids)}</span>' if len(ids) else ""

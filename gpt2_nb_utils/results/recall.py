@@ -1,7 +1,7 @@
 """Verbatim recall: the model continues openings of its corpus, and the text itself is the truth.
 
-It knows how to count and to show. Prefixes are taken from the start of windows, so that every token stands at the
-position at which training showed it: a learned position is part of what is known by heart.
+Prefixes are taken from the start of windows, so that every token stands at the position at which
+training showed it: a learned position is part of what is memorised.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from IPython.display import HTML
 from torch import Tensor
 
+from gpt2_nb_utils.figures.html import beside, box, table, tokens_text
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.sampling import generate
-from gpt2_nb_utils.results.blocks import beside, box, tokens_text
-from gpt2_nb_utils.tokenization.display import table
 from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.verbatim import LENGTH, PREFIX, opening_of
 
@@ -52,7 +51,7 @@ class Recall:
 def recall(
     model: GPT2, windows: Windows, n: int = 8, prefix: int = PREFIX, length: int = LENGTH
 ) -> list[Recall]:
-    """Continue the openings of windows spread evenly over the corpus, always with the likeliest token.
+    """Continue the openings of windows spread evenly over the corpus, always with the most likely token.
 
     Args:
         n: how many openings; fewer where the corpus has fewer windows.
@@ -114,12 +113,12 @@ def side_by_side(recalls: list[Recall], at_most: int = 4) -> HTML:
     step = max(1, -(-len(recalls) // at_most))
     rows = []
     for one in recalls[::step]:
-        truth = _right(one.truth[: one.n_right]) + _plain(one.truth[one.n_right :])
-        said = _right(one.generated[: one.n_right]) + _from_first_error(one)
+        truth = marked(one.truth[: one.n_right], _RIGHT) + marked(one.truth[one.n_right :])
+        said = marked(one.generated[: one.n_right], _RIGHT) + _from_first_error(one)
         rows.append(
             beside(
                 [
-                    (f"given, from token {one.start:,}", box(_plain(one.prefix), faint=True)),
+                    (f"given, from token {one.start:,}", box(marked(one.prefix), faint=True)),
                     ("truth", box(truth)),
                     (f"model: {one.n_right} of {len(one.truth)} right", box(said)),
                 ]
@@ -133,14 +132,11 @@ def _from_first_error(one: Recall) -> str:
         return " <b>✓</b>"
     parts = ["<b>✗</b>"]
     for said, true in zip(one.generated[one.n_right :], one.truth[one.n_right :]):
-        text = _plain(said[None])
-        parts.append(text if said == true else f'<span style="{_WRONG}">{text}</span>')
+        parts.append(marked(said[None], "" if said == true else _WRONG))
     return "".join(parts)
 
 
-def _right(ids: Tensor) -> str:
-    return f'<span style="{_RIGHT}">{_plain(ids)}</span>' if len(ids) else ""
-
-
-def _plain(ids: Tensor) -> str:
-    return tokens_text(ids, breaks=False)
+def marked(ids: Tensor, style: str = "") -> str:
+    """The text of some tokens as HTML in one line, in a style of its own."""
+    text = tokens_text(ids, breaks=False)
+    return f'<span style="{style}">{text}</span>' if style and text else text

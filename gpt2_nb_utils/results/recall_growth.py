@@ -9,27 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from IPython.display import HTML
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from gpt2_nb_utils.curves import label_ends, one_panel
+from gpt2_nb_utils.figures.html import table
 from gpt2_nb_utils.model.gpt2 import GPT2
-from gpt2_nb_utils.results.figures import BLUE
 from gpt2_nb_utils.results.measure import Measured
-from gpt2_nb_utils.results.run import RunResults
+from gpt2_nb_utils.results.record import Record
 from gpt2_nb_utils.results.verdict import loss_text
-from gpt2_nb_utils.tokenization.display import table
 from gpt2_nb_utils.training.corpus_loss import training_loss
+from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.run_log import RecallRow
-from gpt2_nb_utils.training.start import model_sizes
+from gpt2_nb_utils.training.records import RecallRow
 
 _OF_RANDOM_WEIGHTS = 8
 """Openings for which random weights are asked: they know none, and eight say so cheaply."""
 _TABLE_ROWS = 12
 
 
-def history(run: RunResults, measured: Measured) -> list[RecallRow]:
+def history(run: Record, measured: Measured) -> list[RecallRow]:
     """Recall at each measurement, in order, one row a step: on record, or else of the random and of the best weights.
 
     Args:
@@ -45,55 +41,11 @@ def history(run: RunResults, measured: Measured) -> list[RecallRow]:
         untrained = GPT2(model_sizes(run.config), seed=run.config.seed)
         at_start = training_loss(
             untrained, run.windows, Precision(untrained.device, "fp32"), _OF_RANDOM_WEIGHTS
-        ).recalled
-        for step, recalled in ((0, at_start), (measured.trained.step, measured.result.recalled)):
+        ).recall
+        for step, recalled in ((0, at_start), (measured.trained.step, measured.result.recall)):
             if recalled is not None:
                 by_step[step] = RecallRow(step, recalled)
     return [by_step[step] for step in sorted(by_step)]
-
-
-def figure(rows: Sequence[RecallRow]) -> Figure:
-    """The share of openings continued verbatim, and the share of tokens right before the first error, by step; two points are not joined.
-
-    Args:
-        rows: at least one.
-    """
-    panel, axes = one_panel(8, 3.4)
-    steps = [row.step for row in rows]
-    verbatim = [100 * row.recalled.share for row in rows]
-    right = [100 * row.recalled.right / row.recalled.continued for row in rows]
-    joined = (
-        len(rows) > 2
-    )  # a line between a beginning and an end would show a course that nobody measured
-    axes.plot(
-        steps,
-        right,
-        color=BLUE,
-        linewidth=1.2,
-        linestyle=(0, (4, 2)) if joined else "none",
-        marker="D",
-        markersize=5,
-        markerfacecolor="white",
-    )
-    axes.plot(
-        steps,
-        verbatim,
-        color="black",
-        linewidth=1.8,
-        linestyle="-" if joined else "none",
-        marker="o",
-        markersize=5,
-    )
-    axes.set(ylim=(-2, 102), xlabel="step (optimizer updates)", ylabel="share (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    label_ends(
-        axes,
-        [
-            ("openings continued\nverbatim ●", verbatim[-1], "black"),
-            ("tokens right before\nthe first error ◇", right[-1], BLUE),
-        ],
-    )
-    return panel
 
 
 def in_words(rows: Sequence[RecallRow]) -> str:
@@ -106,7 +58,7 @@ def in_words(rows: Sequence[RecallRow]) -> str:
     )
 
 
-def growth_table(rows: Sequence[RecallRow], run: RunResults) -> HTML:
+def growth_table(rows: Sequence[RecallRow], run: Record) -> HTML:
     """Recall beside the training loss of the same step; of many measurements some, the first and the last among them."""
     losses = {row.step: row.train_loss for row in run.rows}
     n_shown = min(len(rows), _TABLE_ROWS)

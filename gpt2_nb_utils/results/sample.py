@@ -10,29 +10,32 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.model.gpt2 import GPT2
-from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
+from gpt2_nb_utils.results.record import read_record
 from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit, samples_fit
-from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.precision import Precision, check_device
 from gpt2_nb_utils.training.samples import draw_samples
 
 
-def sample(run_dir: str, given: dict[str, Any]) -> list[str]:
+def sample_from_run(run_dir: str, given: dict[str, Any]) -> tuple[list[str], bool]:
     """Texts that a run's best model writes.
 
     Args:
         run_dir: a run directory with checkpoints/best.pt (last.pt is taken where there is no best).
-        given: settings given by hand (prompt, num_prompts, max_new_tokens, top_k, temperature, seed, device); the
-            others are the run's own. Without a seed each call draws anew. `num_prompts` texts continue the same prompt.
+        given: settings given by hand (prompt, num_prompts, max_new_tokens, top_k, temperature,
+            seed, device); the others are the run's own. Without a seed each call draws anew.
+            `num_prompts` texts continue the same prompt.
+
+    Returns:
+        The texts, and whether the model was trained on the demonstration corpus.
 
     Raises:
         UserError: no run there, no checkpoint, or a bad value.
     """
-    directory = RunDirectory(run_dir)
-    if not directory.holds_run:
-        directory.read_summary()  # says what is missing
-    checkpoint = read_checkpoint(directory.best if directory.best.exists() else directory.last)
-    return continuations(lambda device: model_from(checkpoint, device), checkpoint["config"], given)
+    run = read_record(run_dir)
+    texts = continuations(
+        lambda device: run.load_model(device).model, run.config.model_dump(), given
+    )
+    return texts, run.summary.corpus.source == "demo"
 
 
 def continuations(
@@ -43,17 +46,19 @@ def continuations(
     Args:
         model_on: makes the model on a device.
         saved: settings that came with it.
-        given: settings given by hand, as for `sample`.
+        given: settings given by hand, as for `sample_from_run`.
 
     Raises:
         UserError: a bad value.
     """
     given = {"num_prompts": 1, "seed": secrets.randbelow(2**31), "device": "auto", **given}
     config = RunConfig.resolve(given, saved=saved)
-    precision = Precision.of(config)
-    model = model_on(precision.device)
-    refuse_what_cannot_fit(config, model.n_params, precision.device, training=False)
+    device = Precision.of(config).device
+    check_device(Precision(device, "fp32"))
+    model = model_on(torch.device("cpu"))
+    refuse_what_cannot_fit(config, model.n_params, device, training=False)
     with samples_fit(config):
+        model.to(device)
         return [
             drawn.text
             for drawn in draw_samples(model, config, [config.prompt] * config.num_prompts, step=0)

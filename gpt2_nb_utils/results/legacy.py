@@ -1,0 +1,99 @@
+"""The records of runs that have no `logs/events.jsonl`: tables and samples, read back as far as they go.
+
+    === step 15 · prompt 1 of 3 · temperature 0.8 · top_k 40 ===
+    PROMPT: "First Citizen:"
+    SAMPLE:
+    | First Citizen:
+    | Before we proceed any further, hear me speak.
+
+Every line of a sample carries a prefix, so that no text can imitate a header. A line with
+characters that a terminal or an editor would act on is a JSON string after `|= ` instead.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from gpt2_nb_utils.files import read_regular
+from gpt2_nb_utils.training.records import RecallRow, Row, Sample
+
+_HEADER = re.compile(
+    r"=== step (\d{1,15}) · prompt (\d{1,15})(?: of (\d{1,15}))?((?: · [a-z_]\w* \S+)*) ==="
+)
+_Line = TypeVar("_Line")
+_Cells = dict[str, str]
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a `train_metrics.csv`; a line that a kill cut short, or without a step, is left out."""
+    return _read_table(path, Row, lambda cells: cells)
+
+
+def read_recall(path: Path) -> list[RecallRow]:
+    """The rows of a `recall.csv`; a line that a kill cut short, or that cannot be right, is left out."""
+    rows = _read_table(
+        path, RecallRow, lambda cells: {"step": cells.pop("step"), "recalled": cells}
+    )
+    return [row for row in rows if 0 <= row.recalled.verbatim <= row.recalled.openings > 0]
+
+
+def _read_table(path: Path, kind: type[_Line], content: Callable[[_Cells], Any]) -> list[_Line]:
+    rows, line = [], TypeAdapter(kind)
+    text = read_regular(path).decode("utf-8") if path.exists() else ""
+    for cells in csv.DictReader(io.StringIO(text, newline="")):
+        with contextlib.suppress(ValueError, KeyError):
+            filled = {name: cell for name, cell in cells.items() if cell}
+            rows.append(line.validate_python(content(filled)))
+    return rows
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """All samples of a file, in its order; a block that a killed run left unfinished is not among them.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is not UTF-8, or a block of it is no sample.
+    """
+    content = read_regular(path).replace(b"\r\n", b"\n")
+    # A killed run may have left half a character, or half a block, at the end.
+    whole = codecs.getincrementaldecoder("utf-8")().decode(content).rpartition("\n\n")[0]
+    blocks = (block.strip("\n") for block in whole.split("\n\n"))
+    return [_sample(block.split("\n")) for block in blocks if block]
+
+
+def _sample(block: list[str]) -> Sample:
+    header, prompt, marker, *text = block
+    match = _HEADER.fullmatch(header)
+    if match is None or not prompt.startswith("PROMPT: ") or marker != "SAMPLE:" or not text:
+        raise ValueError(f"no sample: {header}")
+    step, index, prompts, others = match.groups()
+    settings: dict[str, int | float | str] = {"prompts": int(prompts)} if prompts else {}
+    for item in others.split(" · ")[1:]:
+        name, _, value = item.partition(" ")
+        settings[name] = value if value.isalpha() else json.loads(value)
+    said = "\n".join(map(_line, text))
+    return Sample(int(step), int(index), _text(prompt.removeprefix("PROMPT: ")), said, settings)
+
+
+def _line(line: str) -> str:
+    if line.startswith("|= "):
+        return _text(line[3:])
+    if line.startswith("| ") or line == "|":  # an editor may have cut the trailing space
+        return line[2:]
+    raise ValueError(f"no line of a sample: {line}")
+
+
+def _text(literal: str) -> str:
+    text = json.loads(literal)
+    if not isinstance(text, str):
+        raise ValueError(f"no text: {literal}")
+    return text
