@@ -1,8 +1,4 @@
-"""The table of notebook 02, and the source of a part as it stands in the package.
-
-It shows what it is handed. It deliberately decides nothing: which model and which parts are shown is the notebook's
-business.
-"""
+"""What notebook 02 shows besides figures: the table of parameters, and highlighted source code."""
 
 from __future__ import annotations
 
@@ -14,15 +10,16 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from gpt2_nb_utils.figures.html import table
 from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_parts
-from gpt2_nb_utils.tokenization.display import table
 
 
 def code_of(*things: object) -> HTML:
     """The source code of classes or functions as it stands in the package, highlighted."""
     source = "\n\n".join(textwrap.dedent(inspect.getsource(thing)).rstrip() for thing in things)
-    # Colours in the elements themselves, on a background of their own: the same on every page, light or dark.
+    # Colours in the elements themselves, on a background of their own: the same on every page,
+    # light or dark.
     formatter = HtmlFormatter(
         noclasses=True,
         cssstyles="background:#ffffff; color:#1a1a1a; overflow-x:auto; padding:.1em .8em;",

@@ -1,4 +1,4 @@
-"""The parameters of GPT-2, their count, names and shapes, derived from its sizes alone."""
+"""The parameters of GPT-2: their count, names and shapes, computed from its sizes alone."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ def parameter_parts(config: GPT2Config) -> list[tuple[str, str, int]]:
         Rows (part, arithmetic, parameters); the parameters add up to those of `GPT2(config)`.
     """
     V, P, C, L = config.vocab_size, config.block_size, config.n_embd, config.n_layer
+
+    def linear(n_in: int, n_out: int) -> tuple[str, int]:
+        return f"{L} × ({n_in:,} × {n_out:,} + {n_out:,})", L * (n_in * n_out + n_out)
+
     return [
-        ("token embedding (also the head)", f"{V:,} × {C}", V * C),
-        ("position embedding", f"{P:,} × {C}", P * C),
-        ("LayerNorms of the blocks", f"{L} × 2 × 2 × {C}", L * 2 * 2 * C),
-        (
-            "attention: queries, keys, values",
-            f"{L} × ({C} × {3 * C:,} + {3 * C:,})",
-            L * (C * 3 * C + 3 * C),
-        ),
-        ("attention: projection", f"{L} × ({C} × {C} + {C})", L * (C * C + C)),
-        ("MLP: up", f"{L} × ({C} × {4 * C:,} + {4 * C:,})", L * (C * 4 * C + 4 * C)),
-        ("MLP: down", f"{L} × ({4 * C:,} × {C} + {C})", L * (4 * C * C + C)),
-        ("last LayerNorm", f"2 × {C}", 2 * C),
+        ("token embedding (also the head)", f"{V:,} × {C:,}", V * C),
+        ("position embedding", f"{P:,} × {C:,}", P * C),
+        ("LayerNorms of the blocks", f"{L} × 2 × 2 × {C:,}", L * 2 * 2 * C),
+        ("attention: queries, keys, values", *linear(C, 3 * C)),
+        ("attention: projection", *linear(C, C)),
+        ("MLP: up", *linear(C, 4 * C)),
+        ("MLP: down", *linear(4 * C, C)),
+        ("last LayerNorm", f"2 × {C:,}", 2 * C),
     ]
 
 
@@ -34,30 +34,20 @@ def parameter_count(config: GPT2Config) -> int:
 
 
 def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """The name and the shape of every parameter of GPT-2 as published, from its sizes alone. The head is no parameter of its own."""
-    V, P, C = config.vocab_size, config.block_size, config.n_embd
-    block = {
-        "ln_1.weight": (C,),
-        "ln_1.bias": (C,),
-        "attn.c_attn.weight": (C, 3 * C),
-        "attn.c_attn.bias": (3 * C,),
-        "attn.c_proj.weight": (C, C),
-        "attn.c_proj.bias": (C,),
-        "ln_2.weight": (C,),
-        "ln_2.bias": (C,),
-        "mlp.c_fc.weight": (C, 4 * C),
-        "mlp.c_fc.bias": (4 * C,),
-        "mlp.c_proj.weight": (4 * C, C),
-        "mlp.c_proj.bias": (C,),
+    """Name and shape of every parameter of `GPT2(config)`, without building it; the head has none."""
+    C = config.n_embd
+    layers = {
+        "ln_1": (C,),
+        "attn.c_attn": (C, 3 * C),
+        "attn.c_proj": (C, C),
+        "ln_2": (C,),
+        "mlp.c_fc": (C, 4 * C),
+        "mlp.c_proj": (4 * C, C),
     }
-    return {
-        "transformer.wte.weight": (V, C),
-        "transformer.wpe.weight": (P, C),
-        **{
-            f"transformer.h.{layer}.{name}": shape
-            for layer in range(config.n_layer)
-            for name, shape in block.items()
-        },
-        "transformer.ln_f.weight": (C,),
-        "transformer.ln_f.bias": (C,),
-    }
+    shapes = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.block_size, C)}
+    for number in range(config.n_layer):
+        for name, shape in layers.items():
+            shapes[f"h.{number}.{name}.weight"] = shape
+            shapes[f"h.{number}.{name}.bias"] = shape[-1:]
+    shapes["ln_f.weight"] = shapes["ln_f.bias"] = (C,)
+    return {f"transformer.{name}": shape for name, shape in shapes.items()}

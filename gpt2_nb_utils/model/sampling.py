@@ -8,28 +8,96 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
-from gpt2_nb_utils.model.kv_cache import KVCache
-from gpt2_nb_utils.model.linear import linear
+
+Randomness = torch.Generator | Sequence[torch.Generator] | None
+"""A source on the CPU, or one for each row; rows with the same one are drawn together."""
+
+
+class KVCache:
+    """Keys and values of the tokens already seen: a new token costs one row, not the whole context.
+
+    Those of the token at position p of a row are in slot p. Rows need not hold equally many tokens.
+
+    Args:
+        n_layer: layers of the model.
+        capacity: tokens of one row that fit in.
+
+    Attributes:
+        lengths: tokens held by each row; empty before the first.
+        mask: True where the queries of the current forward pass may look, (B, 1, T, K); None where
+            one query of each row may see every key, or where nothing came before.
+    """
+
+    def __init__(self, n_layer: int, capacity: int):
+        self.n_layer, self.capacity = n_layer, capacity
+        self.lengths: list[int] = []
+        self.mask: Tensor | None = None
+        self._held: Tensor | None = None  # keys and values of all layers, (L, 2, B, H, capacity, D)
+
+    def __len__(self) -> int:
+        """Tokens held by the longest row."""
+        return max(self.lengths, default=0)
+
+    def begin(self, x: Tensor) -> Tensor:
+        """Make room for the tokens `x` (B, T) of a forward pass, which come next in each row.
+
+        Returns:
+            Their positions, (B, T).
+
+        Raises:
+            ValueError: they do not fit in.
+        """
+        B, T = x.shape
+        past, longest = self.lengths or [0] * B, len(self)
+        self._end = longest + T
+        if self._end > self.capacity:
+            raise ValueError(f"{self._end} tokens exceed the cache's capacity {self.capacity}")
+        self.lengths = [length + T for length in past]
+        self._rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
+        starts = torch.tensor(past, device=x.device)[:, None]  # (B, 1)
+        self._slots = starts + torch.arange(T, device=x.device)  # (B, T)
+        keys = torch.arange(self._end, device=x.device)  # (K,)
+        sees_all = longest == 0 or (T == 1 and min(past) == longest)
+        self.mask = None if sees_all else (keys <= self._slots[:, :, None])[:, None]  # (B, 1, T, K)
+        return self._slots
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values (B, H, T, D) of a layer; returns those in all used slots, (B, H, K, D)."""
+        if self._held is None:
+            self._allocate(k)
+        for held, new in zip(self._held[layer], (k, v)):
+            held[self._rows, :, self._slots] = new.transpose(1, 2)  # (B, T, H, D)
+        keys, values = self._held[layer, :, :, :, : self._end]
+        return keys, values
+
+    def take(self, rows: Sequence[int], other: KVCache) -> None:
+        """Replace these rows by what another cache holds; the first time these are all rows."""
+        if self._held is None:
+            self._allocate(other._held[0, 0])
+        self._held[:, :, list(rows), :, : other._end] = other._held[..., : other._end, :]
+
+    def _allocate(self, k: Tensor) -> None:
+        B, H, _, D = k.shape
+        # Zeros: a slot that a shorter row has not come to has weight 0, but even 0 × NaN is NaN.
+        self._held = k.new_zeros(self.n_layer, 2, B, H, self.capacity, D)
 
 
 def context_start(n_tokens: int, longest: int) -> int:
-    """Index of the first token that the model still sees when `n_tokens` are there.
+    """Index of the first token that the model still sees when there are `n_tokens`.
 
-    Up to `longest` tokens all are seen. Positions are learned for absolute places, so every slide means computing
-    the context anew; sliding by half a block at a time makes that rare.
+    Up to `longest` tokens all are seen. Position embeddings are absolute, so each time the context
+    slides all of it is recomputed; sliding by half a block at a time makes that rare.
     """
     if n_tokens <= longest:
         return 0
     stride = max(1, longest // 2)
     return -(-(n_tokens - longest) // stride) * stride
-
-
-Randomness = torch.Generator | Sequence[torch.Generator] | None
-"""A source on the CPU, or one for each row; rows with the same one are drawn together."""
 
 
 def next_token(
@@ -39,8 +107,8 @@ def next_token(
 
     Args:
         logits: (B, V).
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: draw among the k likeliest; 0 means all.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: draw among the k most likely; 0 means all.
         generator: source of randomness.
 
     Returns:
@@ -49,43 +117,34 @@ def next_token(
     Raises:
         UserError: logits that are not finite, from weights that training has ruined.
     """
+    if not logits.amax(dim=-1).isfinite().all():  # the largest of a row with a nan in it is nan
+        raise UserError(
+            "the model's logits are not finite, so no token can be drawn: its training has diverged; "
+            "lower lr"
+        )
     if temperature == 0:
-        likeliest = logits.argmax(dim=-1)  # of a row with nan in it, the place of the nan
-        _demand_finite(logits.gather(-1, likeliest[:, None]))
-        return likeliest
+        return logits.argmax(dim=-1)
+    kept, ids = logits, None
     if 0 < top_k < logits.size(-1):
         kept, ids = logits.topk(top_k, dim=-1)  # (B, k)
-    else:
-        kept, ids = logits, None
-    # Drawn on the CPU, so that one seed gives one text on every device; relative to the largest logit, so that the
-    # smallest temperature does not overflow.
+    # Drawn on the CPU, so that one seed gives one text on every device; relative to the largest
+    # logit, so that the smallest temperature does not overflow.
     kept = kept.cpu().double()
     probabilities = ((kept - kept.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
-    _demand_finite(probabilities)
-    if generator is None or isinstance(generator, torch.Generator):
-        drawn = torch.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)
-    else:
-        drawn = torch.empty(len(logits), 1, dtype=torch.long)
-        for each in dict.fromkeys(generator):
-            rows = [row for row, its in enumerate(generator) if its is each]
-            drawn[rows] = torch.multinomial(probabilities[rows], num_samples=1, generator=each)
-    return (
-        drawn.to(logits.device) if ids is None else ids.gather(1, drawn.to(ids.device))
-    ).squeeze(1)
-
-
-def _demand_finite(values: Tensor) -> None:
-    if not values.isfinite().all():
-        raise UserError(
-            "the model's logits are not finite, so no token can be drawn: its training has diverged; lower lr"
-        )
+    generators = generator if isinstance(generator, Sequence) else [generator] * len(logits)
+    drawn = torch.empty(len(logits), 1, dtype=torch.long)
+    for each in dict.fromkeys(generators):
+        rows = [row for row, its in enumerate(generators) if its is each]
+        drawn[rows] = torch.multinomial(probabilities[rows], num_samples=1, generator=each)
+    drawn = drawn.to(logits.device)
+    return (drawn if ids is None else ids.gather(1, drawn)).squeeze(1)
 
 
 def skip_draws(generator: torch.Generator, n: int, rows: int, choices: int) -> None:
-    """Bring a generator where `n` tokens for each of `rows` bring it, each drawn among `choices`: it does not matter which were drawn."""
-    alike = torch.ones(rows, choices, dtype=torch.double)
+    """Advance a generator as `n` draws for each of `rows` would, each among `choices`."""
+    uniform = torch.ones(rows, choices, dtype=torch.double)
     for _ in range(n):
-        torch.multinomial(alike, num_samples=1, generator=generator)
+        torch.multinomial(uniform, num_samples=1, generator=generator)
 
 
 @torch.no_grad()
@@ -104,8 +163,8 @@ def generate(
     Args:
         prompts: token ids, each (t,) with t ≥ 1, of any lengths. They share one batch.
         use_cache: False computes the whole context for each token: the plain path, for comparison.
-        context: tokens that the model sees at most; block_size if None. A model trained on windows of `seq_len` tokens has
-            learned no position after those: give it `seq_len`.
+        context: tokens that the model sees at most; block_size if None. A model trained on windows
+            of `seq_len` tokens has learned no position beyond those: pass `seq_len`.
 
     Returns:
         Prompt and continuation, each (t + max_new_tokens,), on the CPU.
@@ -115,98 +174,38 @@ def generate(
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt needs at least one token")
-    was_training = model.training
-    model.eval()
-    try:
-        return _continue(
-            model,
-            prompts,
-            max_new_tokens,
-            temperature,
-            top_k,
-            generator,
-            use_cache,
-            min(context or model.config.block_size, model.config.block_size),
-        )
-    finally:
-        model.train(was_training)
-
-
-def _continue(
-    model: GPT2,
-    prompts: Sequence[Tensor],
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    generator: Randomness,
-    use_cache: bool,
-    context: int,
-) -> list[Tensor]:
+    context = min(context or model.config.block_size, model.config.block_size)
     B, ends = len(prompts), [len(prompt) for prompt in prompts]
-    ids = torch.zeros(
-        B, max(ends) + max_new_tokens, dtype=torch.long
-    )  # a row's text, and padding behind it
-    for row, prompt in enumerate(prompts):
-        ids[row, : ends[row]] = torch.as_tensor(prompt)
-    ids = ids.to(model.device)
-    rows, next_place = (
-        torch.arange(B, device=ids.device),
-        torch.tensor(ends, device=ids.device),
-    )  # (B,) each
-    cache, starts = None, [-1] * B
+    ids = pad_sequence([torch.as_tensor(prompt).long() for prompt in prompts], batch_first=True)
+    # A row's text, and zeros behind it; no token sees what comes after it.
+    ids = F.pad(ids, (0, max_new_tokens)).to(model.device)  # (B, longest + max_new_tokens)
+    rows = torch.arange(B, device=ids.device)
+    cache = KVCache(model.config.n_layer, min(context, ids.size(1)))
+    starts = [-1] * B
+
+    def contexts(of_rows: Sequence[int], without_last: int = 0) -> Tensor:
+        """What the model sees of these rows, padded to the longest of them: (len(of_rows), T)."""
+        seen = [ids[row, starts[row] : ends[row] - without_last] for row in of_rows]
+        return pad_sequence(seen, batch_first=True)
+
     for _ in range(max_new_tokens):
         before, starts = starts, [context_start(end, context) for end in ends]
+        last = torch.tensor(ends, device=ids.device) - 1  # (B,)
         if use_cache:
-            moved = [
-                row for row in range(B) if starts[row] != before[row]
-            ]  # all at first, then where a context slides
+            # The rows whose context slides are computed again; at first that is all rows.
+            moved = [row for row in range(B) if starts[row] != before[row]]
             if moved:
-                cache = _filled(cache, model, ids, moved, starts, ends, min(context, ids.size(1)))
-            h = model.hidden(ids[rows, next_place - 1, None], cache)[:, 0]  # (B, C)
+                seen = contexts(moved, without_last=1)
+                if seen.size(1):
+                    part = KVCache(model.config.n_layer, seen.size(1))
+                    model.hidden(seen, part)
+                    cache.take(moved, part)
+                cache.lengths = [end - 1 - start for start, end in zip(starts, ends)]
+            h = model.hidden(ids[rows, last, None], cache)[:, 0]  # (B, C)
         else:
-            seen = _contexts(ids, range(B), starts, ends)  # (B, T)
-            h = model.hidden(seen)[
-                rows, next_place - 1 - torch.tensor(starts, device=ids.device)
-            ]  # (B, C)
-        logits = linear(
-            h, model.transformer.wte.weight.t()
-        )  # (B, V): only the last position of each row is needed
-        ids[rows, next_place] = next_token(logits, temperature, top_k, generator)
-        next_place += 1
+            at = last - torch.tensor(starts, device=ids.device)
+            h = model.hidden(contexts(range(B)))[rows, at]  # (B, C)
+        # The head costs as much as many layers: only the last position of each row is needed.
+        ids[rows, last + 1] = next_token(model.head(h), temperature, top_k, generator)
         ends = [end + 1 for end in ends]
     return [row[:end] for row, end in zip(ids.cpu(), ends)]
-
-
-def _contexts(ids: Tensor, rows: Sequence[int], starts: list[int], ends: list[int]) -> Tensor:
-    """The tokens from `starts` to `ends` of these rows, (len(rows), T) with T that of the longest.
-
-    What stands behind the end of a shorter one is padding: no token before it ever sees it.
-    """
-    first = torch.tensor([starts[row] for row in rows], device=ids.device)
-    places = first[:, None] + torch.arange(
-        max(ends[row] - starts[row] for row in rows), device=ids.device
-    )
-    return ids[list(rows)].gather(1, places.clamp(max=ids.size(1) - 1))
-
-
-def _filled(
-    cache: KVCache | None,
-    model: GPT2,
-    ids: Tensor,
-    rows: list[int],
-    starts: list[int],
-    ends: list[int],
-    capacity: int,
-) -> KVCache:
-    """A cache that holds the context of each row but for its last token: computed for these rows, as it was for the others."""
-    seen = _contexts(ids, rows, starts, [end - 1 for end in ends])  # (len(rows), T)
-    whole = len(rows) == len(ids)
-    anew = KVCache(model.config.n_layer, capacity if whole else seen.size(1))
-    if seen.size(1):
-        model.hidden(seen, anew)
-    if whole:
-        cache = anew
-    else:
-        cache.take(rows, anew)
-    cache.keep([end - 1 - start for start, end in zip(starts, ends)])
-    return cache
