@@ -1,0 +1,255 @@
+"""The figures of notebook 04: the curves of a run, how its recall grew, where its heads look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn.functional import pad
+
+from gpt2_nb_utils.config import TARGET_LOSS
+from gpt2_nb_utils.figures.model import DARKEST, attention_map, attention_scale, name_ticks
+from gpt2_nb_utils.figures.style import (
+    BLUE,
+    GREY,
+    RANDOM_LOSS,
+    column,
+    label_ends,
+    moving_average,
+    panel,
+    plain_log_axis,
+    reference_losses,
+    write,
+)
+from gpt2_nb_utils.results.verdict import loss_text
+
+if TYPE_CHECKING:
+    from gpt2_nb_utils.results.attention import Head
+    from gpt2_nb_utils.training.records import RecallRow, Row
+
+_LOG_FROM = 5.0
+"""A largest value so many times the smallest gets a logarithmic axis."""
+_FLOOR_WITHIN = 200
+"""A floor so many times below all else is not drawn: it would leave the curves too little space."""
+_FLOOR_FROM = 0.03
+"""A floor below this share of a linear axis is not drawn: it would lie on the target's line."""
+_BETWEEN = "#c9dbec"
+"""The colour between two attention maps, whose own upper right is white."""
+_MANY = 60
+"""Rows from which single ones are no longer marked with a dot."""
+_AVERAGED_FROM = 25
+"""Rows from which a moving average says more than the rows themselves."""
+_DIAMONDS = dict(color=BLUE, linestyle=(0, (4, 2)), marker="D", markerfacecolor="white")
+_NAMES = {
+    "loss": "batch loss",
+    "train_loss": "training loss",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "tok_per_s": "speed",
+    "loss_scale": "loss scale",
+}
+_UNITS = {"tok_per_s": " (tokens/s)", "loss_scale": " (factor)"}
+
+
+def loss_figure(
+    rows: Sequence[Row], target: float = TARGET_LOSS, floor: float | None = None
+) -> Figure:
+    """Batch loss, its moving average and the training loss, with target and random guess as lines.
+
+    Args:
+        rows: the metrics so far; one row, or none, will do.
+        target: the training loss to reach, nats per token.
+        floor: the training loss that no model can beat (`prefix_entropy`), nats per token; drawn
+            where the axis of the curves can reach down to it. None where it is not known.
+    """
+    figure, axes = panel(8, 4.2, ylabel="loss (nats per token)")
+    ends = reference_losses(axes, target)
+    steps, losses = column(rows, "loss")
+    if losses:
+        marker = "." if len(losses) <= _MANY else ""
+        axes.plot(steps, losses, color=GREY, linewidth=0.8, marker=marker)
+        if len(losses) >= _AVERAGED_FROM:
+            smooth = moving_average(losses)
+            axes.plot(steps, smooth, color="black", linewidth=1.8)
+            ends.append(("moving average", smooth[-1], "black"))
+        ends.append(("batch loss", losses[-1], "0.4"))
+    measured_at, measured = column(rows, "train_loss")
+    if measured:
+        axes.plot(measured_at, measured, markeredgewidth=1.5, zorder=4, **_DIAMONDS)
+        ends.append(("training loss ◇", measured[-1], BLUE))
+    if _loss_axis(axes, losses + measured, target, floor):
+        axes.axhline(floor)
+        below = dict(facecolor="none", edgecolor="0.6", linewidth=0, hatch="////")
+        axes.axhspan(axes.get_ylim()[0], floor, **below)
+        ends.append((f"floor {floor:.3g}", floor, "black"))
+    _steps_and_epochs(axes, rows)
+    label_ends(axes, ends)
+    return figure
+
+
+def _loss_axis(axes: Axes, drawn: Sequence[float], target: float, floor: float | None) -> bool:
+    """Set a logarithmic axis when the losses span much: each factor down is then the same distance.
+
+    Returns:
+        Whether the axis has room for the floor.
+    """
+    top = max([RANDOM_LOSS, *drawn])
+    positive = [loss for loss in drawn if loss > 0]
+    if positive and max(positive) > _LOG_FROM * min(positive):
+        lowest = min([target, *positive])
+        has_floor = floor is not None and floor > lowest / _FLOOR_WITHIN
+        plain_log_axis(axes, min(0.75 * lowest, 0.6 * floor if has_floor else lowest), 1.25 * top)
+        return has_floor
+    axes.set_ylim(0, 1.08 * top)
+    return floor is not None and floor > _FLOOR_FROM * top
+
+
+def curve_figure(rows: Sequence[Row], name: str, clip_grad: float = 0.0) -> Figure:
+    """One column of the metrics against steps.
+
+    Args:
+        name: `lr`, `grad_norm`, `tok_per_s` or `loss_scale`.
+        clip_grad: a level to draw: the norm to which larger gradients are shortened; 0 for none.
+    """
+    figure, axes = panel(8, 2.8, ylabel=_NAMES[name] + _UNITS.get(name, ""))
+    _steps_and_epochs(axes, rows)
+    steps, values = column(rows, name)
+    if not values:
+        write(axes, 0.5, 0.5, "nothing logged yet", transform=axes.transAxes, color="0.4")
+        axes.set_yticks([])
+        return figure
+    marker = "o" if len(values) <= _MANY else ""
+    axes.plot(steps, values, color=BLUE, marker=marker)
+    shown = [*values, clip_grad or values[0]]
+    low, high = min(shown), max(shown)
+    if name == "loss_scale" and low > 0:
+        axes.set_yscale("log", base=2)
+        axes.set_ylim(low / 2, high * 2)
+    elif name == "grad_norm" and low > 0 and high > _LOG_FROM * low:
+        plain_log_axis(axes, low / 1.3, high * 1.3)
+    else:
+        axes.set_ylim(0, 1.08 * high or 1)
+        axes.yaxis.set_major_formatter("{x:,g}")
+    if clip_grad:
+        axes.axhline(clip_grad, linestyle="--")
+        label_ends(axes, [(f"clipped to {clip_grad:g}", clip_grad, "black")])
+    return figure
+
+
+def _steps_and_epochs(axes: Axes, rows: Sequence[Row]) -> None:
+    last_step = max([1, *(row.step for row in rows)])
+    axes.set(xlim=(-0.01 * last_step, 1.01 * last_step), xlabel="step (optimizer updates)")
+    axes.locator_params(axis="x", integer=True)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    if rows and rows[-1].step and rows[-1].epoch:
+        per_step = rows[-1].epoch / rows[-1].step
+        both_ways = (lambda step: step * per_step, lambda epoch: epoch / per_step)
+        above = axes.secondary_xaxis("top", functions=both_ways)
+        above.set_xlabel("epochs", color="0.35", fontsize=9)
+        above.tick_params(labelcolor="0.35", labelsize=8)
+        above.spines["top"].set_visible(False)
+
+
+def in_words(rows: Sequence[Row], name: str) -> str:
+    """What the curve of one column says, for those who cannot see it.
+
+    Args:
+        name: a column of the metrics, such as `loss` or `lr`.
+    """
+    points = list(zip(*column(rows, name)))
+    if not points:
+        return f"No {_NAMES[name]} was logged."
+
+    def at(point: tuple[float, float]) -> str:
+        step, value = point
+        number = loss_text(value) if name.endswith("loss") else f"{value:.4g}"
+        return f"{number} at step {step:,}"
+
+    text, first, last = _NAMES[name].capitalize(), points[0], points[-1]
+    if first[0] == last[0]:
+        return f"{text} {at(first)}."
+    highest, lowest = (extreme(points, key=lambda point: point[1]) for extreme in (max, min))
+    return f"{text} from {at(first)} to {at(last)}; highest {at(highest)}, lowest {at(lowest)}."
+
+
+def loss_in_words(
+    rows: Sequence[Row], target: float = TARGET_LOSS, floor: float | None = None
+) -> str:
+    """What the loss figure says, for those who cannot see it; it always names a known floor."""
+    levels = f"Target {target:g}, random guess {RANDOM_LOSS:.3f}"
+    if floor is not None:
+        levels += f", floor that no training can beat {loss_text(floor)}"
+    return f"{in_words(rows, 'loss')} {in_words(rows, 'train_loss')} {levels}."
+
+
+def recall_figure(rows: Sequence[RecallRow]) -> Figure:
+    """The shares of openings continued verbatim, and of tokens right before the first error.
+
+    Args:
+        rows: at least one. Two are not joined: the line would show a course that nobody measured.
+    """
+    labels = dict(xlabel="step (optimizer updates)", ylabel="share (%)")
+    figure, axes = panel(8, 3.4, ylim=(-2, 102), **labels)
+    steps = [row.step for row in rows]
+    verbatim = [100 * row.recalled.share for row in rows]
+    right = [100 * row.recalled.right / row.recalled.continued for row in rows]
+    unjoined = {} if len(rows) > 2 else {"linestyle": "none"}
+    circles = dict(color="black", marker="o")
+    axes.plot(steps, right, **(_DIAMONDS | unjoined))
+    axes.plot(steps, verbatim, linewidth=1.8, **(circles | unjoined))
+    axes.locator_params(axis="x", integer=True)
+    texts = "openings continued\nverbatim ●", "tokens right before\nthe first error ◇"
+    label_ends(axes, [(texts[0], verbatim[-1], "black"), (texts[1], right[-1], BLUE)])
+    return figure
+
+
+def all_heads(maps: Sequence[Tensor]) -> Figure:
+    """Every attention map as a small picture: a row for each layer, a column for each head.
+
+    Args:
+        maps: one (1, H, T, T) per layer, as `GPT2.attention_maps` returns them.
+    """
+    n_layers, (_, n_heads, T, _) = len(maps), maps[0].shape
+    gap = 1 + T // 16  # cells around each map
+    side = T + 2 * gap
+    tiles = pad(
+        torch.cat(list(maps)).float().cpu(), [gap] * 4, value=math.nan
+    )  # (L, H, side, side)
+    # One picture of all: a hundred and more panels would take matplotlib many times as long.
+    mosaic = tiles.transpose(1, 2).reshape(n_layers * side, n_heads * side).numpy()
+    inches = min(2.0, 9.0 / n_heads)  # for a map
+    figure, axes = panel(0.9 + inches * n_heads, 0.6 + inches * n_layers)
+    shades = colormaps["Greys"].with_extremes(bad=_BETWEEN)
+    axes.imshow(mosaic, cmap=shades, vmin=0, vmax=DARKEST, interpolation="nearest")
+    axes.set_xticks((np.arange(n_heads) + 0.5) * side - 0.5, range(1, n_heads + 1))
+    axes.set_yticks((np.arange(n_layers) + 0.5) * side - 0.5, range(1, n_layers + 1))
+    axes.set(xlabel="head", ylabel="layer")
+    axes.xaxis.set_label_position("top")
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    return figure
+
+
+def one_head(maps: Sequence[Tensor], which: Head, pieces: Sequence[str]) -> Figure:
+    """The map of one head with its tokens: row by row, where each token looks.
+
+    Args:
+        maps: one (1, H, T, T) per layer.
+        which: the head.
+        pieces: the T tokens as text.
+    """
+    side = 1.6 + 0.27 * len(pieces)
+    figure, axes = panel(side + 0.8, side, xlabel="token looked at", ylabel="token that looks")
+    attention_map(axes, maps[which.layer][0, which.head], str(which))
+    name_ticks(axes.xaxis, pieces, rotation=90)
+    name_ticks(axes.yaxis, pieces)
+    attention_scale(figure)
+    return figure
