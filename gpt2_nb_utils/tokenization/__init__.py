@@ -1,8 +1,7 @@
-"""Room 01: from one text file to batches of token ids.
+"""From one text file to batches of token ids.
 
-`corpus` finds the text, `bpe` turns it into GPT-2 tokens and back, `windows` cuts the tokens into inputs and
-targets, `display` and `figures` show all of that in notebook 01, and `floor` says which training loss no model can
-beat on such windows. This room deliberately knows nothing of models or training.
+`corpus` finds the text, `bpe` turns it into GPT-2 tokens and back, `windows` cuts the tokens into
+inputs and targets, and `floor` says which training loss no model can beat on such windows.
 """
 
 from gpt2_nb_utils.tokenization.bpe import (

@@ -1,11 +1,12 @@
 """The corpus: which text a run trains on, where it came from, and whether it is the course's file.
 
-It knows files, one download and one demonstration text. It deliberately prints nothing: what a user should know is
-in `Corpus.notes`, for the log, the notebook and the report to show.
+Nothing is printed here: what a user should know is in `Corpus.notes`, for the log, the notebook and
+the report to show.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
@@ -16,8 +17,8 @@ from typing import Literal
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.text import one_line
-from gpt2_nb_utils.tokenization import download
 from gpt2_nb_utils.tokenization.bpe import encode
+from gpt2_nb_utils.tokenization.download import DownloadFailed, download
 
 DEFAULT_PATH = Path("data/input.txt")
 """Where the corpus is looked for when no `input_file` is given, relative to the project's folder."""
@@ -41,20 +42,23 @@ class Corpus:
         text: the whole text, with plain line feeds and no byte-order mark.
         source: "input_file" (a file that was there), "download", or "demo" (the demonstration text).
         path: the file, or the module that holds the demonstration text.
-        sha256: of `text` in UTF-8.
         notes: what a user should know about how the text was found, one line each.
     """
 
     text: str
     source: Literal["input_file", "download", "demo"]
     path: str
-    sha256: str
     notes: tuple[str, ...] = ()
 
     @property
     def chars(self) -> int:
         """Number of characters."""
         return len(self.text)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the text in UTF-8."""
+        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
 
     @property
     def is_course_input(self) -> bool:
@@ -73,30 +77,23 @@ class Corpus:
 
 
 def load_corpus(input_file: str = "") -> Corpus:
-    """The text to train on: `input_file`, else data/input.txt, else a download, else a demonstration text.
+    """The text to train on: `input_file`, data/input.txt, a download, or a demonstration text.
 
     Args:
         input_file: path of a UTF-8 text; empty looks in the other places.
 
     Raises:
-        UserError: a file is named or lies in data/, but is missing, unreadable, empty, too short or no UTF-8 text.
+        UserError: a file is named or lies in data/, but is missing, unreadable, empty, too short or
+            not UTF-8 text.
     """
     if input_file:
         return _from_file(Path(os.path.expanduser(input_file)), "input_file")
-    if os.path.lexists(
-        DEFAULT_PATH
-    ):  # even if broken: the user's own file is never passed over in silence
+    if os.path.lexists(DEFAULT_PATH):  # even if broken: the user's own file is never ignored
         return _from_file(DEFAULT_PATH, "input_file")
-    if os.environ.get(download.NO_DOWNLOAD) == "1":
-        return demonstration(
-            f"no {DEFAULT_PATH.as_posix()}, and {download.NO_DOWNLOAD}=1 forbids the download"
-        )
     try:
-        write_atomically(DEFAULT_PATH, download.download(COURSE_URL, COURSE_SHA256, COURSE_BYTES))
-    except download.ERRORS as error:
-        return demonstration(
-            f"no {DEFAULT_PATH.as_posix()}, and the download failed ({download.reason(error)})"
-        )
+        write_atomically(DEFAULT_PATH, download(COURSE_URL, COURSE_SHA256, COURSE_BYTES))
+    except (DownloadFailed, OSError) as error:  # OSError: nothing can be written there
+        return demonstration(f"no {DEFAULT_PATH.as_posix()}, and {error}")
     return _from_file(DEFAULT_PATH, "download", f"downloaded from {COURSE_URL}, sha256 as expected")
 
 
@@ -109,7 +106,8 @@ def _from_file(path: Path, source: Literal["input_file", "download"], *notes: st
             raise UserError(f"{name} is {kind}: name a UTF-8 text file")
         if status.st_size > MAX_BYTES:
             raise UserError(
-                f"{name} is {status.st_size / 1e9:,.0f} GB, too large: give a text of {MAX_BYTES / 1e9:.0f} GB or less"
+                f"{name} is {status.st_size / 1e9:,.0f} GB, too large: give a text of "
+                f"{MAX_BYTES / 1e9:.0f} GB or less"
             )
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -130,11 +128,11 @@ def _from_file(path: Path, source: Literal["input_file", "download"], *notes: st
             f"{name} is too short ({n_tokens} token{'s' * (n_tokens > 1)}): "
             f"give a text of {MIN_TOKENS} tokens or more"
         )
-    return Corpus(text, source, path.as_posix(), _sha256(text), (*notes, *changes))
+    return Corpus(text, source, path.as_posix(), (*notes, *changes))
 
 
 def _plain_text(content: bytes, name: str) -> tuple[str, list[str]]:
-    """The text of a file without byte-order mark and carriage returns, and a note on each that was taken out."""
+    """The text without byte-order mark and carriage returns, and a note on each that was removed."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(
             f"{name} is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8, "
@@ -148,8 +146,8 @@ def _plain_text(content: bytes, name: str) -> tuple[str, list[str]]:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{name} is not UTF-8 (byte 0x{content[error.start]:02x} at byte {error.start:,}): convert it "
-            f"(iconv -f WINDOWS-1252 -t UTF-8, or save it as UTF-8 in an editor)"
+            f"{name} is not UTF-8 (byte 0x{content[error.start]:02x} at byte {error.start:,}): "
+            f"convert it (iconv -f WINDOWS-1252 -t UTF-8, or save it as UTF-8 in an editor)"
         ) from None
     notes = []
     if text.startswith("\ufeff"):
@@ -177,15 +175,10 @@ def demonstration(reason: str) -> Corpus:
             f"{reason}, and this Python has no pydoc_data for a demonstration: put a UTF-8 text at "
             f"{DEFAULT_PATH.as_posix()} or name one (--input_file)"
         ) from None
-    texts = [
-        topics.topics[name]
-        for name in sorted(topics.topics)
-        if isinstance(topics.topics[name], str)
-    ]
-    text = "\n\n".join(texts)
-    note = f"{reason}: this is a demonstration text, Python's own documentation, and never counts as the course's file"
-    return Corpus(text, "demo", "pydoc_data.topics", _sha256(text), (note,))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    texts = [topics.topics[name] for name in sorted(topics.topics)]
+    text = "\n\n".join(text for text in texts if isinstance(text, str))
+    note = (
+        f"{reason}: this is a demonstration text, Python's own documentation, and never counts as "
+        f"the course's file"
+    )
+    return Corpus(text, "demo", "pydoc_data.topics", (note,))

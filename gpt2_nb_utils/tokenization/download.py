@@ -1,12 +1,9 @@
-"""One file from the network: over https alone, in bounded time and size, and believed only by its sha256.
-
-It deliberately writes nothing and chooses no source: who asks for a file says what it must be, and keeps it.
-"""
+"""One file from the network: only over https, in bounded time and size, checked by its sha256."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
+import os
 import threading
 import time
 import urllib.request
@@ -22,8 +19,9 @@ SOCKET_TIMEOUT = 5.0
 TOTAL_TIMEOUT = 15.0
 """Seconds after which a download is given up: for one wait on the network, and for all of it."""
 
-ERRORS = (OSError, ValueError, http.client.HTTPException)
-"""What `download` raises; `reason` tells it in a line."""
+
+class DownloadFailed(Exception):
+    """Says why there is no file, in a line that can follow "and"."""
 
 
 def download(url: str, sha256: str, size: int) -> bytes:
@@ -34,9 +32,11 @@ def download(url: str, sha256: str, size: int) -> bytes:
         size: its bytes; no more than a little beyond is read.
 
     Raises:
-        OSError, ValueError, http.client.HTTPException: it could not be had, not in time, not over https all the way, or it
-            is something else.
+        DownloadFailed: it is forbidden, it could not be had in time and over https alone, or it is
+            not the expected file.
     """
+    if os.environ.get(NO_DOWNLOAD) == "1":
+        raise DownloadFailed(f"{NO_DOWNLOAD}=1 forbids the download")
     outcome: list[bytes | Exception] = []
 
     def fetch() -> None:
@@ -49,19 +49,15 @@ def download(url: str, sha256: str, size: int) -> bytes:
     thread = threading.Thread(target=fetch, daemon=True)
     thread.start()
     thread.join(TOTAL_TIMEOUT)
-    if not outcome:
-        raise TimeoutError(f"no end after {TOTAL_TIMEOUT:g} s")
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    if hashlib.sha256(outcome[0]).hexdigest() != sha256:
-        raise ValueError(f"{len(outcome[0]):,} bytes came, and they are not the expected file")
-    return outcome[0]
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, in a line: some of it may be a server's own words."""
-    told = str(getattr(error, "reason", None) or error or type(error).__name__)
-    return one_line(" ".join(told.split()))[:300]
+    result = outcome[0] if outcome else TimeoutError(f"no end after {TOTAL_TIMEOUT:g} s")
+    if isinstance(result, bytes):
+        if hashlib.sha256(result).hexdigest() == sha256:
+            return result
+        result = ValueError(f"{len(result):,} bytes came, and they are not the expected file")
+    # Some of it may be the server's own words.
+    reason = str(getattr(result, "reason", None) or result or type(result).__name__)
+    reason = one_line(" ".join(reason.split()))[:300]
+    raise DownloadFailed(f"the download failed ({reason})")
 
 
 def _fetch(url: str, size: int, deadline: float) -> bytes:
@@ -76,7 +72,7 @@ def _fetch(url: str, size: int, deadline: float) -> bytes:
 
 
 class _SameSchemes(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to where it may be fetched from: one step without encryption would be one too many."""
+    """Follows a redirect only to https: a single step without encryption is one too many."""
 
     def redirect_request(self, request: Any, *more: Any) -> Any:
         _check_scheme(more[-1])  # the new address

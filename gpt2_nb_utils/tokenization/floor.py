@@ -1,7 +1,4 @@
-"""The training loss that no model can beat: what the beginnings of windows leave open.
-
-It knows token ids only. It deliberately knows no model: the bound holds for each that sees nothing before its window.
-"""
+"""A lower bound that no training loss can beat: what the beginnings of windows leave open."""
 
 from __future__ import annotations
 
@@ -11,11 +8,12 @@ from gpt2_nb_utils.tokenization.windows import Windows
 
 
 def prefix_entropy(windows: Windows) -> float:
-    """The floor of the training loss: conditional entropy of the next token given all tokens of its window before it.
+    """Lower bound of the training loss: entropy of a token given all before it in its window.
 
-    Windows that begin with the same tokens are one and the same to a model until they part. The best one gives each
-    next token its share among the windows with this prefix, and no other does better in the mean (Gibbs' inequality).
-    The floor is the mean of −ln(share) over the N − 1 targets. It is one of that whole mean: a batch may lie below.
+    Windows that begin with the same tokens are the same to a model until they differ. The best one
+    gives each next token its share among the windows with this prefix, and no other does better on
+    average (Gibbs' inequality). The bound is the mean of −ln(share) over the N − 1 targets: the loss
+    of a single batch may be lower.
 
     Args:
         windows: the corpus as training cuts it.
@@ -28,14 +26,11 @@ def prefix_entropy(windows: Windows) -> float:
     starts = np.arange(len(windows)) * windows.seq_len
     prefixes = tokens[starts]  # (n,) windows with the same number have the same prefix
     nats = 0.0
-    for t in range(
-        1, windows.seq_len + 1
-    ):  # t tokens of prefix, and the one after them is the target
+    for t in range(1, windows.seq_len + 1):  # t tokens of prefix; the one after them is the target
         there = starts + t <= windows.n_targets  # the last window may have ended
         starts, (prefixes, alike) = starts[there], _numbered(prefixes[there])
-        starts, prefixes, alike = (
-            row[alike > 1] for row in (starts, prefixes, alike)
-        )  # a lone window stays certain
+        # A window with a prefix of its own leaves nothing open from here on.
+        starts, prefixes, alike = (row[alike > 1] for row in (starts, prefixes, alike))
         if not len(starts):
             break
         prefixes, go_on_alike = _numbered(prefixes * base + tokens[starts + t])

@@ -1,7 +1,7 @@
 """Tokens cut into windows of inputs and targets, and the order in which training visits them.
 
-It knows token ids only, never text, and it deliberately keeps no state between calls: a place in the data is one
-integer, so a resumed run goes on with exactly the windows that an uninterrupted one would have seen.
+No state is kept between calls: a place in the data is one integer, so a resumed run continues with
+exactly the windows that an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 IGNORE_INDEX = -100
-"""Target value of padding; `torch.nn.functional.cross_entropy` leaves it out of the loss by default."""
+"""Target value of padding; PyTorch's `cross_entropy` leaves it out of the loss by default."""
 
 
 class Windows:
-    """All next-token predictions of a corpus: windows of `seq_len` from token 0, no overlap, the last one shorter.
+    """All next-token predictions of a corpus: windows of `seq_len`, no overlap, the last one shorter.
 
-    Target t of a window is the token that follows input t, so N tokens hold N - 1 targets, each in one window.
+    Target t of a window is the token that follows input t, so N tokens hold N - 1 targets, each in
+    one window.
 
     Args:
         tokens: the corpus, `(N,)` long, N at least 2.
@@ -31,7 +32,8 @@ class Windows:
     def __init__(self, tokens: torch.Tensor, seq_len: int):
         if tokens.ndim != 1 or len(tokens) < 2:
             raise ValueError(
-                f"tokens of shape {tuple(tokens.shape)} leave nothing to predict: give a row of 2 or more"
+                f"tokens of shape {tuple(tokens.shape)} leave nothing to predict: give a row of 2 "
+                f"or more"
             )
         if seq_len < 1:
             raise ValueError(f"seq_len {seq_len} is no window: take 1 or more")
@@ -61,7 +63,8 @@ class Windows:
             indices: B window numbers.
 
         Returns:
-            x `(B, T)` and y `(B, T)` with T = `seq_len`, whatever the windows: one shape suits `torch.compile`.
+            x `(B, T)` and y `(B, T)` with T = `seq_len`, whatever the windows: one shape suits
+            `torch.compile`.
             After the end of the last, shorter window x is 0 and y is `IGNORE_INDEX`.
         """
         numbers = torch.as_tensor(indices, dtype=torch.long, device=self.tokens.device)
@@ -79,7 +82,7 @@ class Windows:
         return x, y
 
     def evenly_spread(self, k: int) -> list[int]:
-        """`k` window numbers spread evenly over the corpus, always the same ones; 0, or `len` and more, means all."""
+        """`k` window numbers spread evenly over the corpus, always the same ones; 0 means all."""
         if k <= 0 or k >= len(self):
             return list(range(len(self)))
         return [(2 * i + 1) * len(self) // (2 * k) for i in range(k)]
@@ -95,18 +98,14 @@ class WindowOrder:
     """
 
     def __init__(self, n_windows: int, seed: int, shuffle: bool = True):
-        if n_windows < 1:
-            raise ValueError(f"n_windows {n_windows} leaves nothing to order: take 1 or more")
         self.n_windows, self.seed, self.shuffle = n_windows, seed, shuffle
-        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def take(self, position: int, count: int) -> list[int]:
         """The window numbers at places `position` to `position + count - 1` of the sequence.
 
         The cost does not grow with `position`: a permutation depends on (seed, epoch) alone.
         """
-        if position < 0 or count < 0:
-            raise ValueError(f"position {position} and count {count} must not be negative")
         taken: list[int] = []
         while len(taken) < count:
             epoch, offset = divmod(position + len(taken), self.n_windows)
@@ -114,16 +113,12 @@ class WindowOrder:
         return taken
 
     def _order_of(self, epoch: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.n_windows)
         if epoch != self._epoch:
-            self._permutation = (
-                self._permutation_of(epoch) if self.shuffle else np.arange(self.n_windows)
-            )
+            # Raw bits of PCG64 are the same in every NumPy version and on every platform, which
+            # those of `permutation` need not be.
+            bits = np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))
+            self._order = np.argsort(bits.random_raw(self.n_windows), kind="stable")
             self._epoch = epoch
-        return self._permutation
-
-    def _permutation_of(self, epoch: int) -> np.ndarray:
-        # Raw bits of PCG64 stay the same in every NumPy version and on every platform; `permutation` need not.
-        keys = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(
-            self.n_windows
-        )
-        return np.argsort(keys, kind="stable")
+        return self._order
