@@ -1,17 +1,14 @@
-"""What every notebook does first and often: start, read its parameters, show a figure.
-
-It knows Jupyter and papermill. It deliberately does not know what any notebook is about.
-"""
+"""What every notebook does first and often: start, read its parameters, show a figure."""
 
 from __future__ import annotations
 
 import ast
 import base64
-import io
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from gpt2_nb_utils import config as _config
@@ -28,9 +25,10 @@ def enter_project() -> None:
 
 
 def start() -> None:
-    """Print the versions in use, work from the project's folder, and tell missing names in a line.
+    """Print the versions in use, work from the project's folder, and explain missing names in one line.
 
-    Started from another folder than the project's, a notebook stays there, as a command does, and says so. Call this before the first tensor is made.
+    Started from another folder than the project's, a notebook stays there, as a command does, and says so.
+    Call this before the first tensor is made.
     """
     keep_large_blocks()
     enter_project()
@@ -40,10 +38,11 @@ def start() -> None:
     print(f"Python {platform.python_version()}  {packages}")
     if not Path("gpt2_nb_utils").is_dir():
         print(
-            f"working directory {one_line(str(Path.cwd()))}: data/input.txt and out/run are looked for here, not in the project's folder"
+            f"working directory {one_line(str(Path.cwd()))}: data/input.txt and out/run are looked "
+            f"for here, not in the project's folder"
         )
     if (shell := _shell()) is not None:
-        shell.set_custom_exc((NameError,), _tell_missing_name)
+        shell.set_custom_exc((NameError,), _explain_missing_name)
 
 
 def _shell() -> Any:
@@ -53,17 +52,16 @@ def _shell() -> Any:
     return get_ipython()
 
 
-def _tell_missing_name(
+def _explain_missing_name(
     shell: Any, kind: type, error: NameError, traceback: Any, tb_offset: int | None = None
 ) -> None:
     """A cell without the cells above it (after a restart, or out of order) misses a name: say that, in place of a traceback."""
-    innermost = traceback
-    while innermost.tb_next is not None:
-        innermost = innermost.tb_next
-    if (
-        innermost.tb_frame.f_globals is shell.user_ns
-    ):  # else a mistake in a package, which a traceback tells better
-        line = f"NameError: {error}: run the cells above first (Run > Run All Above Selected Cell), or check the spelling"
+    *_, (innermost, _) = walk_tb(traceback)
+    if innermost.f_globals is shell.user_ns:  # else a mistake in a package: its traceback says more
+        line = (
+            f"NameError: {error}: run the cells above first (Run > Run All Above Selected Cell), "
+            f"or check the spelling"
+        )
         error._render_traceback_ = lambda: [line]
     shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
 
@@ -87,13 +85,14 @@ def settings(namespace: dict[str, Any]) -> RunConfig:
             raise UserError(
                 f"this notebook has no parameter {name!r}: it takes {', '.join(parameters)}"
             )
-    given = {}
-    for name in RunConfig.model_fields:
-        value = namespace.get(name)
-        by_hand = name in injected or value != _config.notebook_default(name)
-        if value is not None and (by_hand or name == "resume"):
-            given[name] = value
-    return RunConfig.resolve(given)
+    return RunConfig.resolve(
+        {
+            name: namespace[name]
+            for name in RunConfig.model_fields
+            if namespace.get(name) is not None
+            and (name in (*injected, "resume") or namespace[name] != _config.notebook_default(name))
+        }
+    )
 
 
 def _assigned_names() -> tuple[list[str], list[str]]:
@@ -106,35 +105,15 @@ def _assigned_names() -> tuple[list[str], list[str]]:
         first_line = source.lstrip().partition("\n")[0].strip()
         if first_line in latest:
             latest[first_line] = source
-    parameters, injected = map(_targets, latest.values())
+    parameters, injected = (
+        [
+            node.id
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        ]
+        for source in latest.values()
+    )
     return parameters, injected
-
-
-def _targets(source: str) -> list[str]:
-    names = []
-    for statement in ast.parse(source).body:
-        targets = (
-            statement.targets
-            if isinstance(statement, ast.Assign)
-            else [getattr(statement, "target", None)]
-        )
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
-
-
-def figure_data(figure: Any, alt: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """A matplotlib figure as the data and metadata of a display message; the figure is closed.
-
-    Args:
-        alt: what the figure says, in a sentence; it becomes the image's alternative text in the report.
-    """
-    from matplotlib import pyplot
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
-    image = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return {"image/png": image, "text/plain": f"[figure] {alt}"}, {"image/png": {"alt": alt}}
 
 
 def show(figure: Any, alt: str, save_as: Path | None = None) -> None:
@@ -147,7 +126,9 @@ def show(figure: Any, alt: str, save_as: Path | None = None) -> None:
     """
     from IPython.display import display
 
-    data, metadata = figure_data(figure, alt)
+    from gpt2_nb_utils.figures.style import display_data
+
+    data, metadata = display_data(figure, alt)
     if save_as is not None:
         save_as.parent.mkdir(parents=True, exist_ok=True)
         save_as.write_bytes(base64.b64decode(data["image/png"]))

@@ -6,21 +6,26 @@ output that is updated in place, so the file on disk shows what the reader last 
 
 from __future__ import annotations
 
+import contextlib
 import html
+import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from typing import TextIO
 
+from gpt2_nb_utils.wording import duration
 
-def duration(seconds: float) -> str:
-    """Seconds as a person reads them: `0:07`, `12:05`, `3:02:09`."""
-    minutes, seconds = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+CSS_CLASS = "gpt2-progress"
+"""The class of the line's element in a notebook."""
 
 
 class Progress:
     """A line such as `training  120/400  loss 3.2145  131 tok/s  2:10 left`.
+
+    Where nobody can see it any more (the terminal is gone, or what read the pipe has ended), nothing
+    more is drawn: the work goes on.
 
     Args:
         total: the count at which the work is done.
@@ -34,74 +39,58 @@ class Progress:
         self, total: int, label: str, done: int = 0, estimate: bool = True, shown: bool = True
     ):
         self.total, self.label, self._estimate = total, label, estimate
-        self._start, self._started_at = done, time.monotonic()
-        self._drawn_at = 0.0
-        self._line = ""
-        self._done = done
+        self._start = self._done = done
+        self._figures: list[str] = []
+        self._started_at = self._drawn_at = time.monotonic()
         self._display = None
-        if not shown:
-            self._interval, self._draw = 0.0, lambda final: None
-        elif _in_notebook():
-            self._interval, self._draw = 0.5, self._draw_in_notebook
-        elif sys.stderr.isatty():
-            self._interval, self._draw = 0.1, self._draw_in_terminal
-        else:
-            self._interval, self._draw = 30.0, self._draw_in_log
-            self._drawn_at = time.monotonic()
+        self._show: Callable[[str, bool], None] | None = None
+        self._interval = 0.0
+        if shown and _is_notebook():
+            self._interval, self._show = 0.5, self._in_notebook
+        elif shown and sys.stderr is not None:  # None: it was closed before the start
+            terminal = sys.stderr.isatty()
+            self._interval, self._show = (0.1, _in_terminal) if terminal else (30.0, _in_log)
 
-    def update(self, done: int, seconds_left: float | None = None, **figures: str) -> None:
+    def update(self, done: int, note: str = "", **figures: str) -> None:
         """Say how far the work is.
 
         Args:
             done: the count reached.
-            seconds_left: time left, where the caller knows better than the pace so far.
+            note: shown as it is.
             figures: shown by name, such as `loss="3.2145"`.
         """
         self._done = done
-        now = time.monotonic()
-        worked, left = done - self._start, seconds_left
-        if left is None and self._estimate and worked > 0:
-            left = (now - self._started_at) / worked * (self.total - done)
-        parts = [
-            self.label,
-            f"{done:,}/{self.total:,}",
-            *(f"{name} {value}".strip() for name, value in figures.items()),
-        ]
-        parts.append(f"{duration(left)} left" if left is not None else "")
-        self._line = "  ".join(part for part in parts if part)
-        if now - self._drawn_at >= self._interval:
-            self._drawn_at = now
-            self._draw(final=False)
+        self._figures = [*(f"{name} {value}" for name, value in figures.items()), note]
+        now, worked = time.monotonic(), done - self._start
+        if now - self._drawn_at < self._interval:
+            return
+        self._drawn_at = now
+        left = (now - self._started_at) / max(worked, 1) * (self.total - done)
+        self._draw(f"{duration(left)} left" if self._estimate and worked > 0 else "", final=False)
 
     def close(self, note: str = "") -> None:
         """Draw the last state, with the time that the work took and a closing note."""
-        parts = (
-            [part for part in self._line.split("  ") if not part.endswith(" left")]
-            if self._line
-            else [self.label]
-        )
-        parts += [f"took {duration(time.monotonic() - self._started_at)}", note]
-        self._line = "  ".join(part for part in parts if part)
-        self._draw(final=True)
+        took = f"took {duration(time.monotonic() - self._started_at)}"
+        self._draw(took, note, final=True)
 
-    def _draw_in_terminal(self, final: bool) -> None:
-        # A line that wraps could not be drawn over.
-        line = self._line if final else self._line[: shutil.get_terminal_size().columns - 1]
-        sys.stderr.write(f"\r\x1b[2K{line}" + ("\n" if final else ""))
-        sys.stderr.flush()
+    def _draw(self, *more: str, final: bool) -> None:
+        parts = [self.label, f"{self._done:,}/{self.total:,}", *self._figures, *more]
+        try:
+            if self._show:
+                self._show("  ".join(filter(None, parts)), final)
+        except (OSError, ValueError):  # ValueError: a closed file
+            self._show = None
+            send_nowhere(sys.stderr)
 
-    def _draw_in_log(self, final: bool) -> None:
-        print(self._line, file=sys.stderr, flush=True)
-
-    def _draw_in_notebook(self, final: bool) -> None:
+    def _in_notebook(self, line: str, final: bool) -> None:
         from IPython.display import display
 
         share = 100.0 * self._done / self.total if self.total else 100.0
-        text = html.escape(self._line)
+        text = html.escape(line)
         data = {
-            "text/plain": self._line,
-            "text/html": f'<div class="gpt2-progress"><progress max="100" value="{share:.1f}" aria-label="{text}">'
-            f"{share:.0f} %</progress> <code>{text}</code></div>",
+            "text/plain": line,
+            "text/html": f'<div class="{CSS_CLASS}"><progress max="100" value="{share:.1f}" '
+            f'aria-label="{text}">{share:.0f} %</progress> <code>{text}</code></div>',
         }
         if self._display is None:
             self._display = display(data, raw=True, display_id=True)
@@ -109,7 +98,29 @@ class Progress:
             self._display.update(data, raw=True)
 
 
-def _in_notebook() -> bool:
+def _in_terminal(line: str, final: bool) -> None:
+    if not final:  # a line that wraps could not be drawn over
+        line = line[: shutil.get_terminal_size().columns - 1]
+    sys.stderr.write(f"\r\x1b[2K{line}" + ("\n" if final else ""))
+    sys.stderr.flush()
+
+
+def _in_log(line: str, final: bool) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _is_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and hasattr(shell, "kernel")
+
+
+def send_nowhere(stream: TextIO) -> None:
+    """Discard what is still written to a terminal or a pipe that is gone.
+
+    That includes what is left in its buffer, which the interpreter writes at its end.
+    """
+    with contextlib.suppress(OSError, ValueError):  # no file is behind it, or a closed one
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -1,122 +1,73 @@
-"""What a grader asks first about a run, as eight short answers: the first screen of the report.
-
-It knows the order of the questions and how to be brief. The facts come from `run_facts`, which says them at length.
-"""
+"""What a grader asks first about a run, as eight short answers: the first screen of the report."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-from gpt2_nb_utils.report.run_facts import MARKS, STATUS, RunFacts
-from gpt2_nb_utils.results.verdict import UNKNOWN, count, loss_text
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer.
-
-    Attributes:
-        asks: what is asked for, in a word or two.
-        figure: the answer itself.
-        besides: what belongs to it, in a few words.
-    """
-
-    asks: str
-    figure: str
-    besides: str
+from gpt2_nb_utils.results import verdict
+from gpt2_nb_utils.results.facts import RunFacts
+from gpt2_nb_utils.wording import (
+    NOT_RECORDED,
+    count,
+    duration_in_words,
+    loss_text,
+    status_text,
+)
 
 
-def answers(facts: RunFacts) -> list[Answer]:
-    """The answers, in the order in which a grader asks."""
+def answers(facts: RunFacts) -> list[tuple[str, str, str]]:
+    """(what is asked, the answer, what belongs to it), in the order in which a grader asks."""
+    run = facts.summary
     return [
-        _loss(facts),
-        _corpus(facts),
-        _parameters(facts),
-        _epochs(facts),
-        _time(facts),
-        _machine(facts),
-        _run(facts),
-        _audit(facts),
+        ("Training loss", *_loss(facts)),
+        ("Corpus", *_corpus(facts)),
+        ("Parameters", count(run.n_params), _shape(facts)),
+        ("Epochs", facts.epochs, f"{count(run.tokens_seen)} tokens seen"),
+        ("Time", *_time(facts)),
+        ("Machine", run.device or NOT_RECORDED, _machine(facts)),
+        (
+            "Run",
+            status_text(run.status, short=True),
+            f"step {count(run.step)}{facts.of_steps}, seed {facts.seed}",
+        ),
+        ("Audit", *facts.proof),
     ]
 
 
-def _loss(facts: RunFacts) -> Answer:
-    which = "train_loss" if facts.summary.get("best_train_loss") is None else "best_train_loss"
-    target = f"target: below {facts.target:g}"
-    if facts.summary.get(which) is None:
-        return Answer("Training loss", "not measured yet", target)
-    return Answer(
-        "Training loss", loss_text(facts.summary[which]), f"{facts.measured(which)}; {target}"
-    )
+def _loss(facts: RunFacts) -> tuple[str, str]:
+    loss, target = facts.summary.graded, f"target: below {facts.target:g}"
+    if loss is None:
+        return "not measured yet", target
+    return loss_text(loss.loss), f"{verdict.measured_on(facts.record, loss)}; {target}"
 
 
-def _corpus(facts: RunFacts) -> Answer:
-    corpus = facts.summary.get("corpus") or {}
-    sha256 = f"sha256 {corpus['sha256'][:8]}…" if corpus.get("sha256") else f"sha256 {UNKNOWN}"
-    excerpt = facts.config.get("max_tokens")
-    size = f"its first {excerpt:,} tokens" if excerpt else f"{count(corpus.get('tokens'))} tokens"
-    return Answer(
-        "Corpus",
-        "demonstration corpus" if corpus.get("source") == "demo" else facts.course,
-        f"{size}, {sha256}",
-    )
+def _corpus(facts: RunFacts) -> tuple[str, str]:
+    corpus, excerpt = facts.summary.corpus, facts.record.setting("max_tokens")
+    name = "demonstration corpus" if corpus.source == "demo" else facts.course
+    size = f"its first {excerpt:,} tokens" if excerpt else f"{count(corpus.tokens)} tokens"
+    sha256 = f"{corpus.sha256[:8]}…" if corpus.sha256 else NOT_RECORDED
+    return name, f"{size}, sha256 {sha256}"
 
 
-def _parameters(facts: RunFacts) -> Answer:
-    shape = [
-        f"{facts.config[name]} {words}"
-        for name, words in (("n_layer", "layers"), ("n_head", "heads"), ("n_embd", "wide"))
-        if name in facts.config
-    ]
-    return Answer("Parameters", count(facts.summary.get("n_params")), ", ".join(shape))
+def _shape(facts: RunFacts) -> str:
+    units = {"n_layer": "layers", "n_head": "heads", "n_embd": "wide"}
+    sizes = {name: facts.record.setting(name) for name in units}
+    return _listed(f"{size} {units[name]}" for name, size in sizes.items() if size is not None)
 
 
-def _epochs(facts: RunFacts) -> Answer:
-    return Answer("Epochs", facts.epochs, f"{count(facts.summary.get('tokens_seen'))} tokens seen")
+def _time(facts: RunFacts) -> tuple[str, str]:
+    run = facts.summary
+    if run.seconds is None:
+        return NOT_RECORDED, ""
+    in_all = "" if run.wall_seconds is None else f"{duration_in_words(run.wall_seconds)} in all"
+    pace = "" if run.tok_per_s is None else f"{run.tok_per_s:,.0f} tokens/s"
+    return duration_in_words(run.seconds), _listed(("of training", in_all, pace))
 
 
-def _time(facts: RunFacts) -> Answer:
-    seconds, wall, speed = (
-        facts.summary.get(name) for name in ("seconds", "wall_seconds", "tok_per_s")
-    )
-    besides = ["of training"] + ([] if wall is None else [f"{_spelled(wall)} in all"])
-    besides += [] if speed is None else [f"{speed:,.0f} tokens/s"]
-    return (
-        Answer("Time", UNKNOWN, "")
-        if seconds is None
-        else Answer("Time", _spelled(seconds), ", ".join(besides))
-    )
+def _machine(facts: RunFacts) -> str:
+    run, processor = facts.summary, facts.record.environment.get("processor")
+    return _listed((processor, run.amp, run.torch and f"torch {run.torch}"))
 
 
-def _machine(facts: RunFacts) -> Answer:
-    summary = facts.summary
-    besides = [str(facts.environment["processor"])] if facts.environment.get("processor") else []
-    besides += [str(summary["amp"])] if summary.get("amp") else []
-    besides += [f"torch {summary['torch']}"] if summary.get("torch") else []
-    return Answer("Machine", str(summary.get("device") or UNKNOWN), ", ".join(besides))
-
-
-def _run(facts: RunFacts) -> Answer:
-    status = str(facts.summary.get("status") or UNKNOWN)
-    short = STATUS.get(status, status).partition(":")[0].partition(",")[0]
-    return Answer(
-        "Run",
-        short,
-        f"step {count(facts.summary.get('step'))}{facts.of_steps}, seed {facts.summary.get('seed', UNKNOWN)}",
-    )
-
-
-def _audit(facts: RunFacts) -> Answer:
-    if facts.audit is None:
-        return Answer("Audit", "not made", "the command for it is at the end")
-    state, word = ("met", "proved") if facts.audit.passed else ("not met", "not proved")
-    return Answer("Audit", f"{MARKS[state]} {word}", facts.audit.tally)
-
-
-def _spelled(seconds: float) -> str:
-    """A time with the two largest of its units: `2 h 12 min`, `1 min 49 s`, `7 s`."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    if minutes >= 60:
-        hours, minutes = divmod(round(seconds / 60), 60)
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def _listed(parts: Iterable[str | None]) -> str:
+    return ", ".join(str(part) for part in parts if part)

@@ -1,14 +1,9 @@
-"""Markdown with formulas, as HTML that needs no script: LaTeX becomes MathML.
-
-It knows the syntax of formulas in a notebook. It deliberately does not know notebooks or pages.
-"""
+"""Markdown with formulas, as HTML that needs no script: LaTeX becomes MathML."""
 
 from __future__ import annotations
 
-import contextlib
 import html
 import re
-import unicodedata
 from typing import Any
 
 from latex2mathml.converter import convert
@@ -30,47 +25,25 @@ def formula_html(latex: str, display: str) -> str:
     latex = latex.strip()
     braces = re.findall(r"(?<!\\)[{}]", latex)
     try:
-        mathml = (
-            _polished(convert(latex, display=display))
-            if braces.count("{") == braces.count("}")
-            else ""
-        )
-    except (
-        Exception
-    ):  # the converter raises whatever its parser meets: KeyError, IndexError, its own errors
-        mathml = ""
-    if not mathml or "\\" in html.unescape(
-        re.sub(r"<[^>]*>", "", mathml)
-    ):  # a command that it does not know
+        # \mathscr would become an attribute that browsers ignore, \mathcal becomes letters.
+        mathml = _spaced(convert(latex.replace(r"\mathscr", r"\mathcal"), display=display))
+    except Exception:  # whatever the converter's parser meets: KeyError, IndexError, its own errors
+        mathml = "\\"
+    unknown_command = "\\" in html.unescape(re.sub(r"<[^>]*>", "", mathml))
+    if unknown_command or braces.count("{") != braces.count("}"):
         return f'<code class="latex">{html.escape(latex)}</code>'
     # Focusable, so that a formula wider than a phone can be scrolled with the keyboard.
     return f'<span class="formula" tabindex="0">{mathml}</span>' if display == "block" else mathml
 
 
-def _polished(mathml: str) -> str:
-    """Set what browsers' MathML Core leaves to the author: space around `ln`, and script or bold letters."""
+def _spaced(mathml: str) -> str:
+    """With the space around names such as `ln` that browsers' MathML Core leaves to the author."""
 
-    def function(match: re.Match[str]) -> str:
-        name, bracket = match.groups()
-        return f'<mo form="prefix" lspace="0.17em" rspace="{0 if bracket else 0.17}em">{name}</mo>{bracket or ""}'
-
-    def letter(match: re.Match[str]) -> str:
-        style, character = match.groups()
-        kind = (
-            f"{style.upper()} {'CAPITAL' if character.isupper() else 'SMALL'} {character.upper()}"
-        )
-        for name in (
-            f"MATHEMATICAL {kind}",
-            kind,
-        ):  # Unicode names the older half of the script letters without it
-            with contextlib.suppress(KeyError):
-                return f'<mi mathvariant="normal">{unicodedata.lookup(name)}</mi>'
-        return match[0]
-
-    mathml = re.sub(r'<mi mathvariant="(script|bold)">([A-Za-z])</mi>', letter, mathml)
-    return re.sub(
-        r'<m[io]>([A-Za-z]{2,})</m[io]>(<mo stretchy="false">&#x00028;</mo>)?', function, mathml
-    )
+    name = r"<m[io]>([A-Za-z]{2,})</m[io]>"
+    before_bracket = name + r'(?=<mo stretchy="false">&#x00028;</mo>)'
+    spaced = r'<mo form="prefix" lspace="0.17em" rspace="{}em">\1</mo>'
+    mathml = re.sub(before_bracket, spaced.format(0), mathml)
+    return re.sub(name, spaced.format(0.17), mathml)
 
 
 class _Blocks(MathBlockParser):
@@ -101,9 +74,9 @@ class _Renderer(IPythonRenderer):
         return formula_html(body, "inline")
 
     def latex_environment(self, name: str, body: str) -> str:
-        if name in ("equation", "equation*", "displaymath", "math"):
-            return formula_html(body, "block")
-        return formula_html(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
+        if name not in ("equation", "equation*", "displaymath", "math"):
+            body = f"\\begin{{{name}}}{body}\\end{{{name}}}"
+        return formula_html(body, "block")
 
 
 def markdown_to_html(source: str, attachments: dict[str, Any] | None = None) -> str:

@@ -1,7 +1,7 @@
 """The results of a run inside a README: the text between its AUTO markers, and not a byte beside it.
 
-It knows Markdown and the blocks. It deliberately reads and writes bytes: a README's line ends, encoding mark
-and everything outside the blocks are its author's.
+It reads and writes bytes: a README's line ends, encoding mark and everything outside the blocks are
+its author's.
 """
 
 from __future__ import annotations
@@ -12,20 +12,29 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-from gpt2_nb_utils import markdown
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.files import write_atomically
+from gpt2_nb_utils.files import read_regular, write_atomically
 from gpt2_nb_utils.report.bench_table import bench_block
 from gpt2_nb_utils.report.figures import figures
-from gpt2_nb_utils.report.run_facts import MARKS, RunFacts, read_run
-from gpt2_nb_utils.report.runs_table import runs_table
-from gpt2_nb_utils.results.verdict import count
+from gpt2_nb_utils.results.facts import RunFacts, read_facts
+from gpt2_nb_utils.results.runs_table import runs_table
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.text import visible
+from gpt2_nb_utils.text import markdown_table, markdown_text, visible
+from gpt2_nb_utils.wording import MARKS, count
 
 _MARKER = re.compile(rb"<!--AUTO:([A-Z]+):(START|END)-->")
 _LOG_LINES = (12, 8)  # how many of the first and of the last lines of a log are shown
 _LONGEST_LINE = 1500
+_METRICS = {
+    "step": ("step", ",.0f"),
+    "epoch": ("epoch", ".3f"),
+    "batch loss": ("loss", ".4f"),
+    "training loss": ("train_loss", ".4f"),
+    "learning rate": ("lr", ".2e"),
+    "gradient norm": ("grad_norm", ".2f"),
+    "tokens/s": ("tok_per_s", ",.0f"),
+}
+"""Columns: what each shows of a row, and in which form."""
 _SCREENSHOTS = {
     "page.png": "The page of the app as a visitor finds it",
     "generation.png": "The page after an example generation",
@@ -38,37 +47,34 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
 
     Args:
         run: the run whose results are shown.
-        readme: a file with `<!--AUTO:NAME:START-->` and `<!--AUTO:NAME:END-->` once each, for NAME in SUMMARY,
-            PLOT, LOGS, METRICS, SAMPLES and REPRO. Three may be absent: RUNS, a table of the runs under out/reference beside the
-            README (or of those beside this run), BENCH, the speeds in the folder `bench` there, and SPACE, the pictures in `space`.
+        readme: a file with `<!--AUTO:NAME:START-->` and `<!--AUTO:NAME:END-->` once each, for NAME
+            in SUMMARY, PLOT, LOGS, METRICS, SAMPLES and REPRO. Three may be absent: RUNS, a table
+            of the runs under out/reference beside the README (or of those beside this run), BENCH,
+            the speeds in the folder `bench` there, and SPACE, the pictures in `space`.
 
     Returns:
         whether the file changed (a second call changes nothing).
 
     Raises:
-        UserError: no such file or run, or a marker that is missing, doubled, reversed or inside another block;
-            nothing is written then.
+        UserError: no such file or run, or a marker that is missing, doubled, reversed or inside
+            another block; nothing is written then.
     """
     readme = Path(readme)
     try:
-        if readme.exists() and not readme.is_file():
-            raise UserError(
-                f"README {readme} is no regular file: name one that is"
-            )  # a pipe or a device might never end
-        old = readme.read_bytes()
+        old = read_regular(readme)
     except OSError as error:
         raise UserError(
             f"README {readme} cannot be read ({error.strerror}): name an existing file"
         ) from None
     places = _places(old, readme)
-    facts = read_run(run)
+    facts = read_facts(run)
     new, end = b"", 0
     for name, start, stop in places:
         line_end = _line_end(old, start)
         # Text of a corpus, a model or a log must not open or close a block: a space breaks the imitation.
         content = _BLOCKS[name](facts, readme)
         if facts.caveat and name not in _OPTIONAL:  # those are not about this run alone
-            content = f"*{markdown.text(facts.caveat)}*\n\n{content}"
+            content = f"*{markdown_text(facts.caveat)}*\n\n{content}"
         content = content.replace("<!--AUTO:", "<!-- AUTO:").strip("\n")
         inside = f"\n{content}\n".encode("utf-8", errors="replace").replace(b"\n", line_end)
         new, end = new + old[end:start] + inside, stop
@@ -82,37 +88,40 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
 
 def _places(content: bytes, readme: Path) -> list[tuple[str, int, int]]:
     """(name, first byte inside, first byte after) of each block, in the order of the file."""
+
+    def refused(name: str, edge: str, why: str) -> UserError:
+        return UserError(f"{readme}: marker <!--AUTO:{name}:{edge}--> {why}")
+
     markers = [(match[1].decode(), match[2].decode(), match) for match in _MARKER.finditer(content)]
+    names = [marker[:2] for marker in markers]
     for name in _BLOCKS:
         for edge in ("START", "END"):
-            found = sum(marker[:2] == (name, edge) for marker in markers)
-            if found != 1 and not (
-                name in _OPTIONAL and not any(marker[0] == name for marker in markers)
-            ):
+            found, absent = (
+                names.count((name, edge)),
+                not {(name, "START"), (name, "END")} & {*names},
+            )
+            if found != 1 and not (name in _OPTIONAL and absent):
                 how = f"stands there {found} times" if found else "is missing"
-                raise UserError(
-                    f"{readme}: marker <!--AUTO:{name}:{edge}--> {how}: have it exactly once"
-                )
-    places = []
-    ours = [marker for marker in markers if marker[0] in _BLOCKS]
-    for (name, edge, opening), (next_name, next_edge, closing) in zip(ours[::2], ours[1::2]):
-        if edge == "END" and next_name == name:
-            raise UserError(
-                f"{readme}: marker <!--AUTO:{name}:END--> stands before its START: exchange the two"
+                raise refused(name, edge, f"{how}: have it exactly once")
+    places, opened, start = [], "", 0
+    for name, edge, match in markers:
+        if not opened:
+            if name in _BLOCKS and edge == "END":
+                raise refused(name, edge, "stands before its START: exchange the two")
+            opened, start = name if name in _BLOCKS else "", match.end()
+        elif (name, edge) == (opened, "END"):
+            places.append((name, start, match.start()))
+            opened = ""
+        elif name in _BLOCKS:
+            raise refused(
+                name,
+                edge,
+                "stands inside another block: close each block before the next one starts",
             )
-        wrong = (name, edge) if edge == "END" else (next_name, next_edge)
-        if edge == "END" or (next_name, next_edge) != (name, "END"):
-            raise UserError(
-                f"{readme}: marker <!--AUTO:{wrong[0]}:{wrong[1]}--> stands inside another block: "
-                f"close each block before the next one starts"
+        else:
+            raise refused(
+                name, edge, f"stands inside the block {opened}, which is replaced: move it out"
             )
-        for other, other_edge, match in markers:
-            if opening.end() <= match.start() < closing.start():
-                raise UserError(
-                    f"{readme}: marker <!--AUTO:{other}:{other_edge}--> stands inside the block {name}, "
-                    f"which is replaced: move it out"
-                )
-        places.append((name, opening.end(), closing.start()))
     return places
 
 
@@ -125,19 +134,13 @@ def _line_end(content: bytes, start: int) -> bytes:
 
 
 def _summary(facts: RunFacts, readme: Path) -> str:
-    mark = "✓" if facts.reached else "✗"
-    conditions = [
-        f"{markdown.text(condition.asks)}: {MARKS[condition.state]} {condition.state}"
+    conditions = "; ".join(
+        f"{markdown_text(condition.asks)}: {MARKS[condition.state]} {condition.state}"
         for condition in facts.conditions
-    ]
-    return "\n".join(
-        [
-            f"**{mark} {markdown.text(facts.headline)}.** {markdown.text(facts.explanation)}",
-            "",
-            "Conditions: " + "; ".join(conditions) + ".",
-            "",
-            markdown.table(("", "this run"), facts.table()),
-        ]
+    )
+    return (
+        f"**{MARKS[facts.reached]} {markdown_text(facts.headline)}.** {markdown_text(facts.explanation)}\n\n"
+        f"Conditions: {conditions}.\n\n{markdown_table(('', 'this run'), facts.table())}"
     )
 
 
@@ -155,86 +158,61 @@ def _picture(path: Path, alt: str, readme: Path) -> str:
         raise UserError(
             f"{path} and {readme} are on different drives: keep the run beside the README"
         ) from None
-    return f"![{markdown.text(alt)}]({quote(Path(target).as_posix())})"
+    return f"![{markdown_text(alt)}]({quote(Path(target).as_posix())})"
 
 
 def _logs(facts: RunFacts, readme: Path) -> str:
-    if not facts.run.log.exists():
+    log = facts.record.directory.log
+    if not log.is_file():
         return "No log was written for this run."
-    lines = visible(facts.run.log.read_text(encoding="utf-8", errors="replace")).splitlines()
+    lines = visible(read_regular(log).decode("utf-8", errors="replace")).splitlines()
     lines = [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} …" for line in lines]
     first, last = _LOG_LINES
     if len(lines) > first + last:
-        lines = [
-            *lines[:first],
-            f"… {len(lines) - first - last:,} more lines in logs/train.log …",
-            *lines[-last:],
-        ]
+        left_out = f"… {len(lines) - first - last:,} more lines in logs/train.log …"
+        lines = [*lines[:first], left_out, *lines[-last:]]
     return _fenced("\n".join(lines))
 
 
 def _metrics(facts: RunFacts, readme: Path) -> str:
-    if not facts.metrics:
-        return "No metrics were written for this run."
-    forms = {
-        "step": ",.0f",
-        "epoch": ".3f",
-        "loss": ".4f",
-        "train_loss": ".4f",
-        "lr": ".2e",
-        "grad_norm": ".2f",
-        "tok_per_s": ",.0f",
-    }
-    heads = (
-        "step",
-        "epoch",
-        "batch loss",
-        "training loss",
-        "learning rate",
-        "gradient norm",
-        "tokens/s",
-    )
     rows = [
         [
             "–" if getattr(row, name) is None else format(getattr(row, name), form)
-            for name, form in forms.items()
+            for name, form in _METRICS.values()
         ]
         for row in facts.metric_rows(12)
     ]
-    return f"{markdown.table(heads, rows)}\n\nTraining loss: {markdown.text(facts.last_training_loss)}."
+    if not rows:
+        return "No metrics were written for this run."
+    loss = markdown_text(facts.last_training_loss)
+    return f"{markdown_table(tuple(_METRICS), rows)}\n\nTraining loss: {loss}."
 
 
 def _samples(facts: RunFacts, readme: Path) -> str:
-    before, after = facts.before_and_after()
-    if not before:
-        return "No samples were written for this run."
     parts = []
-    for samples in (before, after):
+    for samples in facts.before_and_after():
         for sample in samples[:1]:
             settings = ", ".join(
                 f"{name} {value}" for name, value in sample.settings.items() if name != "prompts"
             )
-            how = f" ({markdown.text(settings)})" if settings else ""
+            how = f" ({markdown_text(settings)})" if settings else ""
             parts += [
                 f"Step {count(sample.step)}, prompt {_code(sample.prompt)}{how}:",
                 _fenced(visible(sample.text)),
             ]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or "No samples were written for this run."
 
 
 def _repro(facts: RunFacts, readme: Path) -> str:
     rows = [
-        ("Seed", str(facts.summary.get("seed", "not recorded"))),
+        ("Seed", facts.seed),
         ("Best training loss", facts.best_training_loss),
         ("Best batch loss", facts.best_batch_loss),
         *facts.machine,
     ]
-    return "\n\n".join(
-        [
-            "The command of this run, exactly as it was given:",
-            _fenced(visible(facts.command), "sh"),
-            markdown.table(("", "this run"), rows),
-        ]
+    return (
+        f"The command of this run, exactly as it was given:\n\n{_fenced(visible(facts.command), 'sh')}\n\n"
+        f"{markdown_table(('', 'this run'), rows)}"
     )
 
 
@@ -259,7 +237,7 @@ def _space(facts: RunFacts, readme: Path) -> str:
 def _reference(facts: RunFacts, readme: Path) -> Path:
     """The folder of the runs that a README shows: the committed ones, or those beside this run."""
     reference = readme.resolve().parent / "out" / "reference"
-    return reference if reference.is_dir() else facts.run.path.resolve().parent
+    return reference if reference.is_dir() else facts.record.directory.path.resolve().parent
 
 
 _BLOCKS: dict[str, Callable[[RunFacts, Path], str]] = {

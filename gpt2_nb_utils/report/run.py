@@ -6,10 +6,13 @@ from typing import Any
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.notebook import enter_project
-from gpt2_nb_utils.report.notebooks import run_notebooks
+from gpt2_nb_utils.report.notebooks import interrupt_kernel, run_notebooks
 from gpt2_nb_utils.report.report import build_report
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.training.start import start_run
+from gpt2_nb_utils.training.events import history, read_events
+from gpt2_nb_utils.training.open_run import open_run
+from gpt2_nb_utils.training.recorder import Recorder
+from gpt2_nb_utils.training.stop_request import StopRequest
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -22,34 +25,28 @@ def run(config: RunConfig) -> dict[str, Any]:
         UserError: bad input (nothing was written), or a notebook that failed (the report shows how far it came).
     """
     enter_project()
-    started = start_run(config)
+    started = open_run(config)
     config, directory = started.config, started.directory
-    claim = started.lock
-    del started  # a checkpoint to resume from is large, and the kernel reads its own
-    claim.lend()  # to the kernel in which notebook 03 trains
-    try:
-        return _run(config, directory)
-    finally:
-        claim.release()
-
-
-def _run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-    try:
-        run_notebooks(config, directory)
-    except KeyboardInterrupt:
-        _end_as("interrupted", directory)
-        build_report(directory)
-        return {**directory.read_summary(), "status": "interrupted"}
-    except BaseException:
-        _end_as("failed", directory)
-        build_report(directory)
-        raise
-    build_report(directory)
+    # The start is on record before the first notebook: whatever fails then, the report can say what was to be done.
+    Recorder(directory, started.events, started.claim)
+    with directory.held_by_run(), StopRequest(interrupt_kernel) as stop:
+        started.claim.release()  # to the kernel in which notebook 03 trains
+        del started  # a checkpoint to resume from is large, and the kernel reads its own
+        try:
+            run_notebooks(config, directory, stop=stop)
+        except KeyboardInterrupt:
+            _end_as("interrupted", directory)
+            return {**directory.read_summary(), "status": "interrupted"}
+        except BaseException as error:
+            _end_as("failed", directory, error)
+            raise
+        finally:
+            build_report(directory)
     return directory.read_summary()
 
 
-def _end_as(status: str, directory: RunDirectory) -> None:
-    """Say how the run ended, where training itself could not."""
-    summary = directory.read_summary()
-    if summary["status"] == "running":
-        directory.write_json(directory.summary, {**summary, "status": status})
+def _end_as(status: str, directory: RunDirectory, error: BaseException | None = None) -> None:
+    """Record how the run ended, where training itself could not."""
+    events = read_events(directory.events)
+    if history(events).end is None:
+        Recorder(directory, events, directory.claim(resume=True)).end(status, error)

@@ -1,7 +1,7 @@
 """What may stand in a self-contained page: no script, nothing fetched, headings in order.
 
-It knows HTML. It deliberately does not know where a fragment comes from. The page's content security policy
-forbids the same things; taking them out as well keeps the browser's console empty and dead boxes off the page.
+The page's content security policy forbids the same things; taking them out as well keeps the browser's
+console empty and dead boxes off the page.
 """
 
 from __future__ import annotations
@@ -15,41 +15,11 @@ from bs4.element import PreformattedString
 from gpt2_nb_utils.text import visible
 
 _DROPPED = (
-    "script",
-    "iframe",
-    "frame",
-    "object",
-    "embed",
-    "applet",
-    "link",
-    "meta",
-    "base",
-    "noscript",
-    "template",
-    "audio",
-    "video",
-    "portal",
-    "xmp",
-    "plaintext",
-    "noembed",
-    "noframes",
-    "textarea",
-    "title",
-    "animate",
-    "set",
-)
-_UNWRAPPED = ("form", "html", "body", "head", "main")
-_FETCHING = (
-    "src",
-    "srcset",
-    "poster",
-    "background",
-    "action",
-    "formaction",
-    "data",
-    "ping",
-    "manifest",
-)
+    "script iframe frame object embed applet link meta base noscript template audio video portal "
+    "xmp plaintext noembed noframes textarea title animate set"
+).split()
+_UNWRAPPED = "form html body head main".split()
+_FETCHING = "src srcset poster background action formaction data ping manifest".split()
 # A backslash could spell any of the others.
 _FETCHING_CSS = re.compile(
     r"@import|url\(\s*[\"']?(?!\s*[\"']?(?:data:|#))|expression\(|image-set\(|src\(|\\",
@@ -79,83 +49,76 @@ def safe_html(fragment: str, outline: Outline, pages: dict[str, str] | None = No
         pages: where links to these files lead now, such as `{"02_model.ipynb": "02_model.html"}`.
     """
     soup = BeautifulSoup(fragment, "html.parser")
-    for aside in soup.find_all(string=lambda text: isinstance(text, PreformattedString)):
-        aside.extract()  # comments, CDATA, doctypes: a browser may end them sooner than this parser, and see tags behind
     for text in soup.find_all(string=True):
-        if (harmless := visible(text)) != text:
+        if isinstance(text, PreformattedString):
+            # Comments, CDATA, doctypes: a browser may end them sooner, and see tags behind.
+            text.extract()
+        elif (harmless := visible(text)) != text:
             text.replace_with(harmless)
     for tag in soup.find_all(_DROPPED):
         tag.decompose()
     for tag in soup.find_all(_UNWRAPPED):
         tag.unwrap()
     for tag in soup.find_all("style"):
-        if (
-            "<" in tag.get_text()
-            or tag.find_parent(["svg", "math"])
-            or _FETCHING_CSS.search(tag.get_text())
-        ):
-            tag.decompose()  # inside a drawing a browser reads a style as tags
+        css = tag.get_text()
+        # Inside a drawing a browser reads a style as tags.
+        if "<" in css or tag.find_parent(["svg", "math"]) or _FETCHING_CSS.search(css):
+            tag.decompose()
     for tag in soup.find_all(True):
         _disarm(tag, pages or {})
-    for tag in soup.find_all(
-        True
-    ):  # after all were disarmed: the title leaves with all that is in it
+    # After all were disarmed: the title leaves with all that is in it.
+    for tag in soup.find_all(True):
         if not tag.decomposed:
             _order(tag, outline)
-    for table in soup.find_all("table"):
-        if table.find_parent("table") is None:
-            box = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": "Table"}
-            table.wrap(soup.new_tag("div", attrs=box))
-    for code in soup.find_all("pre"):
-        code.attrs.setdefault("tabindex", "0")
+    for table in soup.select("table:not(table table)"):
+        box = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": "Table"}
+        table.wrap(soup.new_tag("div", attrs=box))
+    for code in soup.select("pre:not([tabindex])"):
+        code["tabindex"] = "0"
     return str(soup)
 
 
 def _disarm(tag: Tag, pages: dict[str, str]) -> None:
     """Take out of the tag what would run, be fetched or lead nowhere."""
-    for name in list(tag.attrs):
-        value = str(tag.attrs[name])
-        inline_image = tag.name in ("img", "image") and value.strip().lower().startswith(
-            "data:image/"
-        )
-        if (
-            name.startswith("on")
-            or (name == "style" and _FETCHING_CSS.search(value))
-            or (name in _FETCHING and not inline_image)
-            or (
-                name.endswith("href")
-                and (tag.name, name) != ("a", "href")
-                and not inline_image
-                and not value.startswith("#")
-            )
-        ):
-            del tag.attrs[name]
+    tag.attrs = {
+        name: value for name, value in tag.attrs.items() if _may_stay(tag, name, str(value))
+    }
     if tag.name == "a" and "href" in tag.attrs:
         target = str(tag["href"]).strip()
-        if target.rpartition("/")[2] in pages and "://" not in target:
-            tag["href"] = pages[target.rpartition("/")[2]]
+        file = target.rpartition("/")[2]
+        if file in pages and "://" not in target:
+            tag["href"] = pages[file]
         elif re.match(r"https?://|mailto:", target, re.IGNORECASE):
             tag["rel"] = "noopener noreferrer"
         elif not target.startswith("#"):
             del tag["href"]  # a file beside the notebook is not beside the report
-    if tag.name == "th" and not tag.get_text(strip=True) and not tag.find("img"):
+    elif tag.name == "th" and not tag.get_text(strip=True) and not tag.find("img"):
         tag.name = "td"  # an empty corner heads nothing; screen readers would announce it
         tag.attrs.pop("scope", None)
-    if tag.name == "img":
-        if "src" not in tag.attrs:
-            tag.name, tag.string = (
-                "span",
-                f"[image not part of the report: {tag.get('alt') or 'no description'}]",
-            )
-            tag.attrs = {"class": "missing"}
-        else:
-            tag.attrs.setdefault("alt", "")
+    elif tag.name == "img" and "src" in tag.attrs:
+        tag.attrs.setdefault("alt", "")
+    elif tag.name == "img":
+        description = tag.get("alt") or "no description"
+        tag.name, tag.attrs = "span", {"class": "missing"}
+        tag.string = f"[image not part of the report: {description}]"
+
+
+def _may_stay(tag: Tag, name: str, value: str) -> bool:
+    """Whether an attribute neither runs nor fetches anything; where links lead is looked at later."""
+    if name.endswith("href") or name in _FETCHING:
+        inline = value.strip().lower().startswith("data:image/") and name in ("src", "href")
+        return (
+            (inline and tag.name in ("img", "image"))
+            or (tag.name, name) == ("a", "href")
+            or (name.endswith("href") and value.startswith("#"))
+        )
+    return not name.startswith("on") and not (name == "style" and _FETCHING_CSS.search(value))
 
 
 def _order(tag: Tag, outline: Outline) -> None:
     """Give the tag an id of its own, and a heading a level that follows the one before it."""
-    if "id" in tag.attrs and tag["id"] in outline.ids:
-        del tag.attrs["id"]
+    if tag.get("id") in outline.ids:
+        del tag["id"]
     if _HEADINGS.fullmatch(tag.name):
         text = " ".join(tag.get_text(" ").split())
         level = int(tag.name[1])
@@ -166,17 +129,9 @@ def _order(tag: Tag, outline: Outline) -> None:
         level = max(2, min(level, outline.level + 1))  # one page, one title
         tag.name, outline.level = f"h{level}", level
         if "id" not in tag.attrs:
-            tag["id"] = _free_id(
-                re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section", outline.ids
-            )
+            name = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
+            tag["id"] = f"{name}-{len(outline.ids)}" if name in outline.ids else name
         if level == 2:
             outline.sections.append((str(tag["id"]), text))
     if "id" in tag.attrs:
         outline.ids.add(str(tag["id"]))
-
-
-def _free_id(wish: str, taken: set[str]) -> str:
-    name, number = wish, 2
-    while name in taken:
-        name, number = f"{wish}-{number}", number + 1
-    return name

@@ -1,159 +1,317 @@
-"""The command `sweep`: the runs of a spec one after the other, then a table and a figure out of all.
+"""The command `sweep`: the runs of a spec one after the other, then a table and a figure of all.
 
-All runs train in this process, in which nothing of a run stays behind. Each has a run directory of its own, so a sweep
-that was broken off goes on there, and a run that fails is written down while the sweep goes on. What the table says
-comes from the run directories (`sweep_files`), never from memory.
+The spec is a TOML file:
+
+    title = "Which learning rate?"     # optional
+    [common]                           # settings of all runs, by the names of `RunConfig`
+    preset = "tiny"
+    [runs.slow]                        # one table per run: its name, and the settings that differ
+    lr = 0.001
+    [runs.fast]
+    lr = 0.01
+
+All runs train in this process. Each has its own run directory, so a sweep that was stopped can be
+resumed, and a run that fails is recorded while the sweep continues.
 """
 
 from __future__ import annotations
 
 import gc
+import re
+import tomllib
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import filelock
+import pydantic
 import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.figures.style import png
+from gpt2_nb_utils.figures.training import sweep_curves
 from gpt2_nb_utils.files import write_atomically
-from gpt2_nb_utils.report.sweep_files import write_files
-from gpt2_nb_utils.report.sweep_spec import SET_BY_THE_SWEEP, read_spec
+from gpt2_nb_utils.results.verdict import loss_text
 from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.text import markdown_table, markdown_text
 from gpt2_nb_utils.tokenization.corpus import load_corpus
-from gpt2_nb_utils.training.loop import train
+from gpt2_nb_utils.training import recipe
+from gpt2_nb_utils.training.events import history, read_events
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.sweep_results import FINISHED, Outcome
+from gpt2_nb_utils.training.records import Row
+from gpt2_nb_utils.training.sweep_results import FINISHED, Outcome, Sweep, write_sweep
+from gpt2_nb_utils.training.train import train
 
+TABLE, FIGURE = "table.md", "curves.png"
 _SPEC_COPY = "spec.toml"
-"""The spec as it was run. By it a folder is known as that of a sweep."""
+"""The spec as it was run. A folder that holds it is that of a sweep."""
+_SET_BY_THE_SWEEP = ("out_dir", "resume", "overwrite")
 _LONGEST_REASON = 300
+_NAME = re.compile(  # Windows has no file by the names in the first group
+    r"(?!(?:con|prn|aux|nul|com\d|lpt\d)$)[a-z0-9][a-z0-9_-]{0,63}", re.IGNORECASE | re.ASCII
+)
 
 
-def sweep(spec_file: Path, out_dir: Path, keep_checkpoints: bool = False) -> list[Outcome]:
-    """Train every run of a spec that has not come to its end yet, and bring the table and the figure up to date after each.
+class Spec(pydantic.BaseModel):
+    """The content of a spec.
+
+    Attributes:
+        title: the question that the sweep asks.
+        common: settings of all runs.
+        runs: for each run by its name, the settings that differ.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    title: str = "Sweep"
+    common: dict[str, Any] = {}
+    runs: dict[str, dict[str, Any]] = pydantic.Field(min_length=1)
+
+
+def read_spec(path: Path) -> Spec:
+    """Read a spec; its settings are checked by `resolve_runs`.
+
+    Raises:
+        UserError: the file cannot be read, or is not a spec.
+    """
+    try:
+        return Spec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(
+            f"spec {path} cannot be read ({error.strerror}): name a TOML file"
+        ) from None
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(
+            f"spec {path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}: a spec holds a "
+            f"title, [common] settings and one table [runs.NAME] of settings for each run"
+        ) from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise UserError(f"spec {path} is not valid TOML ({error}): correct it there") from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a sweep: its complete settings, and the directory `<out_dir>/<name>`."""
+
+    name: str
+    config: RunConfig
+    directory: RunDirectory
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the run recorded; empty where it has not started."""
+        summary = self.directory.read_summary() if self.directory.summary.exists() else {}
+        if summary.get("status") == "running":
+            summary["status"] = "interrupted"  # it was killed: this process trains one at a time
+        return summary
+
+    @property
+    def rows(self) -> list[Row]:
+        """Its curve so far."""
+        events = self.directory.events
+        return history(read_events(events)).rows if events.exists() else []
+
+
+def resolve_runs(spec: Spec, out_dir: Path) -> list[Run]:
+    """The runs of a spec, in its order.
+
+    Raises:
+        UserError: a name, a setting or a value is not valid, or a directory holds a run that was
+            made with other settings.
+    """
+    runs: dict[str, Run] = {}
+    for name, settings in spec.runs.items():
+        try:
+            if not _NAME.fullmatch(name):
+                raise UserError("the name becomes a folder: take up to 64 letters, digits, - and _")
+            config = _resolve({**spec.common, **settings}, out_dir / name)
+            run = Run(name, config, RunDirectory(config.out_dir))
+            _refuse_other_settings(run)
+            if (other := runs.setdefault(name.lower(), run)) is not run:
+                raise UserError(
+                    f"{other.name!r} has the same name but for capitals, and some systems have one "
+                    f"folder for both: rename one"
+                )
+        except UserError as error:
+            raise UserError(f"run {name!r}: {error}") from None
+    return list(runs.values())
+
+
+def _resolve(given: dict[str, Any], out_dir: Path) -> RunConfig:
+    for name, value in given.items():
+        if name in _SET_BY_THE_SWEEP:
+            raise UserError(f"{name} is set by the sweep, which resumes its runs: leave it out")
+        if isinstance(value, dict):
+            raise UserError(
+                f"{name!r} is a table, not a setting (a dot in [runs.NAME] makes one): leave out "
+                f"the dot"
+            )
+    config = RunConfig.resolve({**given, "out_dir": str(out_dir), "resume": "auto"})
+    Precision.of(config)  # raises where this machine lacks the device
+    return config
+
+
+def _refuse_other_settings(run: Run) -> None:
+    if not run.directory.summary.exists():
+        return
+    recorded = run.directory.read_config()
+    if run.config.max_tokens >= run.summary["corpus"]["tokens"]:
+        # An excerpt that covers the whole text is recorded as 0.
+        recorded["max_tokens"] = recorded["max_tokens"] or run.config.max_tokens
+    for name, value in run.config:
+        if name not in _SET_BY_THE_SWEEP and recorded.get(name, value) != value:
+            raise UserError(
+                f"{run.directory} was made with {name} {recorded[name]}, the spec says {value}: "
+                f"delete that folder, or name another --out_dir"
+            )
+
+
+def sweep(spec_file: Path, out_dir: Path, keep_checkpoints: bool = False) -> Sweep:
+    """Train every run of a spec that has not ended yet; update the table and the figure after each.
 
     A run that failed is not tried again until its folder is deleted.
 
     Args:
-        out_dir: gets a run directory for each run, `table.csv`, `table.md`, `curves.csv` and `curves.png`.
-        keep_checkpoints: leave `best.pt` of each finished run there. Its `last.pt` goes in any case.
+        out_dir: gets a run directory for each run, `results.json`, `curves.csv`, `table.md` and
+            `curves.png`.
+        keep_checkpoints: keep `best.pt` of each finished run. Its `last.pt` is removed in any case.
 
     Returns:
-        A row of the table for each run, the best first. One is `interrupted` where somebody asked to stop.
+        The results. A run is `interrupted` where somebody asked to stop.
 
     Raises:
-        UserError: the spec, the text, the device or a folder is not fit (nothing was written then), or another process
-            took a run directory on the way.
+        UserError: the spec, the text, the device or a folder cannot be used (nothing was written
+            then), or another process took a run directory meanwhile.
     """
-    spec = read_spec(spec_file, out_dir)
-    for name, config in spec.runs.items():
-        try:
-            Precision.of(config)
-            _refuse_other_settings(config)
-        except UserError as error:
-            raise UserError(f"run {name!r}: {error}") from None
-    for input_file in {config.input_file for config in spec.runs.values()}:
-        load_corpus(input_file)
-    with _claim(out_dir):
-        write_atomically(out_dir / _SPEC_COPY, spec.source)
-        for number, (name, config) in enumerate(spec.runs.items(), start=1):
-            directory = RunDirectory(config.out_dir)
-            status = _status(directory)
+    spec = read_spec(spec_file)
+    runs = resolve_runs(spec, out_dir)
+    settings = [run.config.model_dump(exclude=set(_SET_BY_THE_SWEEP)) for run in runs]
+    varying = [name for name in settings[0] if len({each[name] for each in settings}) > 1]
+    common = [f"{name} {value}" for name, value in spec.common.items() if name not in varying]
+    corpora = [load_corpus(file) for file in sorted({run.config.input_file for run in runs})]
+    is_demo = any(corpus.source == "demo" for corpus in corpora)
+    about = Sweep(
+        outcomes=[],
+        title=spec.title + " (demonstration corpus)" * is_demo,
+        corpus="; ".join(corpus.describe() for corpus in corpora),
+        common=", ".join(common) or "none",
+    )
+    with _lock(out_dir):
+        write_atomically(out_dir / _SPEC_COPY, spec_file.read_bytes())
+        for number, run in enumerate(runs, start=1):
+            status = run.summary.get("status", "not started")
+            print(
+                f"run {number} of {len(runs)}, {run.name}: {status.replace('_', ' ')}", flush=True
+            )
             if status in (*FINISHED, "failed"):
-                print(
-                    f"run {number} of {len(spec.runs)}, {name}: {status.replace('_', ' ')} before",
-                    flush=True,
-                )
-            else:
-                print(f"run {number} of {len(spec.runs)}, {name}", flush=True)
-                status = _train(config, directory)
-                _forget(config)
-                if status in FINISHED and not keep_checkpoints:
-                    directory.best.unlink(missing_ok=True)
-                write_files(spec, out_dir)
+                continue
+            status = _train(run)
             if status in FINISHED:
-                directory.last.unlink(missing_ok=True)
+                run.directory.last.unlink(missing_ok=True)
+                if not keep_checkpoints:
+                    run.directory.best.unlink(missing_ok=True)
+            _write_results(out_dir, about, runs, varying)
             if status == "interrupted":
                 break
-        return write_files(spec, out_dir)
+        return _write_results(out_dir, about, runs, varying)
 
 
-def _refuse_other_settings(config: RunConfig) -> None:
-    """Raise a UserError where the run directory holds a run that was made with other settings."""
-    directory = RunDirectory(config.out_dir)
-    if not directory.holds_run:
-        return
-    saved = directory.read_config()
-    for name, value in config.model_dump().items():
-        was = saved.get(name, RunConfig.model_fields[name].default)
-        if (
-            name == "max_tokens"
-            and was == 0
-            and 0 < directory.read_summary()["corpus"]["tokens"] <= value
-        ):
-            continue  # an excerpt that is as long as the text is no excerpt
-        if name not in SET_BY_THE_SWEEP and was != value:
-            raise UserError(
-                f"{directory} was made with {name} {was}, the spec says {value}: delete that folder, or name "
-                f"another --out_dir"
-            )
-
-
-def _claim(out_dir: Path) -> filelock.AcquireReturnProxy:
-    """A lock on the folder; a UserError where it is something else, or another sweep is at work in it."""
-    if out_dir.exists() and not out_dir.is_dir():
-        raise UserError(f"out_dir {out_dir} is a file: name a folder (--out_dir)")
-    if (
-        out_dir.exists()
-        and not (out_dir / _SPEC_COPY).exists()
-        and any(entry.name != ".lock" for entry in out_dir.iterdir())
-    ):
-        raise UserError(
-            f"out_dir {out_dir} holds files but no sweep: name a new or empty folder (--out_dir)"
-        )
+def _lock(out_dir: Path) -> filelock.AcquireReturnProxy:
+    """A lock on the folder; a UserError where it cannot be used, or another sweep is at work there."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
+        names = {entry.name for entry in out_dir.iterdir()} - {".lock"}
+        if names and _SPEC_COPY not in names:
+            raise UserError(
+                f"out_dir {out_dir} holds files but no sweep: name a new or empty folder "
+                f"(--out_dir)"
+            )
         return filelock.FileLock(out_dir / ".lock", timeout=0).acquire()
     except filelock.Timeout:
         raise UserError(
-            f"out_dir {out_dir}: another sweep is at work there: wait for it, or name another folder "
-            f"(--out_dir)"
+            f"out_dir {out_dir}: another sweep is at work there: wait for it, or name another "
+            f"folder (--out_dir)"
         ) from None
     except OSError as error:
         raise UserError(
-            f"out_dir {out_dir} cannot be used ({error.strerror}): name a folder you may write to"
+            f"out_dir {out_dir} cannot be used ({error.strerror}): name a folder that you may "
+            f"write to (--out_dir)"
         ) from None
 
 
-def _status(directory: RunDirectory) -> str:
-    """How the run ended, from its summary; `not started` where there is none."""
-    return directory.read_summary()["status"] if directory.summary.exists() else "not started"
-
-
-def _train(config: RunConfig, directory: RunDirectory) -> str:
-    """Train one run; its status. What goes wrong in the training is written into its summary, as `reason`."""
+def _train(run: Run) -> str:
+    """Train one run; its status."""
     try:
-        return train(config)["status"]
-    except Exception as error:
-        status = _status(directory)
-        # A UserError before the training began (a folder that is taken, say) concerns the person, not the recipe.
-        if status == "not started" or isinstance(error, UserError) and status != "failed":
-            raise
-        reason = " ".join(str(error).split()) or "no message"
-        reason = (reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}")[
-            :_LONGEST_REASON
-        ]
-        directory.write_json(
-            directory.summary, {**directory.read_summary(), "status": "failed", "reason": reason}
-        )
-        print(f"failed: {reason}", flush=True)
+        return train(run.config)["status"]
+    except Exception:
+        summary = run.summary
+        if summary.get("status") != "failed":
+            raise  # refused before the training began: nothing is wrong with these settings
+        print(f"failed: {summary['reason'][:_LONGEST_REASON]}", flush=True)
         return "failed"
+    finally:
+        # The parts of a run refer to each other, so counting references does not free its memory.
+        gc.collect()
+        if run.config.compile:
+            torch.compiler.reset()  # torch gives up compiling after a handful of models
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def _forget(config: RunConfig) -> None:
-    """Give back the memory of a run: its parts refer to each other, so counting references does not free them."""
-    gc.collect()
-    if config.compile:
-        torch.compiler.reset()  # torch gives up compiling after a handful of models
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _write_results(out_dir: Path, about: Sweep, runs: list[Run], varying: list[str]) -> Sweep:
+    """Collect the results from the run directories; write the data, the table and the figure."""
+    outcomes = [
+        Outcome(
+            run.name,
+            {name: str(getattr(run.config, name)) for name in varying},
+            run.config.tokens_per_step,
+            **run.summary,
+        )
+        for run in runs
+    ]
+    outcomes.sort(key=lambda outcome: outcome.rank)
+    curves = {run.name: run.rows for run in runs}
+    result = replace(about, outcomes=outcomes, curves=curves)
+    write_sweep(out_dir, result)
+    write_atomically(out_dir / TABLE, as_markdown(result))
+    target = min(run.config.target_loss for run in runs)
+    figure = sweep_curves(result, target, result.title)
+    write_atomically(out_dir / FIGURE, png(figure, recipe.alt_text(result)))
+    return result
+
+
+def as_markdown(result: Sweep) -> str:
+    """The results as a table, with what a reader needs to understand it."""
+    rows = [
+        {
+            "run": outcome.name,
+            **outcome.settings,
+            "tokens per step": f"{outcome.tokens_per_step:,}",
+            "tokens": f"{outcome.tokens_seen:,}",
+            "epochs": f"{outcome.epoch:.2f}",
+            "seconds": f"{outcome.seconds:,.1f}",
+            "training loss": loss_text(outcome.train_loss) if outcome.ranked else "–",
+            "windows": outcome.train_loss_windows if outcome.ranked else "–",
+            "status": outcome.ending,
+        }
+        for outcome in result.outcomes
+    ]
+    notes = (
+        "Best first: runs that reached the target by the tokens they took, the others by the "
+        "training loss at their end."
+    )
+    if "seq_len" in rows[0]:
+        notes += (
+            " The training loss is measured on windows of each run's own seq_len: shorter ones "
+            "make it harder."
+        )
+    parts = [
+        f"# {markdown_text(result.title)}",
+        f"Trained on {markdown_text(result.corpus)}.",
+        f"Settings of all runs: {markdown_text(result.common)}.",
+        notes,
+        markdown_table(rows[0], [row.values() for row in rows]),
+    ]
+    return "\n\n".join(parts) + "\n"

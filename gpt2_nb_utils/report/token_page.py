@@ -1,29 +1,29 @@
-"""The text of a run with every measured token on a background that tells its loss: `report/tokens.html`, and a taste of it.
+"""The text of a run with every measured token marked by its loss: `report/tokens.html`, and an excerpt of it.
 
-It knows how much text a page may hold. The colours and their limits are those of `results.token_paint`. Each token is an
-element of its own only where it is marked, or where there is room: unmarked ones, which the model expected, stand as text.
+The colours and their limits are those of `figures.token_paint`. Each token is an element of its own only
+where it is marked, or where there is room: unmarked ones, which the model expected, stand as text.
 """
 
 from __future__ import annotations
 
+import heapq
 import html
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count
 
 import numpy as np
 import torch
 from markupsafe import Markup
 
-from gpt2_nb_utils.results.blocks import shown
+from gpt2_nb_utils.figures.html import mark_whitespace, shown
+from gpt2_nb_utils.figures.token_paint import classes, probability_text, shares, step
 from gpt2_nb_utils.results.token_losses import TokenLosses, WindowLosses
-from gpt2_nb_utils.results.token_paint import classes, probability_text, shares, step
 from gpt2_nb_utils.tokenization.bpe import token_strings
-from gpt2_nb_utils.tokenization.display import visible
 
 FILE = "tokens.html"
 LETTERS = "zabcde"
-"""The class of each colour in the style sheet; z stands for the unmarked."""
+"""The class of each colour in the style sheet; z is that of the unmarked."""
 _EACH_UP_TO = 20_000
 """Tokens up to which each is an element of its own, unmarked ones too."""
 _IN_A_PART = 8_192
@@ -58,11 +58,6 @@ class Part:
     loss: str
     body: Markup
 
-    @property
-    def lines(self) -> int:
-        """Lines of its text, by which a browser knows its height before it lays it out."""
-        return self.body.count("\n") + 1
-
 
 @dataclass(frozen=True)
 class TokenPage:
@@ -87,14 +82,11 @@ def token_page(losses: TokenLosses, largest: int) -> TokenPage:
     """The page of these losses.
 
     Args:
-        largest: characters that its text may take; windows are left out where it takes more.
+        largest: bytes that its text may take; windows are left out where it takes more.
     """
-    n_shown = len(losses.windows)
+    n_shown = n = len(losses.windows)
     while True:
-        windows = [
-            losses.windows[(2 * i + 1) * len(losses.windows) // (2 * n_shown)]
-            for i in range(n_shown)
-        ]
+        windows = [losses.windows[(2 * i + 1) * n // (2 * n_shown)] for i in range(n_shown)]
         surprises = _surprises(windows)
         parts = list(_parts(windows, losses, {surprise.place for surprise in surprises}))
         size = sum(len(part.body.encode("utf-8")) + _HEADING for part in parts)
@@ -108,63 +100,57 @@ def token_page(losses: TokenLosses, largest: int) -> TokenPage:
     return TokenPage(losses, n_shown, rows, surprises, parts)
 
 
-def taste(losses: TokenLosses) -> list[tuple[str, Markup]]:
+def excerpt(losses: TokenLosses) -> list[tuple[str, Markup]]:
     """Two windows for the first page: the first that was measured, and the one with the highest mean loss.
 
     Returns:
         (caption, the painted text) of each.
     """
-    chosen = dict.fromkeys(
-        (0, max(range(len(losses.windows)), key=lambda number: losses.windows[number].mean))
-    )
-    names = {0: "the first window" if losses.windows[0].index == 0 else "a window"}
+    first, highest = losses.windows[0], max(losses.windows, key=lambda window: window.mean)
+    chosen = [(first, "the first window" if first.index == 0 else "a window")]
+    if highest is not first:
+        chosen.append((highest, "the one with the highest loss"))
     return [
         (
-            f"Window {window.index + 1:,} of {losses.n_windows:,}, {names.get(number, 'the one with the highest loss')}: "
+            f"Window {window.index + 1:,} of {losses.n_windows:,}, {name}: "
             f"mean loss {window.mean:.3f}",
             Markup(_painted(window, each=True, stops=_least_expected(window))),
         )
-        for number in chosen
-        for window in [losses.windows[number]]
+        for window, name in chosen
     ]
 
 
-def _least_expected(window: WindowLosses) -> set[int]:
-    return {
-        window.start + 1 + offset
-        for offset in np.argsort(-window.losses, kind="stable")[:_STOPS].tolist()
-    }
+def _least_expected(window: WindowLosses) -> list[int]:
+    values = window.losses.tolist()
+    highest = heapq.nlargest(_STOPS, range(len(values)), key=values.__getitem__)
+    return [window.start + 1 + number for number in highest]
 
 
-def _parts(windows: Sequence[WindowLosses], losses: TokenLosses, named: Set[int]) -> Iterator[Part]:
+def _parts(
+    windows: Sequence[WindowLosses], losses: TokenLosses, named: Collection[int]
+) -> Iterator[Part]:
     each = sum(len(window.losses) for window in windows) <= _EACH_UP_TO
-    per_part = max(
-        1,
-        _IN_A_PART // losses.seq_len
-        if len(windows) == losses.n_windows
-        else len(windows) // _PARTS,
-    )
+    whole = len(windows) == losses.n_windows
+    per_part = max(1, _IN_A_PART // losses.seq_len if whole else len(windows) // _PARTS)
     for first in range(0, len(windows), per_part):
         group = windows[first : first + per_part]
         start, end = group[0].start + 1, group[-1].start + len(group[-1].losses)
-        mean = float(np.concatenate([window.losses for window in group]).mean(dtype=np.float64))
-        bodies = [_painted(group[0], each, named)]
-        for before, window in pairwise(group):
-            apart = window.index != before.index + 1
-            bodies += [
-                "\n<i>⋯</i>\n" if apart else "",
-                _painted(window, each, named, continued=not apart),
-            ]
-        yield Part(
-            f"from-{start}", f"Tokens {start:,} to {end:,}", f"{mean:.3f}", Markup("".join(bodies))
-        )
+        mean = np.concatenate([window.losses for window in group]).mean(dtype=np.float64)
+        body, before = [], None
+        for window in group:
+            follows = before is not None and window.index == before.index + 1
+            body.append("" if follows or before is None else "\n<i>⋯</i>\n")
+            body.append(_painted(window, each, named, continued=follows))
+            before = window
+        title = f"Tokens {start:,} to {end:,}"
+        yield Part(f"from-{start}", title, f"{mean:.3f}", Markup("".join(body)))
 
 
 def _painted(
     window: WindowLosses,
     each: bool,
-    named: Set[int] = frozenset(),
-    stops: Set[int] = frozenset(),
+    named: Collection[int] = (),
+    stops: Collection[int] = (),
     continued: bool = False,
 ) -> str:
     """The HTML of a window: a sign with its mean loss, the token that is given, unless it was shown just before, and the others.
@@ -173,51 +159,39 @@ def _painted(
         each: whether unmarked tokens are elements too.
         named: numbers of the tokens that link to their row in the table.
         stops: numbers of other tokens that the keyboard reaches.
-        continued: the window before stands just before.
+        continued: whether the window before is shown just before.
     """
-    texts = token_strings(window.tokens)
+    given, *texts = token_strings(window.tokens)
     sign = f'<b data-w="{window.index + 1} · {window.mean:.2f}"></b>'
-    parts = [sign if continued else f"{sign}<i>{shown(texts[0])}</i>"]
-    for place, text, loss in zip(
-        range(window.start + 1, window.start + len(texts)), texts[1:], window.losses.tolist()
-    ):
+    parts = [sign if continued else f"{sign}<i>{shown(given)}</i>"]
+    for place, text, loss in zip(count(window.start + 1), texts, window.losses.tolist()):
         number = step(loss)
+        text = html.escape(text.replace("\n", "↵\n") if number else text, quote=False)
+        look = f"class={LETTERS[number]} data-l={loss:.2f}"
         if place in named:
-            parts.append(
-                f'<a id="t{place}" href="#r{place}" class={LETTERS[number]} data-l={loss:.2f}>{_text(text)}</a>'
-            )
+            parts.append(f'<a id="t{place}" href="#r{place}" {look}>{text}</a>')
         elif number or each:
             stop = " tabindex=0" if place in stops else ""
-            parts.append(
-                f"<u class={LETTERS[number]} data-l={loss:.2f}{stop}>{_text(text) if number else _plain(text)}</u>"
-            )
+            parts.append(f"<u {look}{stop}>{text}</u>")
         else:
-            parts.append(_plain(text))
+            parts.append(text)
     return "".join(parts)
 
 
-def _text(text: str) -> str:
-    return html.escape(text.replace("\n", "↵\n"), quote=False)
-
-
-def _plain(text: str) -> str:
-    return html.escape(text, quote=False)
-
-
 def _surprises(windows: Sequence[WindowLosses]) -> list[Surprise]:
-    values = np.concatenate([window.losses for window in windows])
-    which = np.repeat(np.arange(len(windows)), [len(window.losses) for window in windows])
-    within = np.concatenate([np.arange(len(window.losses)) for window in windows])
+    every = (
+        (loss, offset, window)
+        for window in windows
+        for offset, loss in enumerate(window.losses.tolist())
+    )
     found = []
-    for at in np.argsort(-values, kind="stable")[:_WORST].tolist():
-        window, offset = windows[which[at]], int(within[at])
-        before = "".join(token_strings(window.tokens[max(0, offset - 7) : offset + 1]))
-        loss = float(values[at])
+    for loss, offset, window in heapq.nlargest(_WORST, every, key=lambda each: each[0]):
+        *before, token = token_strings(window.tokens[max(0, offset - 7) : offset + 2])
         found.append(
             Surprise(
                 window.start + 1 + offset,
-                visible(token_strings(window.tokens[offset + 1 : offset + 2])[0]),
-                before.replace("\n", "↵"),
+                mark_whitespace(token),
+                "".join(before).replace("\n", "↵"),
                 probability_text(loss),
                 f"{loss:.2f}",
             )
