@@ -1,34 +1,38 @@
-"""The Hugging Face format: a folder that `transformers` loads by itself, written from a model.
+"""The Hugging Face format: a folder that `transformers` loads by itself, written from a model and read back.
 
-The names and shapes of our weights are already those of the published GPT-2, so nothing is renamed or transposed. What the
-folder may hold when it comes back is `hf_reader`'s affair.
+The names and shapes of our weights are already those of the published GPT-2, so nothing is renamed or transposed. Nothing in a
+folder that is read is ever executed: it holds numbers, text and tensors, and pickles are not looked at.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
-from gpt2_nb_utils.model.initialisation import STANDARD_DEVIATION
-from gpt2_nb_utils.tokenization.bpe import END_OF_TEXT, vocabulary_files
+from gpt2_nb_utils.space.rendering import render
+from gpt2_nb_utils.tokenization.bpe import END_OF_TEXT, VOCAB_SIZE, vocabulary_files
 
 WEIGHTS, CONFIG, GENERATION = "model.safetensors", "config.json", "generation_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+FILES = (CONFIG, GENERATION, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG)
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 """The number formats in which weights are stored, by transformers' names for them."""
-_END = "<|endoftext|>"
 
 
 def needed(package: str) -> Any:
-    """A package that only the notebook and the commands of this room need, imported.
+    """A package that only notebook 05 and its commands use, imported.
 
     Raises:
         UserError: it is not installed.
@@ -38,16 +42,15 @@ def needed(package: str) -> Any:
     except ImportError:
         name = package.partition(".")[0]
         raise UserError(
-            f"the Hugging Face format needs the package {name}, which is not installed: pip install {name}"
+            f"this needs the package {name}, which is not installed: pip install {name}"
         ) from None
 
 
+# -- written -------------------------------------------------------------------------------------------------------------------
+
+
 def write_hf(
-    folder: Path,
-    model: GPT2,
-    dtype: str,
-    training_run: Mapping[str, Any],
-    sampling: Mapping[str, Any],
+    folder: Path, model: GPT2, dtype: str, training_run: dict[str, Any], config: RunConfig
 ) -> None:
     """Write a model so that `AutoModelForCausalLM` and `AutoTokenizer` load it without a network.
 
@@ -56,21 +59,29 @@ def write_hf(
             tokenizer_config.json go.
         model: any GPT-2 with GPT-2's vocabulary.
         dtype: one of DTYPES. The tied head is stored once, as the token embedding.
-        training_run: what the readers of the model should know of its run; it becomes a key of config.json. Its `seq_len` is
-            the longest context that training showed the model.
-        sampling: `temperature`, `top_k` and `max_new_tokens` of the run: what `generate` does unless told otherwise.
+        training_run: what the readers of the model should know of its run; it becomes a key of config.json.
+        config: settings of the run: how `generate` samples unless it is given other settings, and the longest context that
+            training showed the model.
 
     Raises:
         UserError: weights that are not finite, or too large for the number format, or a package that is not installed.
     """
-    tensors = stored_weights(model, dtype)
+    weights = needed("safetensors.torch").save(stored_weights(model, dtype), {"format": "pt"})
     # As bytes: what fails in writing is then an OSError, such as that of a full disk.
-    (folder / WEIGHTS).write_bytes(
-        needed("safetensors.torch").save(tensors, metadata={"format": "pt"})
-    )
-    _write_json(folder / CONFIG, _config(model.config, dtype, training_run))
-    _write_json(folder / GENERATION, _generation(sampling))
-    _write_tokenizer(folder, min(training_run["seq_len"], model.config.block_size))
+    (folder / WEIGHTS).write_bytes(weights)
+    texts = {
+        name: render(
+            name,
+            sizes=model.config,
+            dtype=dtype,
+            training_run=training_run,
+            config=config,
+            end_of_text=END_OF_TEXT,
+        )
+        for name in (CONFIG, GENERATION, TOKENIZER_CONFIG)
+    }
+    for name, text in {**texts, TOKENIZER: _tokenizer().to_str(pretty=True)}.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def stored_weights(model: GPT2, dtype: str) -> dict[str, Tensor]:
@@ -83,57 +94,15 @@ def stored_weights(model: GPT2, dtype: str) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         stored = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
         if not stored.isfinite().all():
-            if not tensor.isfinite().all():
-                raise UserError(
-                    f"the weights in {name} are not finite: the training of this model has diverged, so export another one"
-                )
             raise UserError(
-                f"the weights in {name} reach {tensor.abs().max().item():,.0f}, and {dtype} ends at "
-                f"{torch.finfo(DTYPES[dtype]).max:,.0f}: take --dtype float32"
+                f"the weights in {name} are not finite in {dtype}, whose numbers end at "
+                f"{torch.finfo(DTYPES[dtype]).max:.5g}: use --dtype float32, or another run if this one has diverged"
             )
         tensors[name] = stored
     return tensors
 
 
-def _config(sizes: GPT2Config, dtype: str, training_run: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": sizes.vocab_size,
-        "n_positions": sizes.block_size,
-        "n_embd": sizes.n_embd,
-        "n_layer": sizes.n_layer,
-        "n_head": sizes.n_head,
-        "n_inner": None,  # four times n_embd
-        "activation_function": "gelu_new",  # GELU by tanh
-        "layer_norm_epsilon": 1e-5,
-        "initializer_range": STANDARD_DEVIATION,
-        "attn_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,  # trained without dropout
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "reorder_and_upcast_attn": False,
-        "tie_word_embeddings": True,
-        # Its text had no end of a document in it, so the model never says one.
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "dtype": dtype,
-        "use_cache": True,
-        "training_run": dict(training_run),
-    }
-
-
-def _generation(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    drawn = {"do_sample": True, "temperature": sampling["temperature"], "top_k": sampling["top_k"]}
-    return {
-        **(drawn if sampling["temperature"] > 0 else {"do_sample": False}),
-        "max_new_tokens": sampling["max_new_tokens"],
-        "pad_token_id": END_OF_TEXT,
-    }
-
-
-def _write_tokenizer(folder: Path, longest: int) -> None:
+def _tokenizer() -> Any:
     tokenizers = needed("tokenizers")
     vocabulary, merges = (content.decode("utf-8") for content in vocabulary_files())
     pairs = [tuple(line.split(" ")) for line in merges.split("\n")[1:] if line]
@@ -141,23 +110,150 @@ def _write_tokenizer(folder: Path, longest: int) -> None:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens([_END])
-    _write(folder / TOKENIZER, tokenizer.to_str(pretty=True))
-    _write_json(
-        folder / TOKENIZER_CONFIG,
-        {
-            "tokenizer_class": "GPT2Tokenizer",
-            "add_prefix_space": False,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": longest,
-            **{f"{role}_token": _END for role in ("bos", "eos", "unk", "pad")},
-        },
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer
+
+
+# -- and read ------------------------------------------------------------------------------------------------------------------
+
+_Size = Annotated[int, Field(gt=0, le=2**20)]
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _TrainingRun(_Read):
+    seq_len: _Size | None = None
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    corpus: dict[str, Any] = {}
+
+
+class _Config(_Read):
+    """What of a config.json makes the network ours. Left out, a key has transformers' default, which is GPT-2's."""
+
+    model_type: Literal["gpt2"]
+    vocab_size: Literal[50257] = VOCAB_SIZE
+    block_size: _Size = Field(1024, alias="n_positions")
+    n_embd: _Size = 768
+    n_layer: Annotated[int, Field(gt=0, le=1000)] = 12
+    n_head: _Size = 12
+    activation_function: Literal["gelu_new", "gelu_pytorch_tanh"] = "gelu_new"
+    layer_norm_epsilon: Annotated[float, Field(ge=0.99e-5, le=1.01e-5)] = 1e-5
+    scale_attn_weights: Literal[True] = True
+    scale_attn_by_inverse_layer_idx: Literal[False] = False
+    add_cross_attention: Literal[False] = False
+    tie_word_embeddings: Literal[True] = True
+    training_run: _TrainingRun = _TrainingRun()
+
+
+class _Generation(_Read):
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    max_new_tokens: Annotated[int, Field(gt=0)] | None = None
+    do_sample: bool | None = None
+
+
+@dataclass(frozen=True)
+class FromHF:
+    """What a folder in the Hugging Face format holds, but for the tensors.
+
+    Attributes:
+        folder: the folder that holds config.json.
+        settings: sizes, `seq_len` and the settings of sampling, by the names that RunConfig has for them.
+        demo: whether it says that its text was the demonstration corpus.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    demo: bool
+
+    def load_model(self, device: torch.device | str = "cpu") -> GPT2:
+        """The network with the stored weights, in fp32 and eval mode.
+
+        Raises:
+            UserError: the file is missing, damaged, or holds other tensors than this GPT-2's, or weights that are not finite.
+        """
+        safetensors = needed("safetensors.torch")
+        sizes = {
+            name: self.settings[name] for name in ("block_size", "n_layer", "n_head", "n_embd")
+        }
+        with torch.device("meta"):  # the weights come from the file: draw none
+            model = GPT2(GPT2Config(**sizes))
+
+        def load(path: Path) -> None:
+            stored = safetensors.load_file(path)
+            for name, tensor in stored.items():
+                if not (tensor.is_floating_point() and tensor.isfinite().all()):
+                    raise ValueError(f"{name} is not finite, or not of floating-point numbers")
+            # Copied: the file may be replaced while the model is in use.
+            weights = {name: each.to(torch.float32, copy=True) for name, each in stored.items()}
+            model.load_state_dict(weights, assign=True)
+
+        _in_one_line(self.folder / WEIGHTS, load)
+        return model.to(device).eval()
+
+
+def read_hf(folder: str | Path) -> FromHF:
+    """Read a model in the Hugging Face format, such as the command `space` writes.
+
+    Args:
+        folder: the one with config.json and model.safetensors in it, or a Space's, whose model is in `model`.
+
+    Raises:
+        UserError: there is none, or it is not a GPT-2 as published with GPT-2's vocabulary.
+    """
+    folder = Path(folder)
+    if not _is_file(folder / CONFIG) and _is_file(folder / "model" / CONFIG):
+        folder = folder / "model"
+    config = _read_json(folder / CONFIG, _Config)
+    generation = _Generation()
+    if _is_file(folder / GENERATION):
+        generation = _read_json(folder / GENERATION, _Generation)
+    run = config.training_run
+    settings = {
+        **config.model_dump(include={"block_size", "n_layer", "n_head", "n_embd"}),
+        "seq_len": min(run.seq_len or config.block_size, config.block_size),
+        "prompt": run.prompt,
+        **generation.model_dump(exclude={"do_sample"}),
+    }
+    if generation.do_sample is False:
+        settings["temperature"] = 0.0
+    settings = {name: value for name, value in settings.items() if value is not None}
+    _in_one_line(folder / CONFIG, lambda _: RunConfig.resolve({}, saved=settings))
+    return FromHF(folder, settings, demo=run.corpus.get("source") == "demo")
+
+
+def _read_json(path: Path, kind: type[_Read]) -> Any:
+    return _in_one_line(path, lambda path: kind.model_validate_json(path.read_bytes()))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, or a folder that may not be looked into
+        return False
+
+
+def _in_one_line(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What a library makes of a file; whatever it finds wrong becomes one line that names the file."""
+    try:
+        if not _is_file(path):  # a pipe might never end
+            raise FileNotFoundError("there is no such file")
+        return read(path)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, problem["loc"]))
+        wrong = f"{place} {reprlib.repr(problem['input'])}: {problem['msg']}".strip()
+    except (
+        UserError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        needed("safetensors").SafetensorError,
+    ) as error:
+        wrong = " ".join(str(error).split())[:300]
+    raise UserError(
+        f"{path} cannot be used ({wrong}): name a folder that the command `space` or "
+        f"transformers' save_pretrained has written"
     )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(f"{text}\n", encoding="utf-8", newline="\n")

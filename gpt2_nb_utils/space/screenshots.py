@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from gpt2_nb_utils.errors import NotWritten, UserError
+from gpt2_nb_utils.space.hf_format import needed
 from gpt2_nb_utils.space.serve import serving
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -38,12 +38,7 @@ def take_screenshots(folder: Path, to: Path) -> list[Path]:
     Raises:
         UserError: no browser, no playwright, a folder that cannot be written, or whatever `serving` raises.
     """
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        raise UserError(
-            "the pictures need playwright, which is not installed: pip install playwright"
-        ) from None
+    playwright = needed("playwright.sync_api")
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise UserError(
@@ -51,13 +46,9 @@ def take_screenshots(folder: Path, to: Path) -> list[Path]:
         )
 
     def pictures(url: str) -> list[Path]:
-        # As root, which containers often are, Chromium does not start with its sandbox.
-        as_root = hasattr(os, "geteuid") and os.geteuid() == 0
         with (
-            sync_playwright() as playwright,
-            playwright.chromium.launch(
-                executable_path=browser, args=["--no-sandbox"] * as_root
-            ) as started,
+            playwright.sync_playwright() as running,
+            running.chromium.launch(executable_path=browser) as started,
         ):
             desktop, phone = (started.new_context(**kind).new_page() for kind in (_DESKTOP, _PHONE))
             return [
@@ -68,12 +59,12 @@ def take_screenshots(folder: Path, to: Path) -> list[Path]:
 
     try:
         to.mkdir(parents=True, exist_ok=True)
-        # In a thread of its own, for playwright refuses one in which an event loop runs, as in a notebook.
+        # In a thread of its own: playwright refuses one in which an event loop runs, as in a notebook.
         with serving(folder) as served, ThreadPoolExecutor(1) as thread:
             return thread.submit(pictures, served.url).result()
     except OSError as error:
         raise NotWritten(to, error, flag="--screenshots") from None
-    except Error as error:
+    except playwright.Error as error:
         raise UserError(
             f"the browser {browser} failed ({str(error).splitlines()[0]}): see that it starts"
         ) from None
@@ -84,9 +75,8 @@ def _picture(page: Any, url: str, path: Path, answer: bool = True) -> Path:
     page.locator("#write").wait_for(timeout=_PATIENCE)
     if answer:
         page.get_by_role("button", name="Settings").click()
-        page.wait_for_timeout(
-            500
-        )  # the fields come only now; what is typed in their first milliseconds, they put back
+        # The fields appear only now, and undo what is typed in their first milliseconds.
+        page.wait_for_timeout(500)
         page.get_by_label("Seed").fill(str(SEED))
         page.get_by_role("button", name="Settings").click()
         page.locator("#write").click()

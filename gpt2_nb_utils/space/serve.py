@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import importlib.util
 import os
 import socket
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,27 +32,27 @@ class Served:
         url: of its page.
         port: on 127.0.0.1.
         process: the app's.
+        folder: of the Space.
+        output: what the app has printed.
     """
 
     url: str
     port: int
     process: subprocess.Popen[bytes]
+    folder: Path
+    output: IO[bytes]
 
-    def open(self, path: str = "/", timeout: float = 30.0) -> http.client.HTTPResponse:
-        """The answer of a page of the app.
-
-        Raises:
-            OSError: none within `timeout` seconds, or an error's.
-        """
-        # Not through a proxy that the environment names: it would not know this machine's own address.
-        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            self.url + path, timeout=timeout
-        )
+    def ended(self) -> UserError:
+        """That the app has ended, in its own last words."""
+        self.output.seek(0)
+        lines = self.output.read().decode("utf-8", errors="backslashreplace").strip().splitlines()
+        last = lines[-1].removeprefix("error: ")[-400:] if lines else "it printed nothing"
+        return UserError(f"the app of {self.folder} ended: {last}")
 
 
 @contextlib.contextmanager
 def serving(folder: Path, port: int | None = None) -> Iterator[Served]:
-    """A context in which the app of a Space's folder runs and answers; afterwards it is ended.
+    """A context in which the app of a Space's folder runs and answers; it is ended afterwards.
 
     Args:
         folder: as the command `space` writes it.
@@ -63,30 +61,6 @@ def serving(folder: Path, port: int | None = None) -> Iterator[Served]:
     Raises:
         UserError: no app there, gradio is not installed, the port is occupied, or the app ended.
     """
-    with _started(folder, port) as (served, _):
-        yield served
-
-
-def serve(folder: Path, port: int) -> NoReturn:
-    """Run the app of a Space's folder until somebody stops it.
-
-    Raises:
-        UserError: as for `serving`, and when the app ends by itself.
-        KeyboardInterrupt: Ctrl-C, or SIGTERM.
-    """
-    with _started(folder, port) as (served, output):
-        print(f"{served.url} shows the app of {folder}; Ctrl-C ends it", flush=True)
-        served.process.wait()
-        raise _ended(folder, output)
-
-
-def _leave() -> NoReturn:
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _started(folder: Path, port: int | None) -> Iterator[tuple[Served, IO[bytes]]]:
-    """The running app, and the file with what it has printed."""
     app = (folder / "app.py").resolve()
     if not app.is_file():
         raise UserError(
@@ -94,17 +68,25 @@ def _started(folder: Path, port: int | None) -> Iterator[tuple[Served, IO[bytes]
         )
     for package in _NEEDED:
         if importlib.util.find_spec(package) is None:
+            requirements = folder / "requirements.txt"
             raise UserError(
-                f"the app needs {package}, which is not installed: pip install -r {folder / 'requirements.txt'}"
+                f"the app needs {package}, which is not installed: pip install -r {requirements}"
             )
-    port = _free(port)
-    # SIGTERM would end this process and leave the app behind; so it ends like Ctrl-C.
+    try:
+        with socket.create_server((HOST, port or 0)) as found:
+            port = found.getsockname()[1]
+    except OSError as error:
+        raise UserError(
+            f"port {port} is not available ({os.strerror(error.errno)}): end the program that listens there, or choose another "
+            f"port (--port)"
+        ) from None
+    # SIGTERM would end this process and leave the app behind, so it is handled like Ctrl-C.
     with (
         StopRequest(on_first=_leave),
         tempfile.TemporaryFile() as output,
         tempfile.TemporaryDirectory() as elsewhere,
     ):
-        # Elsewhere, for Gradio puts files of its own into the folder in which it is started; -B, for Python does too.
+        # Elsewhere, because Gradio puts files of its own into the folder in which it is started; -B, because Python does too.
         process = subprocess.Popen(
             [sys.executable, "-B", str(app)],
             cwd=elsewhere,
@@ -119,10 +101,10 @@ def _started(folder: Path, port: int | None) -> Iterator[tuple[Served, IO[bytes]
                 "GRADIO_TEMP_DIR": elsewhere,
             },
         )
+        served = Served(f"http://{HOST}:{port}", port, process, folder, output)
         try:
-            served = Served(f"http://{HOST}:{port}", port, process)
-            _wait_for_an_answer(served, folder, output)
-            yield served, output
+            _wait_for_an_answer(served)
+            yield served
         finally:
             process.terminate()
             try:
@@ -132,40 +114,33 @@ def _started(folder: Path, port: int | None) -> Iterator[tuple[Served, IO[bytes]
                 process.wait()
 
 
-def _free(port: int | None) -> int:
-    """This port, if nobody has it, or one that nobody has."""
-    with socket.socket() as found:
-        if os.name == "posix":  # elsewhere this would take the port away from whoever has it
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            found.bind((HOST, port or 0))
-        except OSError as error:
-            raise UserError(
-                f"port {port} cannot be had ({error.strerror}): end the program that listens there, or choose another "
-                f"port (--port)"
-            ) from None
-        return found.getsockname()[1]
+def serve(folder: Path, port: int) -> NoReturn:
+    """Run the app of a Space's folder until somebody stops it.
+
+    Raises:
+        UserError: as for `serving`, and when the app ends by itself.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM.
+    """
+    with serving(folder, port) as served:
+        print(f"{served.url} shows the app of {folder}; Ctrl-C ends it", flush=True)
+        served.process.wait()
+        raise served.ended()
 
 
-def _wait_for_an_answer(served: Served, folder: Path, output: IO[bytes]) -> None:
+def _leave() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _wait_for_an_answer(served: Served) -> None:
     end = time.monotonic() + _PATIENCE
     while served.process.poll() is None:
-        with contextlib.suppress(OSError), served.open(timeout=10):
+        # The app listens once it has read its model.
+        with contextlib.suppress(OSError), socket.create_connection((HOST, served.port), 10):
             return
         if time.monotonic() > end:
             raise UserError(
-                f"the app of {folder} has not answered on {served.url} for {_PATIENCE:.0f} seconds: stop other programs, "
-                f"and try again"
+                f"the app of {served.folder} has not answered on {served.url} for {_PATIENCE:.0f} seconds: stop other "
+                f"programs, and try again"
             )
         time.sleep(0.1)
-    raise _ended(folder, output)
-
-
-def _ended(folder: Path, output: IO[bytes]) -> UserError:
-    """The app's own last words."""
-    output.seek(0)
-    lines = output.read().decode("utf-8", errors="backslashreplace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), "it said nothing").removeprefix(
-        "error: "
-    )
-    return UserError(f"the app of {folder} ended: {last[-400:]}")
+    raise served.ended()

@@ -1,99 +1,64 @@
 """What notebook 05 shows: the files of an export, how far two libraries agree on it, and the app for a moment.
 
-Where a part cannot be had (no checkpoint, a package that is not installed), it says so in a line, and the notebook goes on.
+Where a part cannot be had (no checkpoint, a package that is not installed), a line says so, and the notebook continues.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from IPython.display import HTML
+import torch
+from IPython.display import HTML, display
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from gpt2_nb_utils.curves import one_panel
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.results.blocks import beside, box, shown
-from gpt2_nb_utils.results.run import RunResults
-from gpt2_nb_utils.space.folder import FILES, Space, build_space
-from gpt2_nb_utils.space.parity import TOLERANCE, Parity, compare
+from gpt2_nb_utils.figures.html import beside, box, say, shown, table
+from gpt2_nb_utils.figures.style import panel
+from gpt2_nb_utils.model.gpt2 import GPT2
+from gpt2_nb_utils.model.sampling import generate
+from gpt2_nb_utils.space.folder import FILES, Space
+from gpt2_nb_utils.space.hf_format import needed, read_hf
 from gpt2_nb_utils.space.serve import serving
 from gpt2_nb_utils.text import visible
-from gpt2_nb_utils.tokenization.bpe import decode
-from gpt2_nb_utils.tokenization.display import table
+from gpt2_nb_utils.tokenization.bpe import decode, encode
 
+TOLERANCE = 1e-4
+"""Largest difference of two logits that counts as none: both libraries compute in fp32, but add up in another order."""
+NO_APP = "GPT2_NB_UTILS_NO_APP"
+"""Environment variable; set to 1 where no port may be opened."""
+_LONGEST, _MOST_NEW = 256, 48
 _PURPOSES = {
     "README.md": "the header from which Hugging Face builds the Space, and what it is",
     "app.py": "the app: loads `model`, answers prompts",
     "requirements.txt": "what the Space installs, each at the version that was tested",
     "corpus.txt": "the text, by which the app tells memory from composition",
     "model/config.json": "sizes of the network, and which run trained it",
-    "model/generation_config.json": "temperature, top-k and length unless told otherwise",
+    "model/generation_config.json": "default temperature, top-k and length",
     "model/model.safetensors": "the weights: numbers only, nothing that could run",
     "model/tokenizer.json": "GPT-2's vocabulary and merges",
     "model/tokenizer_config.json": "how the tokenizer is to be loaded",
     "model/README.md": "the model card",
 }
-NO_APP = "GPT2_NB_UTILS_NO_APP"
-"""Environment variable; set to 1 where no port may be opened."""
 _Made = TypeVar("_Made")
 
 
-def exported_or_say(run: RunResults) -> tuple[Space | None, str]:
-    """The Space's folder of a run, written anew, and what it is; or nothing and the reason."""
-    space, reason = _or_say(
-        lambda: build_space(run.directory.path, overwrite=True),
-        "Not exported, so the rest of this notebook is not shown",
-    )
-    if space is None:
-        return None, reason
-    return (
-        space,
-        f"{space.folder}: {len(FILES)} files, {space.n_bytes / 1e6:,.1f} MB, weights in {space.dtype}.",
-    )
+def attempt(otherwise: str, make: Callable[[], _Made]) -> _Made | None:
+    """What `make` returns; or nothing, with a line that says why.
 
-
-def parity_or_say(space: Space, run: RunResults) -> tuple[Parity | None, str]:
-    """What two libraries make of the export, and whether they agree; or nothing and the reason."""
-    parity, reason = _or_say(
-        lambda: compare(space, run.load_model().model),
-        "Not compared, and what follows from it is not shown",
-    )
-    if parity is None:
-        return None, reason
-    return (
-        parity,
-        "Both libraries agree."
-        if parity.holds
-        else "The two libraries do not agree: one of the rows below says where.",
-    )
-
-
-def app_or_say(space: Space) -> str:
-    """Start the app, read its page, stop it: what came of it."""
-
-    def visit() -> str:
-        with serving(space.folder) as app:
-            with app.open() as answer, app.open("/config") as config:
-                return (
-                    f"The app answered at {app.url} with status {answer.status} and a page of {len(answer.read()):,} bytes, "
-                    f"“{json.load(config)['title']}”. It is stopped again."
-                )
-
-    if os.environ.get(NO_APP) == "1":
-        return f"The app was not started: {NO_APP}=1 forbids it."
-    said, reason = _or_say(visit, "The app was not started")
-    return said or reason
-
-
-def _or_say(make: Callable[[], _Made], otherwise: str) -> tuple[_Made | None, str]:
+    Args:
+        otherwise: how the line begins.
+    """
     try:
-        return make(), ""
+        return make()
     except UserError as error:
-        return None, f"{otherwise}: {error}."
+        display(say(f"{otherwise}: {error}."))
+        return None
 
 
 def files_table(space: Space) -> HTML:
@@ -104,51 +69,133 @@ def files_table(space: Space) -> HTML:
     )
 
 
+@dataclass(frozen=True)
+class Parity:
+    """How far two libraries agree, in fp32, on the first T tokens of a text.
+
+    Attributes:
+        apart: |ours − theirs| for each logit, both with the stored weights (T, V).
+        rounded: |stored weights − the run's own weights| for each logit, both ours (T, V); all zero for float32.
+        margins: by how much the most likely token leads the next one (T,).
+        prompt: the text that both continued greedily.
+        ours, theirs: the tokens with which they did.
+        own: the same with the run's own weights.
+        same_tokens: whether both tokenizers split the whole text into the same tokens.
+        n_tokens: into how many tokens.
+    """
+
+    apart: Tensor
+    rounded: Tensor
+    margins: Tensor
+    prompt: str
+    ours: list[int]
+    theirs: list[int]
+    own: list[int]
+    same_tokens: bool
+    n_tokens: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the libraries agree in everything."""
+        return self.same_tokens and self.ours == self.theirs and self.apart.max() <= TOLERANCE
+
+
+@torch.no_grad()
+def compare(space: Space, own: GPT2) -> Parity:
+    """Load an exported model with `transformers` and with this package, and let both read and continue its text.
+
+    Args:
+        space: the Space's folder.
+        own: the model with the weights of its run.
+
+    Raises:
+        UserError: `transformers` is not installed, or the folder was changed.
+    """
+    with warnings.catch_warnings():
+        # tqdm's, whose bars are switched off here
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        transformers = needed("transformers")
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+    source = read_hf(space.model)
+    stored = source.load_model()
+    other = transformers.AutoModelForCausalLM.from_pretrained(
+        source.folder, dtype=torch.float32, local_files_only=True
+    ).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
+
+    text = (space.folder / "corpus.txt").read_text(encoding="utf-8")
+    all_ids = encode(text)
+    ids = torch.from_numpy(all_ids)[: min(source.settings["seq_len"], _LONGEST)]
+    logits, exact = stored(ids[None])[0], own(ids[None])[0]  # (T, V) each
+    leading = exact.topk(2, dim=-1).values
+    prompt = ids[: max(1, len(ids) // 4)]
+    # Within the context, where neither library has to slide it.
+    n_new = max(1, min(len(ids) - len(prompt), _MOST_NEW))
+
+    def greedy(model: GPT2) -> list[int]:
+        return generate(model, [prompt], n_new, temperature=0)[0][len(prompt) :].tolist()
+
+    theirs = other.generate(
+        prompt[None],
+        attention_mask=torch.ones_like(prompt)[None],
+        do_sample=False,
+        max_new_tokens=n_new,
+    )
+    return Parity(
+        apart=(logits - other(ids[None]).logits[0]).abs(),
+        rounded=(logits - exact).abs(),
+        margins=leading[:, 0] - leading[:, 1],
+        prompt=decode(prompt),
+        ours=greedy(stored),
+        theirs=theirs[0, len(prompt) :].tolist(),
+        own=greedy(own),
+        same_tokens=tokenizer(text)["input_ids"] == all_ids.tolist(),
+        n_tokens=len(all_ids),
+    )
+
+
 def parity_table(parity: Parity) -> HTML:
-    """What was compared, how it came out, and whether that is as it must be."""
-    n_positions, n_new = len(parity.apart), len(parity.ours) - parity.n_prompt
-    alike = sum(
-        one == other
-        for one, other in zip(parity.ours[parity.n_prompt :], parity.theirs[parity.n_prompt :])
-    )
-    still = sum(
-        one == other
-        for one, other in zip(parity.ours[parity.n_prompt :], parity.own[parity.n_prompt :])
-    )
-    apart, rounded = parity.apart.max().item(), parity.rounded.max().item()
+    """What was compared, the result, and whether that is as it must be."""
+
+    def equal_to_ours(others: list[int]) -> str:
+        return f"{sum(map(int.__eq__, parity.ours, others))} of {len(others)} the same"
+
+    def mark(holds: bool) -> str:
+        return "✓" if holds else "✗"
+
+    apart = parity.apart.max().item()
     rows = [
         (
             "tokenizers: the text",
-            f"{parity.n_tokens:,} tokens, {'all alike' if parity.tokens_alike else 'not alike'}",
-            _mark(parity.tokens_alike),
+            f"{parity.n_tokens:,} tokens, {'all' if parity.same_tokens else 'not'} the same",
+            mark(parity.same_tokens),
         ),
         (
-            f"logits at {n_positions} positions, largest difference",
+            f"logits at {len(parity.apart)} positions, largest difference",
             f"{apart:.1e} (at most {TOLERANCE:.0e})",
-            _mark(apart <= TOLERANCE),
+            mark(apart <= TOLERANCE),
         ),
-        (f"the likeliest continuation, {n_new} tokens", f"{alike} alike", _mark(alike == n_new)),
+        (
+            "tokens of the greedy continuation",
+            equal_to_ours(parity.theirs),
+            mark(parity.ours == parity.theirs),
+        ),
         (
             "besides: stored weights against the run's, largest difference of a logit",
-            f"{rounded:.1e}",
+            f"{parity.rounded.max().item():.1e}",
             "–",
         ),
-        ("besides: that continuation by the run's own weights", f"{still} of {n_new} alike", "–"),
+        ("besides: that continuation by the run's own weights", equal_to_ours(parity.own), "–"),
     ]
-    return table(("ours against transformers", "what came out", ""), rows)
-
-
-def _mark(holds: bool) -> str:
-    return "✓" if holds else "✗"
+    return table(("ours against transformers", "result", ""), rows)
 
 
 def continuations_shown(parity: Parity) -> HTML:
     """The same prompt (bold), continued by both libraries."""
 
     def text(ids: list[int]) -> str:
-        return box(
-            f"<b>{shown(visible(parity.prompt))}</b>{shown(visible(decode(ids[parity.n_prompt :])))}"
-        )
+        return box(f"<b>{shown(visible(parity.prompt))}</b>{shown(visible(decode(ids)))}")
 
     return HTML(
         beside([("this package", text(parity.ours)), ("transformers", text(parity.theirs))])
@@ -156,19 +203,13 @@ def continuations_shown(parity: Parity) -> HTML:
 
 
 def differences_figure(parity: Parity) -> Figure:
-    """How large differences of logits are, on a logarithmic axis: between libraries, by rounding, and between the two likeliest tokens."""
-    figure, axes = one_panel(8, 3.2)
-    looks = dict(zip(_series(parity), ("-", "--", ":")))
+    """How large differences of logits are: between libraries, by rounding, and between the two most likely tokens."""
+    figure, axes = panel(8, 3.2)
     edges = np.linspace(-8, 2, 61)
-    for name, values in _series(parity).items():
+    for (name, values), style in zip(_series(parity).items(), ("-", "--", ":")):
         heights = np.histogram(np.log10(np.clip(values, 1e-8, 99)), bins=edges)[0] / len(values)
         axes.stairs(
-            100 * heights,
-            10**edges,
-            label=name,
-            color="black",
-            linestyle=looks[name],
-            linewidth=1.6,
+            100 * heights, 10**edges, label=name, color="black", linestyle=style, linewidth=1.6
         )
     axes.axvline(TOLERANCE, color="0.5", linewidth=1)
     axes.text(TOLERANCE, axes.get_ylim()[1], " 1e-4", va="top", color="0.3")
@@ -181,7 +222,7 @@ def differences_figure(parity: Parity) -> Figure:
     return figure
 
 
-def differences_in_words(parity: Parity) -> str:
+def differences_text(parity: Parity) -> str:
     """What that figure shows, for those who cannot see it."""
     medians = ", ".join(
         f"{name}: half of them above {np.median(values):.1e}"
@@ -192,8 +233,28 @@ def differences_in_words(parity: Parity) -> str:
 
 def _series(parity: Parity) -> dict[str, np.ndarray]:
     series = {
-        "two libraries, one file": parity.apart.numpy().ravel(),
-        "rounding the weights": parity.rounded.numpy().ravel(),
-        "likeliest token and the next": parity.margins.numpy(),
+        "two libraries, one file": parity.apart,
+        "rounding the weights": parity.rounded,
+        "most likely token and the next": parity.margins,
     }
-    return {name: values for name, values in series.items() if values.any()}
+    return {name: values.numpy().ravel() for name, values in series.items() if values.any()}
+
+
+def app(space: Space) -> HTML | None:
+    """Start the app, read its page, stop it: how it answered."""
+
+    def visit() -> str:
+        httpx = needed("httpx")
+        with serving(space.folder) as app:
+            # Not through a proxy that the environment names: it would not know this machine's own address.
+            page, config = (
+                httpx.get(app.url + path, timeout=30, trust_env=False) for path in ("", "/config")
+            )
+        return say(
+            f"The app answered at {app.url} with status {page.status_code} and a page of {len(page.content):,} bytes, "
+            f"“{config.json()['title']}”. It is stopped again."
+        )
+
+    if os.environ.get(NO_APP) == "1":
+        return say(f"The app was not started: {NO_APP}=1 forbids it.")
+    return attempt("The app was not started", visit)

@@ -1,12 +1,14 @@
-"""The page of the Space: a prompt, the model's answer as it comes, and what of it stands in the text word for word.
+"""The page of the Space: a prompt, the model's answer as it grows, and what of it appears verbatim in the text.
 
-It stands alone beside `model/` and `corpus.txt` and needs gradio, torch and transformers. It deliberately does not know the
-package that trained the model, whose way of sampling it follows token for token.
+It needs gradio, torch and transformers, and the files beside it: `model/` and `corpus.txt`. Its sampling draws the same
+tokens as the package that trained the model.
 """
 
 from __future__ import annotations
 
+import asyncio
 import html
+import itertools
 import json
 import os
 import re
@@ -17,121 +19,79 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-# Before the imports, which read them: nobody is told of a visit, nobody is asked for anything, and gradio, which makes a
-# table of its last calls after each of them, keeps a hundred instead of ten thousand.
+# Before the imports, which read them: no analytics, no look-ups on the Hub, and gradio, which makes a table of its last calls
+# after each of them, keeps a hundred instead of ten thousand.
 os.environ.update(
     GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_MAX_EVENTS="100"
 )
 
 import gradio as gr
+import jinja2
+import pydantic
 import torch
+import uvicorn
+from fastapi import FastAPI
+from gradio import queueing
+from gradio.route_utils import FnIndexInferError
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse
 from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache, GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HERE = Path(__file__).parent
 MOST_TOKENS = 400
 """Of one answer: about 20 seconds of two CPU cores."""
 MOST_WAITING = 20
-"""Questions in the queue, of all visitors together: one who floods it keeps the others out until it is worked off. One answer is written at a time, with all cores: two at a time would each be half as fast."""
+"""Requests in the queue. One answer is written at a time, with all cores: two at a time would each be half as fast."""
+MOST_OF_ONE = 5
+"""Of these, requests from one address: whoever sends more leaves room for others."""
+UNREAD = 5.0
+"""Seconds after which a request is dropped whose messages nobody reads."""
+PROXIES = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
+"""Addresses inside a Space, from which a header may name that of the visitor."""
+PATIENCE = 10.0
+"""Seconds in which a request must have arrived whole."""
 MOST_TYPED = 64 * 1024
 """Characters of a prompt on the page, which cuts off what is pasted beyond: far more than the model sees."""
 MOST_SENT = 4 * MOST_TYPED
 """Bytes of a request: so much that a prompt of the page fits, whose characters take up to three each."""
-LARGEST_PORT = 2**16 - 1
-BY_HEART = 16
-"""Tokens in a row that must stand in the text to count as known by heart. A speaker's heading between the end of one speech and
-the first word of the next has up to 15: whoever knows the names writes all of them without remembering a place."""
+MEMORISED = 16
+"""Tokens in a row that must appear in the text to count as memorised. A speaker's heading between the end of one speech and
+the first word of the next has up to 15: a model that knows the names writes all of them without remembering a place."""
 REFRESH = 0.1
-"""Seconds between two looks of a growing answer, so that showing it does not slow the model down."""
+"""Seconds between two states of a growing answer on the page, so that showing it does not slow the model down."""
 LARGEST_SEED = 2**31 - 1
-FEW = 4
-"""Passages among which an example is chosen: each takes the model about a tenth of a second when the app starts."""
 WAITING, WRITING = "Waiting for its turn …", "Writing …"
-"""How the line about an answer begins until the answer has come to its end."""
+"""How the line about an answer begins until the answer is complete."""
 STRANGERS = ("ASTRONAUT:\nHow far", "My dear robot,", "Chapter 1. Of whales")
 """Beginnings that no play of Shakespeare's has."""
 
 
-class Refused(ValueError):
-    """A value that a visitor sent, told in one line."""
-
-
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(strict=True))
 class Settings:
     """How an answer is drawn.
 
     Attributes:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: draw among the k likeliest; 0 means all.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: draw among the k most likely; 0 means all.
         top_p: of these, the fewest that have this probability together (Holtzman et al. 2020); 1 means all.
         length: tokens to write.
-        seed: of the draws.
+        seed: of the draws; also as text, as the page sends it.
+
+    Raises:
+        pydantic.ValidationError: a value that is not one of those that the page offers.
     """
 
-    temperature: float
-    top_k: int
-    top_p: float
-    length: int
-    seed: int
-
-    @classmethod
-    def of(cls, temperature: Any, top_k: Any, top_p: Any, length: Any, seed: Any) -> Settings:
-        """Settings from whatever was sent.
-
-        Raises:
-            Refused: a value that is not a number, or not one of those that the page offers.
-        """
-        seed = seed.strip() if isinstance(seed, str) else seed
-        if seed is None or seed == "":
-            seed = secrets.randbelow(LARGEST_SEED + 1)
-        elif (
-            isinstance(seed, str)
-            and seed.isascii()
-            and seed.isdecimal()
-            and len(seed) <= len(str(LARGEST_SEED))
-        ):
-            seed = int(seed)
-        return cls(
-            _number("temperature", temperature, 0, 2),
-            _whole("top-k", top_k, 0, 1000),
-            _number("top-p", top_p, 0.01, 1),
-            _whole("length", length, 1, MOST_TOKENS),
-            _whole("seed", seed, 0, LARGEST_SEED),
-        )
-
-
-def _number(name: str, value: Any, lowest: float, highest: float, kind: str = "a number") -> float:
-    # Comparing refuses nan, and unlike float() does not stumble over an integer of a thousand digits.
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not lowest <= value <= highest
-    ):
-        raise Refused(
-            f"{name} {_named(value)} is not {kind} from {lowest:,} to {highest:,}: choose one of those"
-        )
-    return float(value)
-
-
-def _whole(name: str, value: Any, lowest: int, highest: int) -> int:
-    number = _number(name, value, lowest, highest, "a whole number")
-    if number != int(number):
-        raise Refused(
-            f"{name} {_named(value)} is not a whole number from {lowest:,} to {highest:,}: choose one of those"
-        )
-    return int(number)
-
-
-def _named(value: Any) -> str:
-    try:
-        return reprlib.repr(value).encode("ascii", "backslashreplace").decode()
-    except ValueError:  # an integer too long to be written
-        return "given"
+    temperature: Annotated[float, pydantic.Field(ge=0, le=2)]
+    top_k: Annotated[int, pydantic.Field(ge=0, le=1000)]
+    top_p: Annotated[float, pydantic.Field(ge=0.01, le=1)]
+    length: Annotated[int, pydantic.Field(ge=1, le=MOST_TOKENS)]
+    seed: Annotated[int, pydantic.Field(ge=0, le=LARGEST_SEED, strict=False)]
 
 
 def context_start(n_tokens: int, longest: int) -> int:
@@ -158,14 +118,12 @@ def candidates(logits: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
         else (logits, torch.arange(len(logits)))
     )
     kept = kept.double()
-    weights = ((kept - kept.max()) / settings.temperature).softmax(
-        dim=-1
-    )  # from the largest: no temperature is too small
+    # Relative to the largest: no temperature is too small.
+    weights = ((kept - kept.max()) / settings.temperature).softmax(dim=-1)
     if settings.top_p < 1:
         largest, order = weights.sort(descending=True)
-        weights[order[largest.cumsum(dim=0) - largest >= settings.top_p]] = (
-            0  # those before it are enough
-        )
+        # Left out where those before it are enough.
+        weights[order[largest.cumsum(dim=0) - largest >= settings.top_p]] = 0
     return ids, weights
 
 
@@ -202,24 +160,13 @@ class Model:
         generator = torch.Generator().manual_seed(settings.seed)
         for _ in range(settings.length):
             before, start = start, context_start(len(ids), self.context)
-            if (
-                start != before
-            ):  # at first, and wherever the context slides: positions are learned for absolute places
-                cache = DynamicCache()
-            logits = self._logits(ids[start:] if start != before else ids[-1:], cache)
-            ids.append(draw(logits, settings, generator))
+            new = ids[-1:]
+            if start != before:  # at first, and wherever the context slides: positions are absolute
+                new, cache = ids[start:], DynamicCache()
+            ids.append(draw(self._logits(new, cache), settings, generator))
             yield ids[-1]
 
-    @torch.inference_mode()
-    def recited(self, ids: list[int], given: int) -> int:
-        """How many of these tokens the model writes after the first `given`, before the first wrong one, always taking the likeliest.
-
-        One forward pass tells: up to there what it writes and what stands there are the same.
-        """
-        likeliest = self._network(torch.tensor([ids[:-1]])).logits[0, given - 1 :].argmax(dim=-1)
-        return int((likeliest == torch.tensor(ids[given:])).long().cumprod(dim=0).sum())
-
-    @torch.inference_mode()  # not around the loop: between two tokens another thread may go on with it
+    @torch.inference_mode()  # not around the loop: between two tokens another thread may continue it
     def _logits(self, ids: list[int], cache: DynamicCache) -> Tensor:
         """Logits (V,) of the token after `ids`, which come after those in the cache."""
         hidden = self._network.transformer(
@@ -233,45 +180,22 @@ class Model:
         return torch.mv(head, hidden[0])
 
 
-class Corpus:
-    """The text that the model was trained on.
+class Verbatim:
+    """How much of the end of a growing text appears verbatim in the corpus.
 
     Args:
-        ids: its tokens.
+        corpus: tokens of the text that the model was trained on (N,).
     """
 
-    def __init__(self, ids: list[int]):
-        self.ids = torch.tensor(ids)  # (N,)
-        self._places = self.ids.argsort(stable=True)  # of the token 0, then of the token 1, ...
-        self._ends = self.ids.bincount().cumsum(0)
-
-    def places(self, token: int) -> Tensor:
-        """Where this token stands."""
-        if token >= len(self._ends):
-            return self._places[:0]
-        return self._places[int(self._ends[token - 1]) if token else 0 : int(self._ends[token])]
-
-
-class Verbatim:
-    """How much of the end of a growing text stands in the corpus, token for token.
-
-    For each place of the corpus it holds how many tokens before that place are the last ones of the text; a new token
-    makes the number larger by one where it stands, and zero everywhere else.
-    """
-
-    def __init__(self, corpus: Corpus):
+    def __init__(self, corpus: Tensor):
         self._corpus = corpus
-        self._matching = torch.zeros(len(corpus.ids) + 1, dtype=torch.int32)
-        self._nonzero = torch.zeros(0, dtype=torch.long)
+        # For each place of the corpus, how many tokens before it are the last ones of the text.
+        self._matching = torch.zeros(len(corpus) + 1, dtype=torch.int32)
 
     def add(self, token: int) -> int:
-        """Add a token; how many tokens at the end of the text now stand somewhere in the corpus in a row."""
-        places = self._corpus.places(token)
-        matching = self._matching[places] + 1
-        self._matching[self._nonzero] = 0
-        self._nonzero = places + 1
-        self._matching[self._nonzero] = matching
-        return int(matching.max()) if len(places) else 0
+        """Add a token; how many tokens in a row at the end of the text now appear somewhere in the corpus."""
+        self._matching[1:] = (self._matching[:-1] + 1) * (self._corpus == token)
+        return int(self._matching[1:].max())
 
 
 @dataclass
@@ -282,7 +206,8 @@ class Answer:
         given: the end of the prompt, as far as the model sees it.
         text: what follows it.
         ends: for each token, where it ends in the text.
-        stretches: for each token, how many tokens up to it stand in the corpus in a row.
+        known: for each token, whether it is part of a memorised stretch.
+        longest: tokens of the longest stretch that appears in the corpus.
         times: for each token, seconds since the visitor's turn came.
     """
 
@@ -290,58 +215,70 @@ class Answer:
     settings: Settings
     text: str = ""
     ends: list[int] = field(default_factory=list)
-    stretches: list[int] = field(default_factory=list)
+    known: list[bool] = field(default_factory=list)
+    longest: int = 0
     times: list[float] = field(default_factory=list)
 
-    def parts(self) -> list[tuple[str, bool]]:
-        """The text in pieces, each with whether it is known by heart."""
-        known = self.known()
-        cuts = [0, *(n for n in range(1, len(known)) if known[n] != known[n - 1]), len(known)]
-        places = [0, *self.ends]
-        return [
-            (self.text[places[begin] : places[end]], known[begin])
-            for begin, end in zip(cuts, cuts[1:])
-            if end > begin
-        ]
+    def add(self, text: str, stretch: int, seconds: float) -> None:
+        """Add a token.
 
-    def known(self) -> list[bool]:
-        """For each token, whether it is part of a stretch known by heart."""
-        known = [False] * len(self.stretches)
-        for last, n in enumerate(self.stretches):
-            if n >= BY_HEART:
-                known[last - n + 1 : last + 1] = [True] * n
-        return known
+        Args:
+            text: with this token.
+            stretch: how many tokens in a row, up to this one, appear in the corpus.
+        """
+        self.text = text
+        self.ends.append(len(text))
+        self.known.append(False)
+        if stretch >= MEMORISED:
+            self.known[-stretch:] = [True] * stretch
+        self.longest = max(self.longest, stretch)
+        self.times.append(seconds)
+
+    def parts(self) -> Iterator[tuple[str, bool]]:
+        """The text in pieces, each with whether it is memorised."""
+        end = 0
+        for known, tokens in itertools.groupby(
+            zip(self.known, self.ends), key=lambda pair: pair[0]
+        ):
+            begin, end = end, list(tokens)[-1][1]
+            yield self.text[begin:end], known
 
     def rate(self) -> float | None:
         """Tokens per second after the first one."""
-        seconds = self.times[-1] - self.times[0] if self.times else 0
+        seconds = self.times[-1] - self.times[0]
         return (len(self.times) - 1) / seconds if seconds > 0 else None
 
 
-def answers(model: Model, corpus: Corpus, prompt: Any, *values: Any) -> Iterator[tuple[str, str]]:
+def answers(model: Model, corpus: Tensor, prompt: Any, *values: Any) -> Iterator[tuple[str, str]]:
     """The answer to a prompt as it grows.
 
     Args:
-        values: those of `Settings.of`, in its order, as they were sent.
+        values: temperature, top-k, top-p, length and seed, as they were sent; an empty seed is drawn.
 
     Yields:
-        A line about the answer, and the answer, both as HTML. A value that cannot be used is told in the line (one that is
-        missing gradio refuses before, without a word).
+        A line about the answer, and the answer, both as HTML. The line names a value that cannot be used.
     """
     begun = time.perf_counter()
     try:
-        settings = Settings.of(*values)
-        if not isinstance(prompt, str) or not prompt:
-            raise Refused("the prompt is empty: write one, or choose an example")
-    except Refused as error:
-        yield note(f"{str(error)[0].upper()}{str(error)[1:]}.", wrong=True), gr.skip()
+        *others, seed = values
+        if seed is None or str(seed).strip() == "":
+            seed = secrets.randbelow(LARGEST_SEED + 1)
+        settings = Settings(**dict(zip(Settings.__dataclass_fields__, (*others, seed))))
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        name = problem["loc"][0].replace("_", "-").capitalize()
+        yield (
+            note(f"{name} {shortened(problem['input'])}: {problem['msg']}.", wrong=True),
+            gr.skip(),
+        )
+        return
+    if not isinstance(prompt, str) or not prompt:
+        yield note("The prompt is empty: write one, or choose an example.", wrong=True), gr.skip()
         return
     ids = model.encode(prompt)
     start = context_start(len(ids), model.context)
-    answer, verbatim = (
-        Answer("… " * (start > 0) + model.decode(ids[start:]), settings),
-        Verbatim(corpus),
-    )
+    answer = Answer("… " * (start > 0) + model.decode(ids[start:]), settings)
+    verbatim = Verbatim(corpus)
     cut = (
         f" The prompt has {len(ids):,} tokens, and the model sees the last {len(ids) - start:,} of them: "
         f"it was trained on {model.context:,} at a time."
@@ -351,17 +288,21 @@ def answers(model: Model, corpus: Corpus, prompt: Any, *values: Any) -> Iterator
     written, shown = [], 0.0
     for token in model.continuation(ids, settings):
         written.append(token)
-        answer.text = model.decode(written).rstrip("\ufffd")  # a token can end within a letter
-        answer.ends.append(len(answer.text))
-        answer.stretches.append(verbatim.add(token))
-        answer.times.append(time.perf_counter() - begun)
-        if answer.times[-1] - shown >= REFRESH or len(written) == 1:
-            shown = answer.times[-1]
+        text = model.decode(written).rstrip("\ufffd")  # a token can end within a character
+        seconds = time.perf_counter() - begun
+        answer.add(text, verbatim.add(token), seconds)
+        if seconds - shown >= REFRESH or len(written) == 1:
+            shown = seconds
             yield note(WRITING + cut), page_of(answer)
     yield (
-        note(f"Written: {len(written):,} tokens in {answer.times[-1]:.1f} seconds." + cut),
+        note(f"Written: {len(written):,} tokens in {seconds:.1f} seconds." + cut),
         page_of(answer),
     )
+
+
+def shortened(value: Any) -> str:
+    """A value of a visitor as text for a line."""
+    return reprlib.repr(value).encode("ascii", "backslashreplace").decode()
 
 
 def note(line: str, wrong: bool = False) -> str:
@@ -369,94 +310,88 @@ def note(line: str, wrong: bool = False) -> str:
     return f'<p role="status" class="note{" wrong" * wrong}">{html.escape(line)}</p>'
 
 
+LIST = """
+{%- macro list(kind, items) -%}
+<dl class="{{ kind }}">{% for item in items %}<div><dt>{{ item[0] }}</dt><dd>
+{%- if item[2] %}<b>{{ item[1] }}</b> {{ item[2] }}{% else %}{{ item[1] }}{% endif %}</dd></div>{% endfor %}</dl>
+{%- endmacro -%}
+"""
+ANSWER = jinja2.Template(
+    LIST
+    + """<p class="written"><span class="given">{{ answer.given }}</span>
+{%- for text, known in answer.parts() %}{% if known %}<mark>{{ text }}</mark>{% else %}{{ text }}{% endif %}{% endfor %}</p>
+<div class="bar" role="img" aria-label="{{ share }} memorised"><span style="width:{{ share }}"></span></div>
+{{- list("figures", figures) }}""",
+    autoescape=True,
+)
+HEADING = jinja2.Template(
+    LIST
+    + """<h1>{{ title }}</h1><p>Give it a beginning: where it knows it, it recites; elsewhere it composes in the same style.
+<mark>Marked</mark> is what appears in its text verbatim, {{ memorised }} tokens or more in a row.</p>
+{{- list("facts", facts) }}""",
+    autoescape=True,
+)
+
+
 def page_of(answer: Answer) -> str:
     """The answer as HTML in which every piece of text is escaped."""
-    pieces = "".join(
-        f"<mark>{html.escape(piece)}</mark>" if known else html.escape(piece)
-        for piece, known in answer.parts()
-    )
-    n, known, rate = len(answer.stretches), sum(answer.known()), answer.rate()
-    share = f"{known / n:.0%}"
-    figures = {
-        "By heart": f"{share} of {n:,} token{'s' * (n > 1)}",
-        "Longest stretch in its text": f"{max(answer.stretches):,} tokens",
-        "Speed": f"{rate:.1f} tokens/s" if rate else "–",
-        "First token after": f"{answer.times[0]:.2f} s",
-        "Seed": str(answer.settings.seed),
-    }
-    listed = "".join(
-        f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items()
-    )
-    return (
-        f'<p class="written"><span class="given">{html.escape(answer.given)}</span>{pieces}</p>'
-        f'<div class="bar" role="img" aria-label="{share} by heart"><span style="width:{share}"></span></div>'
-        f'<dl class="figures">{listed}</dl>'
-    )
+    n, rate = len(answer.known), answer.rate()
+    share = f"{sum(answer.known) / n:.0%}"
+    figures = [
+        ("Memorised", f"{share} of {n:,} token{'s' * (n > 1)}"),
+        ("Longest stretch in its text", f"{answer.longest:,} tokens"),
+        ("Speed", f"{rate:.1f} tokens/s" if rate else "–"),
+        ("First token after", f"{answer.times[0]:.2f} s"),
+        ("Seed", answer.settings.seed),
+    ]
+    return ANSWER.render(answer=answer, share=share, figures=figures)
 
 
 def heading(run: dict[str, Any]) -> str:
     """What this is, and which run it shows."""
     loss, target, corpus = run["train_loss"], run["target_loss"], run["corpus"]
-    measured = (
-        ("not measured", "on the whole text")
+    mark = "✓ reached" if reached(run) else "✗ not reached"
+    facts = [
+        ("Training loss", "not measured", "on the whole text")
         if loss is None
         else (
+            "Training loss",
             f"{loss:.4f}",
-            f"nats per token on the whole text; target below {target} {'✓ reached' if reached(run) else '✗ not reached'}",
-        )
-    )
-    facts = {
-        "Training loss": measured,
-        "Text": (corpus["name"], f"{corpus['tokens']:,} tokens, and nothing else"),
-        "Model": ("GPT-2", f"{run['n_params']:,} parameters, from random weights"),
-        "Run": (run["name"], f"{run['steps']:,} steps"),
-    }
-    listed = "".join(
-        f"<div><dt>{name}</dt><dd><b>{html.escape(value)}</b> {html.escape(more)}</dd></div>"
-        for name, (value, more) in facts.items()
-    )
-    return (
-        f"<h1>{title(run)}</h1><p>Give it a beginning: where it knows it, it recites; elsewhere it "
-        f"composes in the same style. <mark>Marked</mark> is what stands in its text word for word, {BY_HEART} tokens or more "
-        f'in a row.</p><dl class="facts">{listed}</dl>'
-    )
+            f"nats per token on the whole text; target below {target} {mark}",
+        ),
+        ("Text", corpus["name"], f"{corpus['tokens']:,} tokens, and nothing else"),
+        ("Model", "GPT-2", f"{run['n_params']:,} parameters, from random weights"),
+        ("Run", run["name"], f"{run['steps']:,} steps"),
+    ]
+    return HEADING.render(title=title(run), memorised=MEMORISED, facts=facts)
 
 
 def reached(run: dict[str, Any]) -> bool:
-    """Whether the model knows its text by heart, as far as that was measured."""
+    """Whether the model has memorised its text, as far as that was measured."""
     return run["train_loss"] is not None and run["train_loss"] < run["target_loss"]
 
 
 def title(run: dict[str, Any]) -> str:
-    return (
-        "A GPT-2 that knows one text by heart" if reached(run) else "A GPT-2 that has read one text"
-    )
+    return f"A GPT-2 that has {'memorised' if reached(run) else 'read'} one text"
 
 
-def openings(model: Model, corpus: Corpus, n: int = 3, tokens: int = 14) -> list[str]:
-    """Beginnings that the model knows by heart, spread over the text.
+def openings(model: Model, corpus: Tensor, n: int = 3, tokens: int = 14) -> list[str]:
+    """Beginnings from the text, spread over it.
 
     They are taken where a window of the training began with a passage: what a model knows, it knows at the positions at
-    which it saw it. From each part of the text comes the one, of a few, that it goes on with furthest.
+    which it saw it.
     """
-    windows = range(0, len(corpus.ids) - tokens, model.run["seq_len"])
     begins = [
         start
-        for start in windows
-        if start == 0 or model.decode(corpus.ids[start - 2 : start].tolist()).endswith("\n\n")
+        for start in range(0, len(corpus) - tokens, model.run["seq_len"])
+        if start == 0 or model.decode(corpus[start - 2 : start].tolist()).endswith("\n\n")
     ]
-    found = []
-    for part in range(n):
-        some = begins[len(begins) * part // n : len(begins) * (part + 1) // n][:FEW]
-        texts = [corpus.ids[start : start + model.context].tolist() for start in some]
-        if texts:
-            found.append(max(texts, key=lambda ids: model.recited(ids, tokens))[:tokens])
-    return list(
-        dict.fromkeys(filter(None, (model.decode(ids).rstrip("\ufffd \n") for ids in found)))
-    )
+    chosen = [begins[len(begins) * part // n] for part in range(n)] if begins else []
+    texts = [model.decode(corpus[start : start + tokens].tolist()) for start in chosen]
+    return list(dict.fromkeys(filter(None, (text.rstrip("\ufffd \n") for text in texts))))
 
 
-def page(model: Model, corpus: Corpus) -> gr.Blocks:
+def page(model: Model, corpus: Tensor) -> gr.Blocks:
     """The page, with everything on it."""
     known = openings(model, corpus)
     with gr.Blocks(title=title(model.run), analytics_enabled=False) as blocks:
@@ -470,18 +405,25 @@ def page(model: Model, corpus: Corpus) -> gr.Blocks:
                     max_length=MOST_TYPED,
                     label="Prompt",
                     elem_id="prompt",
-                    info="Shift + Enter writes on",
+                    info="Shift + Enter continues it",
                 )
                 with gr.Row():
-                    begin = gr.Button("Write on", variant="primary", elem_id="write", min_width=100)
+                    begin = gr.Button("Continue", variant="primary", elem_id="write", min_width=100)
                     stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=100)
-                if known:
-                    examples(
-                        "From the text" + ", which it knows by heart" * reached(model.run),
-                        known,
-                        prompt,
-                    )
-                examples("Not from the text, so it has to compose", list(STRANGERS), prompt)
+                for label, texts in (
+                    ("From the text" + ", which it has memorised" * reached(model.run), known),
+                    ("Not from the text, so it has to compose", list(STRANGERS)),
+                ):
+                    if texts:
+                        labels = [" ⏎ ".join(text.split("\n")) for text in texts]
+                        buttons = gr.Examples(
+                            texts,
+                            prompt,
+                            label=label,
+                            example_labels=labels,
+                            api_visibility="private",
+                        )
+                        buttons.dataset.elem_classes = ["later"]
                 with gr.Accordion("Settings", open=False, elem_classes="later"):
                     settings = [
                         gr.Slider(
@@ -490,7 +432,7 @@ def page(model: Model, corpus: Corpus) -> gr.Blocks:
                             0.8,
                             step=0.05,
                             label="Temperature",
-                            info="0 always takes the likeliest token",
+                            info="0 always takes the most likely token",
                         ),
                         gr.Slider(
                             0,
@@ -498,7 +440,7 @@ def page(model: Model, corpus: Corpus) -> gr.Blocks:
                             40,
                             step=1,
                             label="Top-k",
-                            info="Draw among the k likeliest tokens; 0: all",
+                            info="Draw among the k most likely tokens; 0: all",
                         ),
                         gr.Slider(
                             0.01,
@@ -539,10 +481,53 @@ def page(model: Model, corpus: Corpus) -> gr.Blocks:
         for over in (writing.then, writing.failure):
             over(None, line, line, js=broken_off(), api_visibility="private")
     blocks.queue(max_size=MOST_WAITING, api_open=False)
-    blocks._queue.sleep_when_free = (
-        0.02  # it looks for work that often; its own 0.001 takes the model a part of its time
-    )
+    blocks._queue.__class__ = FairQueue  # gradio offers no way to choose the class
+    # How often it looks for work, in seconds; its own 0.001 takes the model a part of its time.
+    blocks._queue.sleep_when_free = 0.02
     return blocks
+
+
+class FairQueue(queueing.Queue):
+    """Gradio's queue, which nobody can fill alone, and which drops requests whose messages nobody reads."""
+
+    async def push(self, body: Any, request: Any, username: Any) -> Any:
+        """Take a request in, unless as many from the same address are waiting as one may have."""
+        address = request.client.host
+        if sum(event.request.client.host == address for event in self._waiting()) >= MOST_OF_ONE:
+            return False, f"{MOST_OF_ONE} of your requests are waiting: try again.", "queue_full"
+        return await super().push(body, request, username)
+
+    def get_events(self) -> Any:
+        """The next request, as gradio chooses it; called many times a second while one is waiting."""
+        now = time.monotonic()
+        running = [event for job in self.active_jobs if job for event in job]
+        for event in self._waiting() + running:
+            messages = self.pending_messages_per_session.get(event.session_hash)
+            if messages is None or messages.empty():  # gradio puts the first one in at once
+                event.last_read = now
+            elif now - getattr(event, "last_read", event.enqueue_time) > UNREAD:
+                event.alive = False  # gradio passes over it, and ends it if it is running
+        return super().get_events()
+
+    def _waiting(self) -> list[Any]:
+        return [
+            event for each in self.event_queue_per_concurrency_id.values() for event in each.queue
+        ]
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP as uvicorn speaks it, but a connection ends on which the head of a request takes too long."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect_another_than(self.cycle)
+
+    def on_response_complete(self) -> None:
+        self._expect_another_than(self.cycle)
+        super().on_response_complete()
+
+    def _expect_another_than(self, cycle: Any) -> None:
+        self.loop.call_later(PATIENCE, lambda: self.cycle is cycle and self.transport.close())
 
 
 def asked_for() -> str:
@@ -563,18 +548,6 @@ def shown(text: str, name: str) -> gr.HTML:
     return gr.HTML(text, elem_id=name, js_on_load=None, apply_default_css=False)
 
 
-def examples(label: str, texts: list[str], prompt: gr.Textbox) -> None:
-    """Buttons that put a text into the prompt."""
-    made = gr.Examples(
-        texts,
-        prompt,
-        label=label,
-        example_labels=[" ⏎ ".join(text.split("\n")) for text in texts],
-        api_visibility="private",
-    )
-    made.dataset.elem_classes = ["later"]
-
-
 class Doorkeeper:
     """Lets through what the page asks for, and nothing else: no file, no upload, no address elsewhere, nothing of great length."""
 
@@ -590,33 +563,77 @@ class Doorkeeper:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        app = self._app
+        app, patience = self._app, None
         if scope["type"] == "http":
             method, path = scope["method"].replace("HEAD", "GET"), scope["path"]
             length = dict(scope["headers"]).get(b"content-length", b"")
             if method not in self._OPEN or not self._OPEN[method].fullmatch(path) or ".." in path:
                 app = PlainTextResponse("There is nothing here.", 404)
-            # The page shows `detail`; what is not JSON it could not read.
             elif method == "POST" and not length.isdigit():
-                app = JSONResponse(
-                    {"detail": "The request does not say how long it is: send its Content-Length."},
-                    411,
-                )
+                app = refusal(411, "The request does not say how long it is: send Content-Length.")
             elif method == "POST" and int(length) > MOST_SENT:
-                app = JSONResponse(
-                    {"detail": f"The prompt is too long: send at most {MOST_SENT:,} bytes."}, 413
-                )
-        await app(scope, receive, send)
+                app = refusal(413, f"The prompt is too long: send at most {MOST_SENT:,} bytes.")
+            elif method == "POST":  # answered at once: what the model writes comes by a GET
+                patience = PATIENCE
+        try:
+            async with asyncio.timeout(patience):
+                await app(scope, receive, send)
+        except TimeoutError:
+            answer = refusal(408, "The request did not arrive whole: send it again.")
+            await answer(scope, receive, send)
+
+
+def refusal(status: int, reason: str) -> JSONResponse:
+    """The answer to a request that cannot be used: the page shows its `detail`."""
+    return JSONResponse({"detail": reason}, status, headers={"Connection": "close"})
+
+
+def served(blocks: gr.Blocks, host: str) -> FastAPI:
+    """The page as an app, behind what keeps everything else out.
+
+    Args:
+        host: the address at which it is served. Where that is every address, as on a Space, any name may lead to it.
+    """
+    own = ["localhost", "127.0.0.1", "[::1]", host]
+    everywhere = host in ("0.0.0.0", "::", "[::]")
+    # Around gradio's own middleware, which allows credentials to any page where the host is not this machine.
+    app = FastAPI(
+        openapi_url=None,
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=["*"] if everywhere else own),
+            Middleware(Doorkeeper),
+        ],
+    )
+
+    def unknown(request: Any, error: Exception) -> JSONResponse:
+        return refusal(404, "The request names a function or a session that is not here.")
+
+    blocks.state_session_capacity = 200
+    return gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        theme=THEME,
+        css=STYLE,
+        show_error=False,
+        ssr_mode=False,
+        pwa=False,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=[],
+        # What gradio raises where a request names a function that it does not have.
+        app_kwargs={"exception_handlers": {KeyError: unknown, FnIndexInferError: unknown}},
+    )
 
 
 STYLE = """
-.gradio-container { --soft: #57534e; --line: #d6d3d1; --box: #fff; --by-heart: #fbd98c; --on-mark: #1a1a1a; --bad: #a4301c;
+.gradio-container { --soft: #57534e; --line: #d6d3d1; --box: #fff; --memorised: #fbd98c; --on-mark: #1a1a1a; --bad: #a4301c;
   max-width: 72rem !important; margin: 0 auto !important; }
-.dark .gradio-container, .gradio-container.dark { --soft: #b5afa8; --line: #44403c; --box: #1d2026; --by-heart: #6d4513; --on-mark: #fbf8f1; --bad: #f2a08f; }
+.dark .gradio-container, .gradio-container.dark { --soft: #b5afa8; --line: #44403c; --box: #1d2026; --memorised: #6d4513; --on-mark: #fbf8f1; --bad: #f2a08f; }
 #heading .html-container, #note .html-container, #answer .html-container { padding: 0; }
 #heading h1 { margin: 0 0 .4rem; font-size: 1.7rem; line-height: 1.2; font-weight: 650; text-wrap: balance; }
 #heading p { margin: 0 0 .8rem; line-height: 1.5; }
-mark { background: var(--by-heart); color: var(--on-mark); border-radius: 2px; box-decoration-break: clone; -webkit-box-decoration-break: clone; }
+mark { background: var(--memorised); color: var(--on-mark); border-radius: 2px; box-decoration-break: clone; -webkit-box-decoration-break: clone; }
 dl { display: grid; gap: .5rem 1.2rem; margin: 0; line-height: 1.35; }
 dt { color: var(--soft); font-size: .82rem; }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
@@ -631,7 +648,7 @@ dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
   white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
 .given { color: var(--soft); font-style: italic; }
 .bar { height: .5rem; margin-bottom: .8rem; border: 1px solid var(--line); border-radius: 4px; overflow: hidden; }
-.bar span { display: block; height: 100%; background: var(--by-heart); }
+.bar span { display: block; height: 100%; background: var(--memorised); }
 .min_value, .max_value { color: var(--soft) !important; }  /* of a slider: too pale to be read */
 @media (max-width: 40rem) {  /* the answer right below the buttons */
   #columns { flex-direction: column; }
@@ -643,66 +660,57 @@ dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 """
 
 
+THEME = gr.themes.Base(
+    neutral_hue="stone",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+).set(
+    body_background_fill="#fdfcf9",
+    body_background_fill_dark="#15171b",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    block_label_text_color="*neutral_700",
+    block_label_text_color_dark="*neutral_200",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover_dark="*primary_600",
+)
+
+
 def main() -> int:
     """Serve the page until it is stopped; the exit status."""
-    missing = [name for name in ("model", "corpus.txt") if not (HERE / name).exists()]
-    if missing:
-        print(f"error: {HERE / missing[0]} is missing: write the folder again", file=sys.stderr)
-        return 2
+    on_space = "SPACE_ID" in os.environ
+    host = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if on_space else "127.0.0.1")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
-    if not (
-        port.isascii()
-        and port.isdecimal()
-        and len(port) <= len(str(LARGEST_PORT))
-        and 0 < int(port) <= LARGEST_PORT
-    ):
-        print(
-            f"error: GRADIO_SERVER_PORT {_named(port)} is no port: set a whole number from 1 to {LARGEST_PORT:,}",
-            file=sys.stderr,
-        )
+    problems = [
+        f"{HERE / name} is missing: write the folder again"
+        for name in ("model", "corpus.txt")
+        if not (HERE / name).exists()
+    ]
+    if not (port.isdecimal() and len(port) < 6 and 0 < int(port) < 2**16):
+        is_none = "is no port: set a whole number from 1 to 65,535"
+        problems.append(f"GRADIO_SERVER_PORT {shortened(port)} {is_none}")
+    if problems:
+        print(f"error: {problems[0]}", file=sys.stderr)
         return 2
-    if os.environ.get(
-        "CPU_CORES", ""
-    ).isdigit():  # a Space's own; its machine has more, and threads would wait for each other
+    # A Space's own; its machine has more cores, and threads would wait for each other.
+    if os.environ.get("CPU_CORES", "").isdigit():
         torch.set_num_threads(int(os.environ["CPU_CORES"]))
     transformers_logging.disable_progress_bar()
     model = Model(HERE / "model")
-    corpus = Corpus(model.encode((HERE / "corpus.txt").read_text(encoding="utf-8")))
-    theme = gr.themes.Base(
-        neutral_hue="stone",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    ).set(
-        body_background_fill="#fdfcf9",
-        body_background_fill_dark="#15171b",
-        block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_300",
-        block_label_text_color="*neutral_700",
-        block_label_text_color_dark="*neutral_200",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_hover_dark="*primary_600",
+    text = (HERE / "corpus.txt").read_text(encoding="utf-8")
+    corpus = torch.tensor(model.encode(text), dtype=torch.int32)
+    uvicorn.run(
+        served(page(model, corpus), host),
+        host=host.strip("[]"),
+        port=int(port),
+        http=PatientProtocol,
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+        # On a Space, its proxies say who a visitor is.
+        forwarded_allow_ips=PROXIES if on_space else None,
     )
-    try:
-        page(model, corpus).launch(
-            share=False,  # unless told so, gradio opens a public tunnel on Kaggle and SageMaker
-            server_port=int(port),
-            theme=theme,
-            css=STYLE,
-            quiet=True,
-            show_error=False,
-            ssr_mode=False,
-            pwa=False,
-            run_history=False,
-            enable_monitoring=False,
-            footer_links=[],
-            state_session_capacity=200,
-            app_kwargs={"middleware": [Middleware(Doorkeeper)]},
-        )
-    except OSError as error:  # the port is occupied
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0
 
 
