@@ -1,7 +1,5 @@
-"""What `bench` measures, its flags, and the settings it takes where nobody gives any.
-
-The command line is built from it, so it deliberately imports nothing heavy.
-"""
+"""What `bench` measures, its flags, and its default settings. The command line is built from it: it
+imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,14 +9,15 @@ from typing import Any
 from gpt2_nb_utils.config import RunConfig, add_flags
 
 PARTS = {
-    "train": "the training step, the matrix products inside it, its memory",
+    "train": "the training step, the matrix products inside it, its memory; in bf16 too where the device has units for it",
     "sample": "sampling with the KV cache, and without it",
     "files": "start-up, corpus and checkpoints",
     "run": "`train`, and papermill with notebook 03, against the bare steps",
     "processes": "several processes against one, under torchrun",
 }
 USUAL = ("train", "sample", "files")
-"""The parts that are measured unless somebody names others: those that take a few minutes with GPT-2 124M on a CPU."""
+"""The parts that are measured unless somebody names others: those that take a few minutes with
+GPT-2 124M on a CPU."""
 
 ROUNDS = {"train": 7, "sample": 3, "files": 3, "run": 1, "processes": 3}
 
@@ -43,8 +42,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "run": _COURSE,
     "processes": {"batch_size": 4, "seq_len": 256, "steps": 20},
 }
-"""Settings of each part, of GPT-2 124M. Those of `run` are the course's own command, with a measurement of the
-training loss wherever it samples and saves."""
+"""Settings of each part, of GPT-2 124M. Those of `run` are the course's own command, with a
+measurement of the training loss wherever it samples and saves."""
 
 FLAGS = (
     "preset",
@@ -72,22 +71,19 @@ FLAGS = (
 )
 """The settings of a run that also mean something here."""
 
-_IN_WORDS = {
+_HELP_DEFAULTS = {
     "preset": "auto, here GPT-2 124M with the values below",
     "block_size": 1024,
     "n_layer": 12,
     "n_head": 12,
     "n_embd": 768,
+    "optimizer": "adamw",
+    "grad_accum": 1,
+    "max_new_tokens": "of the part sample 500",
     "batch_size": 4,
     "seq_len": "256; of the part run 128",
-    "grad_accum": 1,
-    "optimizer": "adamw",
     "steps": "of the part run 200, of processes 20",
-    "log_every": "of the part run 10",
-    "eval_every": "of the part run 100",
-    "save_every": "of the part run 100",
-    "sample_every": "of the part run 100",
-    "max_new_tokens": "of the part sample 500",
+    **{name: f"of the part run {_COURSE[name]}" for name in _COURSE if name.endswith("_every")},
 }
 
 
@@ -95,7 +91,8 @@ def config_for(part: str, given: dict[str, Any]) -> RunConfig:
     """The complete settings with which a part is measured.
 
     Args:
-        given: settings given by hand. A preset among them takes the place of this module's defaults.
+        given: settings given by hand. A preset among them takes the place of this module's
+            defaults.
 
     Raises:
         UserError: a value out of range.
@@ -156,7 +153,7 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure parts again that the bench.json in out_dir has already",
     )
-    add_flags(parser, FLAGS, _IN_WORDS)
+    add_flags(parser, FLAGS, _HELP_DEFAULTS)
 
 
 def _count(text: str) -> int:

@@ -1,8 +1,9 @@
-"""A process of its own for each side of a comparison, which does one thing at a time when it is asked to.
+"""A process of its own for each side of a comparison, and turns taken round by round.
 
-What one side does to its process (settings of the allocator, memory it keeps, compiled code) is then not the other's
-gain or burden, its peak memory is its own, and a side that runs out of memory ends with a line instead of with
-everything. It knows nothing of what is measured.
+What one side does to its process (allocator settings, memory it keeps, compiled code) then does not
+help or hurt the other, its peak memory is its own, and a side that runs out of memory ends with one
+line. A machine that slows down for a while is slower for all sides, and the ratio of two turns of
+one round hardly changes.
 """
 
 from __future__ import annotations
@@ -12,119 +13,118 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from statistics import median
 from typing import Any
 
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.training.out_of_memory import is_out_of_memory
+
+Figures = dict[str, Any]
+"""What bench.json holds: figures by name."""
+
+_built: list[Any] = []
+"""In a worker: its object."""
 
 
 class WorkerFailed(RuntimeError):
-    """Something in a worker went wrong that is nobody's wrong input; its traceback went to the standard error."""
+    """An error in a worker that no input explains; its traceback went to the standard error."""
 
 
 class Worker:
-    """A process that builds objects and calls their methods. It starts with the first of them.
+    """A context with a process of its own, which builds an object and calls its methods.
 
     Args:
         name: whose it is, for messages.
+        size: what makes it large, in case memory runs out: `batch_size 4 and seq_len 256`.
+        factory: makes the object, from `args`.
     """
 
-    def __init__(self, name: str):
-        self.name = name
-        self._process: multiprocessing.process.BaseProcess | None = None
-        self._connection: Connection | None = None
-        self._size = ""
+    def __init__(self, name: str, size: str, factory: Callable[..., Any], *args: Any):
+        self._what = f"{name}: {size}"
+        # A forked copy of a process that has computed is unsafe.
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _set_up)
+        self._do(_build, factory, *args)
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._connection.close()
-            self._process.terminate()
-            self._process.join()
+        self._pool.shutdown()
 
-    def build(self, subject: str, factory: Callable[..., Any], *args: Any, size: str) -> None:
-        """Make an object there, under a name.
+    def ask(self, method: str, *args: Any) -> Any:
+        """Call a method of the object and return its answer."""
+        return self._do(_ask, method, *args)
 
-        Args:
-            size: what makes it large, for the case that memory runs out: `batch_size 4 and seq_len 256`.
-        """
-        self._size = size
-        self._exchange("build", subject, factory, args)
-
-    def ask(self, subject: str, method: str, *args: Any) -> Any:
-        """Call a method of an object there and return its answer."""
-        return self._exchange("ask", subject, method, args)
-
-    def _exchange(self, *task: Any) -> Any:
-        if self._process is None:
-            self._start()
+    def _do(self, task: Callable[..., Any], *args: Any) -> Any:
         try:
-            self._connection.send(task)
-            outcome, answer = self._connection.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            if self._process.exitcode == -getattr(
-                signal, "SIGKILL", 9
-            ):  # what Linux does where memory runs out
-                raise self._out_of_memory() from None
-            raise WorkerFailed(
-                f"{self.name}: its process ended with status {self._process.exitcode}"
+            return self._pool.submit(_guarded, task, *args).result()
+        except (MemoryError, BrokenExecutor) as error:
+            # Linux kills a process where memory runs out.
+            died = " (its process died)" if isinstance(error, BrokenExecutor) else ""
+            raise UserError(
+                f"{self._what} do not fit into memory{died}: lower them, or take a smaller model (n_layer, n_embd)"
             ) from None
-        if outcome == "wrong input":
-            raise UserError(answer)
-        if outcome == "out of memory":
-            raise self._out_of_memory()
-        if outcome == "failed":
-            raise WorkerFailed(f"{self.name}: {answer}")
-        return answer
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # a forked copy of a process that has computed is unsafe
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), name=self.name)
-        self._process.start()
-        theirs.close()  # the worker's end is the worker's alone, so that its death is noticed
-
-    def _out_of_memory(self) -> UserError:
-        return UserError(
-            f"{self.name}: {self._size} do not fit into memory: lower them, or take a smaller model (n_layer, n_embd)"
-        )
 
 
-def _serve(connection: Connection) -> None:
-    """What a worker does: one task after the other, until nobody is there any more."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C ends the process that asks, and so this one
-    sys.stdout.flush()
+def _set_up() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
     os.dup2(2, 1)  # the standard output is the result's
-    subjects: dict[str, Any] = {}
-    while True:
-        try:
-            task = connection.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            outcome = "done", _do(subjects, *task)
-        except UserError as error:
-            outcome = "wrong input", str(error)
-        except Exception as error:
-            if is_out_of_memory(error):
-                outcome = "out of memory", None
-            else:
-                traceback.print_exc()
-                outcome = "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        connection.send(outcome)
 
 
-def _do(subjects: dict[str, Any], verb: str, subject: str, what: Any, args: tuple[Any, ...]) -> Any:
-    if verb == "build":
-        subjects[subject] = what(*args)
-        return None
-    return getattr(subjects[subject], what)(*args)
+def _guarded(task: Callable[..., Any], *args: Any) -> Any:
+    """Do a task; what it raises is an exception that can be sent to another process."""
+    try:
+        return task(*args)
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError from None
+        traceback.print_exc()
+        message = " ".join(str(error).split())[:300]
+        raise WorkerFailed(f"{type(error).__name__}: {message}") from None
+    finally:
+        sys.stdout.flush()
+
+
+def _build(factory: Callable[..., Any], *args: Any) -> None:
+    _built.append(factory(*args))
+
+
+def _ask(method: str, *args: Any) -> Any:
+    return getattr(_built[0], method)(*args)
+
+
+def in_turn(
+    turns: Mapping[str, Callable[[int], Any]], rounds: int, label: str
+) -> dict[str, list[Any]]:
+    """Call each once in every round: A B C, A B C, …
+
+    Args:
+        turns: by name, what to call with the number of the round.
+        label: what is being measured, for the progress line.
+
+    Returns:
+        Under each name what it returned, a value per round.
+    """
+    answers: dict[str, list[Any]] = {name: [] for name in turns}
+    progress = Progress(rounds, f"{label}, round")
+    for number in range(rounds):
+        for name, turn in turns.items():
+            answers[name].append(turn(number))
+        progress.update(number + 1)
+    progress.close()
+    return answers
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Ours divided by theirs, round by round: the median, the lowest and the highest."""
+    pairs = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {
+        "ratio_median": median(pairs),
+        "ratio_min": min(pairs),
+        "ratio_max": max(pairs),
+    }

@@ -1,0 +1,291 @@
+"""What is timed: our GPT-2 and Hugging Face's, and the bare matrix products of a step.
+
+Ids are random, from the seed and the number of the step: speed does not depend on what they say,
+every side sees the same, and no file is needed. Both sides take the step of `train`; only model and
+loss differ. Hugging Face's attention, loss and cache are the library's own defaults, with dropout 0
+as in ours.
+
+Of the matrix products, the linear layers are counted, forward and in both directions of the
+backward pass: queries, keys and values, the projection of the attention, both layers of the MLP in
+each block, and the head. Attention's own products (queries with keys, weights with values) are left
+out, of the rate as of the step; so are those of Muon.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2_nb_utils.bench.worker import Figures
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.large_blocks import keep_large_blocks
+from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
+from gpt2_nb_utils.model.sampling import generate
+from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE
+from gpt2_nb_utils.training.checkpoints import read_checkpoint, save_checkpoint
+from gpt2_nb_utils.training.open_run import model_sizes
+from gpt2_nb_utils.training.optimizer import build_optimizer
+from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.step import training_step
+
+Batch = tuple[Tensor, Tensor]
+
+_WARM_UP_AT_MOST = 20
+_OPERATORS_SHOWN = 12
+_HEAD_MULTIPLE = 64
+"""On a GPU the model's head product has its columns padded to a multiple of it
+(`head_loss.padded_product`)."""
+
+
+def build_model(config: RunConfig, side: str) -> nn.Module:
+    """GPT-2 on the CPU with the weights that a run starts from: `ours`, or the one of
+    `transformers`."""
+    sizes = model_sizes(config)
+    ours = GPT2(sizes, seed=config.seed)
+    if side == "ours":
+        return ours
+    import transformers
+
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=sizes.vocab_size,
+            n_positions=sizes.block_size,
+            n_embd=sizes.n_embd,
+            n_layer=sizes.n_layer,
+            n_head=sizes.n_head,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    model.load_state_dict(ours.state_dict(), strict=False)  # the head is missing there: it is tied
+    model.tie_weights()
+    return model
+
+
+class Side:
+    """A model with its optimizer: its training steps, its sampling and its checkpoint, against the
+    clock.
+
+    Args:
+        config: sizes, batch, optimizer, device and number format; the seed is that of weights and
+            ids.
+        side: whose model, `ours` or `transformers`.
+        compiled: put model and loss through torch.compile.
+    """
+
+    def __init__(self, config: RunConfig, side: str = "ours", compiled: bool = False):
+        if side == "ours":
+            keep_large_blocks()
+        self.config, self.precision = config, Precision.of(config)
+        self.scaler = self.precision.scaler()
+        self.model = build_model(config, side).to(self.precision.device).train()
+        # Their parameters have the names of ours, by which they are grouped.
+        self.optimizer = build_optimizer(self.model, config, self.precision.muon_dtype)
+        loss_sum = self._our_loss if side == "ours" else self._their_loss
+        self._loss_sum = torch.compile(loss_sum) if compiled else loss_sum
+
+    def _our_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.model.loss(x, y, reduction="sum")
+
+    def _their_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        # What the library does with `labels`, except for the shift: y is already one token ahead.
+        logits = self.model(input_ids=x, use_cache=False).logits.float()  # (B, T, V)
+        return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum")
+
+    def warm_up(self) -> dict[str, float]:
+        """Take steps until one updates the weights (in fp16 the loss scale is found first), and two
+        at least.
+
+        Returns:
+            `loss` of the first batch, with the initial weights, in nats per token; `seconds` of the
+            last step; and `peak_memory_gb` of the process so far, in GiB.
+        """
+        for number in range(_WARM_UP_AT_MOST):
+            scale = self.scaler.get_scale()
+            seconds = self.turn(number, 1)
+            if number == 0:
+                loss = self.loss
+            elif self.scaler.get_scale() >= scale:
+                break
+        peak = _peak_memory(self.precision.device)
+        return {"loss": loss, "seconds": seconds, "peak_memory_gb": peak}
+
+    def turn(self, number: int, times: int) -> float:
+        """Take `times` steps, on the batches of round `number`; seconds per step."""
+        batches = [self._micro_batches(number * times + i) for i in range(times)]
+        self.precision.wait()
+        begun = time.perf_counter()
+        for micro_batches in batches:
+            self._step(micro_batches)
+        self.precision.wait()
+        return (time.perf_counter() - begun) / times
+
+    def profile(self) -> list[Figures]:
+        """The operators that one step spends most of its time in.
+
+        Returns:
+            Rows of `operator`, `share` of the step's time (on a GPU, of the time that kernels run),
+            `ms` and `calls`, without what an operator calls in turn.
+        """
+        activity = torch.profiler.ProfilerActivity
+        on_gpu = self.precision.device.type == "cuda"
+        batches = self._micro_batches(0)
+        with torch.profiler.profile(activities=[activity.CPU, *[activity.CUDA] * on_gpu]) as done:
+            self._step(batches)
+            self.precision.wait()
+        micros = {
+            event: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            for event in done.key_averages()
+            # Kernels are listed beside the operators that started them: counting both would count
+            # them twice.
+            if event.device_type == torch.autograd.DeviceType.CPU
+        }
+        total = sum(micros.values())
+        return [
+            {
+                "operator": event.key,
+                "share": micros[event] / total,
+                "ms": micros[event] / 1000,
+                "calls": event.count,
+            }
+            for event in sorted(micros, key=micros.get, reverse=True)[:_OPERATORS_SHOWN]
+        ]
+
+    def sample(
+        self, prompt: Tensor, new_tokens: int, use_cache: bool = True
+    ) -> tuple[float, list[int]]:
+        """Continue a prompt (t,) in fp32, as the samples of a run are drawn, with the most likely
+        token each time.
+
+        Returns:
+            Seconds, and the new ids.
+        """
+        begun = time.perf_counter()
+        if isinstance(self.model, GPT2):
+            ids = generate(self.model, [prompt], new_tokens, temperature=0, use_cache=use_cache)
+        else:
+            prompts = prompt[None].to(self.precision.device)  # (1, t)
+            ids = self.model.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        new = ids[0][len(prompt) :].tolist()  # on the CPU: the device has finished
+        return time.perf_counter() - begun, new
+
+    def checkpoint(self, path: Path) -> tuple[float, float]:
+        """Write what `train` writes to last.pt, and read it; seconds until it is on disk, and until
+        it is in memory.
+
+        The operating system still has the file in memory, for it was just written.
+        """
+        content = {
+            "model_config": model_sizes(self.config).to_dict(),
+            "config": self.config.model_dump(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random_states": {"cpu": torch.get_rng_state()},
+        }
+        begun = time.perf_counter()
+        save_checkpoint(path, content)
+        saved = time.perf_counter()
+        read_checkpoint(path, self.precision.device)
+        return saved - begun, time.perf_counter() - saved
+
+    def _step(self, micro_batches: list[Batch]) -> None:
+        self.loss = training_step(
+            self._loss_sum,
+            list(self.model.parameters()),
+            self.optimizer,
+            self.scaler,
+            self.precision,
+            micro_batches,
+            self.config.clip_grad,
+        ).loss
+
+    def _micro_batches(self, number: int) -> list[Batch]:
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+        shape = (config.grad_accum, config.batch_size, config.seq_len + 1)
+        ids = torch.randint(VOCAB_SIZE, shape, generator=generator)
+        return [(row[:, :-1], row[:, 1:]) for row in ids]
+
+
+def _peak_memory(device: torch.device) -> float:
+    """On a GPU, the most that tensors have taken; on a CPU, the largest resident set, Python and
+    torch included. In GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**30
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def linear_layers(sizes: GPT2Config) -> list[tuple[int, int, int]]:
+    """The linear layers of a model: input features, output features, and how many there are."""
+    C, L = sizes.n_embd, sizes.n_layer
+    return [
+        (C, 3 * C, L),
+        (C, C, L),
+        (C, 4 * C, L),
+        (4 * C, C, L),
+        (C, sizes.vocab_size, 1),
+    ]
+
+
+def flops_of_products(sizes: GPT2Config, n_tokens: int) -> int:
+    """Floating-point operations of the products of one step: a multiplication and an addition each,
+    3 products a layer."""
+    return sum(
+        3 * 2 * n_tokens * n_in * n_out * times for n_in, n_out, times in linear_layers(sizes)
+    )
+
+
+class Products:
+    """The products of one micro-batch, each into a buffer that is there already.
+
+    Layers of one shape share their operands.
+    """
+
+    def __init__(self, config: RunConfig):
+        self.precision = Precision.of(config)
+        device, dtype = self.precision.device, self.precision.dtype
+        n_rows = config.batch_size * config.seq_len
+        sizes = model_sizes(config)
+        padded = device.type == "cuda" and dtype != torch.float32
+        random = functools.partial(torch.randn, device=device, dtype=dtype)
+        self._products: list[tuple[Tensor, Tensor, Tensor]] = []  # left, right, result
+        for n_in, n_out, times in linear_layers(sizes):
+            if padded and n_out == sizes.vocab_size:
+                n_out += -n_out % _HEAD_MULTIPLE
+            x, weight, dy = random(n_rows, n_in), random(n_in, n_out), random(n_rows, n_out)
+            # y, the gradient of x, the gradient of the weight
+            for left, right in ((x, weight), (dy, weight.t()), (x.t(), dy)):
+                self._products += [(left, right, left @ right)] * times
+
+    def turn(self, number: int, times: int) -> float:
+        """Do all of them `times` times; seconds for one time."""
+        self.precision.wait()
+        begun = time.perf_counter()
+        for _ in range(times):
+            for left, right, result in self._products:
+                torch.mm(left, right, out=result)
+        self.precision.wait()
+        return (time.perf_counter() - begun) / times

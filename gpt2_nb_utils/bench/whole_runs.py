@@ -1,0 +1,255 @@
+"""The parts `files`, `run` and `processes`: commands as a person gives them.
+
+`files`: how long it takes to start, to read the corpus, to save and to load a checkpoint.
+
+`run`: what logs, metrics, samples, measurements and checkpoints cost around the bare steps. Of a
+summary, `seconds` are the steps alone, and `wall_seconds` everything between the first step and the
+last. Start-up (imports, the corpus, random weights) comes before both, and is reported separately.
+
+`processes`: the same run by one process and by several, under torchrun, with the same batch in all.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from gpt2_nb_utils.bench.sides import Side
+from gpt2_nb_utils.bench.worker import Figures, Worker, in_turn, ratios
+from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.report.notebooks import SOURCES
+from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.training.distributed import DistContext
+from gpt2_nb_utils.training.precision import Precision
+
+_LONGEST_COMMAND = 120
+_TRAIN = ("gpt2_nb_utils", "train")
+_HELP = ("-m", "gpt2_nb_utils", "--help")
+_IMPORT = ("-c", "import gpt2_nb_utils.training.train")
+_LOAD_CORPUS = """
+import sys, time
+from pathlib import Path
+from gpt2_nb_utils.tokenization.bpe import encode
+from gpt2_nb_utils.tokenization.corpus import load_corpus
+from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
+tokens = Path(sys.argv[2])
+begun = time.perf_counter()
+corpus = load_corpus(sys.argv[1])
+ids = read_tokens(tokens, corpus) if tokens.exists() else encode(corpus.text)
+print(time.perf_counter() - begun, len(ids))
+write_tokens(tokens, ids)
+"""
+"""In a new process, as a run does it: the first use of GPT-2's vocabulary is part of the time."""
+
+
+def run_command(words: Sequence[str], **environment: str) -> tuple[float, str]:
+    """Run a command to its end.
+
+    Args:
+        environment: variables that differ from those of this process.
+
+    Returns:
+        Seconds from its start to its end, and what it printed.
+
+    Raises:
+        UserError: it failed; the line says which and what it complained about.
+    """
+    begun = time.perf_counter()
+    done = subprocess.run(
+        words,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    seconds = time.perf_counter() - begun
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        complaint = next((line for line in lines if line.startswith("error: ")), lines[-1])
+        command = shlex.join([Path(words[0]).name, *words[1:]])[:_LONGEST_COMMAND]
+        raise UserError(
+            f"`{command}` ended with status {done.returncode}: {complaint.removeprefix('error: ').strip()}"
+        )
+    return seconds, done.stdout
+
+
+def measure_files(config: RunConfig, rounds: int, out_dir: Path | None) -> Figures:
+    """Time start-up and files.
+
+    Args:
+        out_dir: an existing folder on whose disk the checkpoint is written for a while; the
+            system's temporary one if None.
+
+    Returns:
+        The keys of bench.json that this part fills, in seconds.
+    """
+
+    n_tokens = 0
+
+    def load_corpus(number: int) -> float:
+        """Seconds; from the text, or from the file that an earlier call with this number left."""
+        nonlocal n_tokens
+        tokens = Path(folder, f"{number}.bin")
+        words = [sys.executable, "-c", _LOAD_CORPUS, config.input_file, str(tokens)]
+        seconds, tokens_printed = run_command(words)[1].split()
+        n_tokens = int(tokens_printed)
+        return float(seconds)
+
+    # The weights and the optimizer's averages are what takes room; the smallest batch fills them.
+    small = config.model_copy(update={"batch_size": 1, "seq_len": 1, "grad_accum": 1})
+    size = "the weights and the averages of the optimizer"
+    with (
+        tempfile.TemporaryDirectory(dir=out_dir, prefix=".checkpoint-") as folder,
+        Worker("ours", size, Side, small) as ours,
+    ):
+        path = Path(folder) / "last.pt"
+        ours.ask("warm_up")
+        took = in_turn(
+            {
+                "help_s": lambda number: run_command([sys.executable, *_HELP])[0],
+                "import_s": lambda number: run_command([sys.executable, *_IMPORT])[0],
+                "corpus_load_s": load_corpus,
+                "corpus_again_s": load_corpus,
+                "checkpoint": lambda number: ours.ask("checkpoint", path),
+            },
+            rounds,
+            "start-up and files",
+        )
+        gigabytes = path.stat().st_size / 2**30
+    took["checkpoint_save_s"], took["checkpoint_load_s"] = zip(*took.pop("checkpoint"))
+    return {
+        **{name: median(seconds) for name, seconds in took.items()},
+        "corpus_tokens": n_tokens,
+        "checkpoint_gb": gigabytes,
+    }
+
+
+def _train(
+    config: RunConfig, *module: str, papermill: bool = False, **environment: str
+) -> tuple[float, Figures]:
+    """Train with the settings of a config, by a Python module; seconds of the whole command, and
+    the run's summary."""
+    with tempfile.TemporaryDirectory() as folder:
+        out_dir = Path(folder) / "run"
+        given = {**config.given, "preset": config.preset, "out_dir": out_dir}
+        if config.input_file:
+            given["input_file"] = Path(config.input_file).expanduser().absolute()
+        if papermill:
+            module = (*module, str(SOURCES / "03_training.ipynb"), f"{folder}/executed.ipynb")
+            words = [word for name, value in given.items() for word in ("-p", name, str(value))]
+        else:
+            words = [f"--{name}={value}" for name, value in given.items()]
+        seconds, _ = run_command([sys.executable, "-m", *module, *words], **environment)
+        return seconds, RunDirectory(out_dir).read_summary()
+
+
+def measure_run(config: RunConfig, rounds: int) -> Figures:
+    """Train three times in each round: bare steps (a quarter as many give their rate), the command
+    `train`, and papermill with notebook 03.
+
+    Returns:
+        The key `run` of bench.json: speeds in tokens/s, by the steps' own time and by the wall
+        clock; each cost is the share of the speed that is lost, of `train` against the bare steps
+        and of papermill against `train`, by the wall clock.
+    """
+
+    def speeds(seconds: float, summary: Figures) -> dict[str, float]:
+        return {
+            "tok_per_s": summary["tokens_seen"] / summary["seconds"],
+            "wall_tok_per_s": summary["tokens_seen"] / summary["wall_seconds"],
+            "start_up_s": seconds - summary["wall_seconds"],
+        }
+
+    steps = max(1, config.steps // 4)
+    size = f"batch_size {config.batch_size} and seq_len {config.seq_len}"
+    with Worker("ours", size, Side, config) as ours:
+        ours.ask("warm_up")
+        took = in_turn(
+            {
+                "bare": lambda number: config.tokens_per_step / ours.ask("turn", number, steps),
+                "train": lambda number: speeds(*_train(config, *_TRAIN)),
+                "papermill": lambda number: speeds(*_train(config, "papermill", papermill=True)),
+            },
+            rounds,
+            "run around the step",
+        )
+    walls = {
+        name: [each["wall_tok_per_s"] for each in took[name]] for name in ("train", "papermill")
+    }
+
+    def cost(of: list[float], against: list[float]) -> float:
+        return median(1 - a / b for a, b in zip(of, against))
+
+    shown = {
+        "steps",
+        "batch_size",
+        "seq_len",
+        "log_every",
+        "eval_every",
+        "save_every",
+        "sample_every",
+    }
+    return {
+        "run": {
+            **config.model_dump(include=shown),
+            "bare_tok_per_s": median(took["bare"]),
+            **{
+                name: {
+                    figure: median(each[figure] for each in took[name]) for figure in took[name][0]
+                }
+                for name in walls
+            },
+            "train_cost": cost(walls["train"], took["bare"]),
+            "papermill_cost": cost(walls["papermill"], walls["train"]),
+        }
+    }
+
+
+def check_processes(config: RunConfig, n_processes: int) -> None:
+    """Refuse a batch that cannot be shared evenly, and more processes than there are GPUs, where
+    GPUs are used.
+
+    Raises:
+        UserError: one of these.
+    """
+    context = DistContext(world_size=n_processes, local_world_size=n_processes)
+    context.check_batch_size(config.batch_size)
+    Precision.of(config, context)
+
+
+def measure_processes(config: RunConfig, n_processes: int, rounds: int) -> Figures:
+    """Train with one process and with `n_processes`, in turn. The CPU's threads are divided among
+    the processes.
+
+    Returns:
+        The key `processes` of bench.json: what was trained, and a row for each number of processes,
+        with tokens/s by the steps' own time, and how many times as fast as one process it is.
+    """
+    # Nothing but steps is asked for; the measurement and the checkpoint that end every run are
+    # outside `tok_per_s`.
+    only_steps = dict(
+        sample_every=0, eval_windows=1, eval_every=config.steps, save_every=config.steps
+    )
+    config = RunConfig.resolve({**only_steps, **config.given, "preset": config.preset})
+
+    def speed(n: int) -> float:
+        threads = max(1, torch.get_num_threads() // n)
+        torchrun = ("torch.distributed.run", "--standalone", f"--nproc_per_node={n}", "-m")
+        return _train(config, *torchrun, *_TRAIN, OMP_NUM_THREADS=str(threads))[1]["tok_per_s"]
+
+    turns = {n: lambda number, n=n: speed(n) for n in sorted({1, n_processes})}
+    took = in_turn(turns, rounds, "processes")
+    rows = [{"n": n, "tok_per_s": median(took[n]), **ratios(took[n], took[1])} for n in took]
+    shown = {"batch_size", "seq_len", "grad_accum", "steps"}
+    return {"processes": {**config.model_dump(include=shown), "rows": rows}}
