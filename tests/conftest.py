@@ -47,6 +47,13 @@ def text_file(tmp_path_factory) -> Path:
     return path
 
 
+def rows_of(directory: RunDirectory) -> list:
+    """The rows of a run's metrics so far, by its events; none before there are any."""
+    from gpt2_nb_utils.training.events import history, read_events
+
+    return history(read_events(directory.events)).rows if directory.events.exists() else []
+
+
 HOSTILE_TEXT = """\
 <script>document.title = 'broken'; alert(1)</script>
 </script></pre></code></style><img src=//example.org/x onerror=alert(2)><svg onload=alert(3)>
@@ -71,6 +78,7 @@ def finished(tmp_path_factory, text_file):
         "input_file": text,
         "out_dir": folder / "with space & 'quotes'",
         "device": "cpu",
+        "amp": "fp32",
         "max_tokens": 512,
         "steps": 4,
         "eval_every": 2,
@@ -104,6 +112,7 @@ def settings(text_file, tmp_path):
             "input_file": str(text_file),
             "out_dir": str(tmp_path / "run"),
             "device": "cpu",
+            "amp": "fp32",  # on every processor: some would take bf16
             "n_embd": 8,
             "max_tokens": 512,
             "batch_size": 4,

@@ -19,12 +19,16 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from torch import Tensor
 
 from gpt2_nb_utils.machine import environment
-from gpt2_nb_utils.results.audit import Audit, Check, audited_state
+from gpt2_nb_utils.results import audit_outputs, audit_weights
+from gpt2_nb_utils.results.audit import Audit, Check, audited_state, records_sha256
+from gpt2_nb_utils.results.record import read_summary
 from gpt2_nb_utils.results.token_losses import keep
+from gpt2_nb_utils.results.verify import CHECKS
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.windows import Windows
-from gpt2_nb_utils.training.samples_file import Sample, format_sample
+from gpt2_nb_utils.training.events import samples_text
+from gpt2_nb_utils.training.records import Sample
 
 COURSE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 HOSTILE = "First Citizen: <script>document.title = 'broken'</script> <img src=x onerror=alert(1)> & | ``` -->"
@@ -66,7 +70,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         },
         "status": "steps_done",
         "step": 30,
-        "epoch": 0.045,
+        "epoch": 15_360 / 338_024,
         "tokens_seen": 15_360,
         "seconds": 118.4,
         "wall_seconds": 171.2,
@@ -121,13 +125,14 @@ def make_run(folder: Path, content: dict[str, Any] | None = None) -> RunDirector
                 ","
             )
         )
+        table.writerow([0, 0, 0, "", "10.8712", "", "", "", "", 0])
         for step in range(1, 31):
             loss = 6.2 + 4.7 * math.exp((1 - step) / 7) + noise.gauss(0, 0.08)
             train_loss = f"{loss + 0.1:.6f}" if step % 15 == 0 else ""
             table.writerow(
                 [
                     step,
-                    f"{step * 512 / 338025:.6f}",
+                    f"{step * 512 / 338024:.7g}",
                     step * 512,
                     f"{loss:.6f}",
                     train_loss,
@@ -151,15 +156,13 @@ def make_run(folder: Path, content: dict[str, Any] | None = None) -> RunDirector
     }
     run.samples.parent.mkdir()
     run.samples.write_text(
-        "".join(
-            format_sample(
-                Sample(
-                    step,
-                    number,
-                    prompt,
-                    prompt + text,
-                    {"prompts": 2, "temperature": 0.8, "top_k": 40},
-                )
+        samples_text(
+            Sample(
+                step,
+                number,
+                prompt,
+                prompt + text,
+                {"prompts": 2, "temperature": 0.8, "top_k": 40},
             )
             for step, text in texts.items()
             for number, prompt in enumerate(["First Citizen:", "Speak.\n<b>"], start=1)
@@ -200,10 +203,10 @@ _OF_NOTHING = hashlib.sha256().hexdigest()  # of a best.pt with nothing in it
 def add_audit(
     run: RunDirectory, found: str = "0.0912 over all 338,024 predictions", ok: bool = True
 ) -> RunDirectory:
-    """Put an audit beside the run: one check that holds, one as given, one that could not be made."""
+    """Put an audit beside the run: of its checks one is as given, one could not be made, the others hold."""
+    states = {audit_weights.course_text: ok, audit_outputs.samples: None}
     checks = tuple(
-        Check(asks, state, found, "as asked")
-        for asks, state in (("loss", True), ("text", ok), ("samples", None))
+        Check(check.asks, states.get(check, True), found, "as asked") for check in CHECKS
     )
     Audit(
         "2026-01-02T03:04:05+00:00",
@@ -212,8 +215,9 @@ def add_audit(
         _OF_NOTHING,
         0.0912,
         338_024,
-        audited_state(run.read_summary()),
+        audited_state(read_summary(run)),
         checks,
+        records_sha256=records_sha256(run),
     ).write(run)
     return run
 
@@ -231,7 +235,7 @@ def add_token_losses(
         index: (numbers[index * seq_len : (index + 1) * seq_len] % 900) / 100
         for index in (range(len(windows)) if measured is None else measured)
     }
-    keep(run, run.read_summary(), windows, losses)
+    keep(run, read_summary(run), windows, losses)
     return windows, losses
 
 

@@ -35,9 +35,10 @@ import torch
 from gpt2_nb_utils.__main__ import main as command
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.corpus import load_corpus
-from gpt2_nb_utils.training import checkpoints, loop
+from gpt2_nb_utils.training import checkpoints
+from gpt2_nb_utils.training import train as loop
 from gpt2_nb_utils.training.checkpoints import is_whole, read_checkpoint
-from gpt2_nb_utils.training.run_log import COLUMNS
+from gpt2_nb_utils.training.events import COLUMNS
 
 CLOCK = ("tok_per_s", "elapsed_s", "seconds", "wall_seconds")
 """What no two runs have in common."""
@@ -258,7 +259,11 @@ class Soak:
         )
         for ours, theirs in ((run.best, reference.best), (run.last, reference.last)):
             one, other = read_checkpoint(ours), read_checkpoint(theirs)
-            for part in (one.keys() | other.keys()) - {"config"}:  # which names another folder
+            for part in (one.keys() | other.keys()) - {
+                "config",
+                "events",
+                "run_id",
+            }:  # another folder, other times
                 self._expect(
                     _same(one.get(part), other.get(part)), f"{ours.name} differs in its {part}"
                 )
@@ -269,7 +274,7 @@ class Soak:
             sorted(
                 str(path.relative_to(each.path))
                 for path in each.path.rglob("*")
-                if path != each.set_aside
+                if not path.name.startswith("set_aside_")
             )
             for each in (run, reference)
         ]

@@ -55,10 +55,12 @@ class Visitor:
 
     Args:
         url: of the page.
+        address: which the app is to take for that of the visitor; 127.0.0.1 when empty.
     """
 
-    def __init__(self, url: str):
-        self._http = httpx.Client(base_url=url, timeout=_PATIENCE, trust_env=False)
+    def __init__(self, url: str, address: str = ""):
+        headers = {"X-Forwarded-For": address} if address else {}
+        self._http = httpx.Client(base_url=url, timeout=_PATIENCE, trust_env=False, headers=headers)
         dependencies = self._http.get("/config").raise_for_status().json()["dependencies"]
         (self._write,) = (each["id"] for each in dependencies if each["api_name"] == "write")
 
@@ -95,7 +97,7 @@ class Visitor:
         """
         session, begun, waited = uuid.uuid4().hex, time.monotonic(), None
         response = self.join(values, session)
-        if response.status_code == 503 and "Queue is full" in response.text:
+        if response.status_code == 503:
             raise QueueFull
         if response.status_code != 200:
             raise Wrong(f"HTTP status {response.status_code}: {response.text[:200]}")
@@ -156,7 +158,10 @@ def soak(folder: Path, served: Served, clients: int, seconds: float, seed: int =
     end = time.monotonic() + seconds
 
     def client(number: int) -> None:
-        visitor, chance = Visitor(served.url), random.Random(seed * 1000 + number)
+        visitor, chance = (
+            Visitor(served.url, f"10.0.0.{number}"),
+            random.Random(seed * 1000 + number),
+        )
         prompt, expected = asked[number]
         while time.monotonic() < end and not problems:
             leave = chance.random() < 1 / _LEAVES

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from shaken_model import shaken
 
+from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.model.sampling import generate
 from gpt2_nb_utils.space.hf_format import write_hf
@@ -48,13 +49,10 @@ def make_space(folder: Path, text: str, **run: object) -> Path:
         **run,
     }
     (folder / "model").mkdir(parents=True)
-    write_hf(
-        folder / "model",
-        small_model(),
-        "float32",
-        training_run,
-        {"temperature": 0.8, "top_k": 40, "max_new_tokens": 100},
+    config = RunConfig.resolve(
+        {"preset": "tiny", "block_size": SIZES.block_size, "seq_len": SEQ_LEN, "temperature": 0.8}
     )
+    write_hf(folder / "model", small_model(), "float32", training_run, config)
     (folder / "corpus.txt").write_text(text, encoding="utf-8", newline="\n")
     for name in ("app.py", "requirements.txt"):
         shutil.copy(APP / name, folder)

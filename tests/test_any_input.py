@@ -24,7 +24,7 @@ from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.report.readme import fill_readme  # noqa: E402
 from gpt2_nb_utils.report.report import build_report  # noqa: E402
 from gpt2_nb_utils.results.overview import facts  # noqa: E402
-from gpt2_nb_utils.results.run import load_run  # noqa: E402
+from gpt2_nb_utils.results.record import read_record  # noqa: E402
 from gpt2_nb_utils.tokenization import decode, encode, load_corpus  # noqa: E402
 
 OURS = dict(
@@ -413,7 +413,7 @@ def test_any_value_in_a_summary_is_shown_or_named_in_one_line(
     for shown in (
         lambda: fill_readme(run, readme),
         lambda: build_report(run),
-        lambda: facts(load_run(run.path)),
+        lambda: facts(read_record(run.path)),
     ):
         try:
             shown()
@@ -500,7 +500,7 @@ def test_any_bytes_in_a_record_are_shown_or_named_in_one_line(run, tmp_path, rec
         for shown in (
             lambda: fill_readme(run, readme),
             lambda: build_report(run),
-            lambda: facts(load_run(run.path)),
+            lambda: facts(read_record(run.path)),
         ):
             try:
                 shown()

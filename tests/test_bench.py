@@ -17,12 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from run_fixture import make_run  # noqa: E402
 
 from gpt2_nb_utils.__main__ import main  # noqa: E402
-from gpt2_nb_utils.bench.products import flops_of_products  # noqa: E402
-from gpt2_nb_utils.bench.rounds import in_turn, ratios  # noqa: E402
-from gpt2_nb_utils.bench.training import check_same  # noqa: E402
-from gpt2_nb_utils.bench.worker import Worker, WorkerFailed  # noqa: E402
+from gpt2_nb_utils.bench import comparison  # noqa: E402
+from gpt2_nb_utils.bench.comparison import check_same, formats, measure_training  # noqa: E402
+from gpt2_nb_utils.bench.sides import flops_of_products  # noqa: E402
+from gpt2_nb_utils.bench.worker import Worker, WorkerFailed, in_turn, ratios  # noqa: E402
+from gpt2_nb_utils.config import RunConfig  # noqa: E402
 from gpt2_nb_utils.errors import UserError  # noqa: E402
-from gpt2_nb_utils.model import linear  # noqa: E402
+from gpt2_nb_utils.model import cpu_kernels  # noqa: E402
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config  # noqa: E402
 from gpt2_nb_utils.report import bench_table  # noqa: E402
 from gpt2_nb_utils.report.readme import fill_readme  # noqa: E402
@@ -71,7 +72,7 @@ def measured(tmp_path_factory, text_file):
 def test_the_standard_output_is_json_alone_and_so_is_the_file(measured):
     done, result, folder = measured
     assert json.loads((folder / "bench.json").read_text(encoding="utf-8")) == result
-    assert "training step, round" in done.stderr  # what it is doing is told, but elsewhere
+    assert "training step (fp32), round" in done.stderr  # what it is doing is told, but elsewhere
     assert [path.name for path in folder.iterdir()] == [
         "bench.json"
     ]  # the checkpoint that was timed is gone
@@ -165,7 +166,7 @@ def test_the_profile_names_the_operators_that_take_the_time_of_a_step(measured):
 def test_the_operations_of_the_matrix_products_are_those_that_torch_counts_without_attention(
     monkeypatch,
 ):
-    monkeypatch.setattr(linear, "_HAS_ONEDNN", False)  # the counter knows none of its products
+    monkeypatch.setattr(cpu_kernels, "ENABLED", False)  # the counter does not know its products
     model = GPT2(SIZES)
     ids = torch.randint(SIZES.vocab_size, (2, 33), generator=torch.Generator().manual_seed(1))
     with FlopCounterMode(display=False) as counter:
@@ -212,21 +213,49 @@ def test_sides_that_begin_with_another_loss_are_not_compared(amp, theirs, fits):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_worker_prints_to_the_standard_error_tells_failures_and_its_death_is_put_down_to_memory(
-    capfd,
-):
-    with Worker("ours") as worker:
-        worker.build("words", print, "said by the worker", size="")
-        with pytest.raises(WorkerFailed, match="ours: ZeroDivisionError"):
-            worker.build("quotient", divmod, 1, 0, size="")
-        with pytest.raises(
-            UserError, match="ours: batch_size 9 and seq_len 9 do not fit into memory: lower them"
-        ):
-            worker.build(
-                "victim", signal.raise_signal, signal.SIGKILL, size="batch_size 9 and seq_len 9"
-            )
+def test_a_worker_prints_to_the_standard_error_and_its_death_is_put_down_to_memory(capfd):
+    with Worker("ours", "", print, "said by the worker"):
+        pass
+    with pytest.raises(WorkerFailed, match="ZeroDivisionError"):
+        Worker("ours", "", divmod, 1, 0)
+    fits = "ours: batch_size 9 and seq_len 9 do not fit into memory"
+    with pytest.raises(UserError, match=rf"{fits} \(its process died\): lower them"):
+        Worker("ours", "batch_size 9 and seq_len 9", signal.raise_signal, signal.SIGKILL)
+    with pytest.raises(UserError, match=f"{fits}: lower them"):
+        Worker("ours", "batch_size 9 and seq_len 9", torch.empty, 1 << 50)
     said = capfd.readouterr()
     assert said.out == "" and "said by the worker" in said.err
+
+
+@pytest.mark.parametrize(
+    "amp, units, expected",
+    [
+        ("auto", True, ["bf16", "fp32"]),
+        ("auto", False, ["fp32"]),
+        ("bf16", False, ["bf16"]),
+        ("fp32", True, ["fp32"]),
+    ],
+)
+def test_both_formats_are_measured_where_the_processor_has_bf16_units(
+    monkeypatch, amp, units, expected
+):
+    for query in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, query, lambda: units, raising=False)
+    assert formats(RunConfig.resolve({"device": "cpu", "amp": amp})) == expected
+
+
+def test_a_second_format_has_its_own_columns_and_both_sides_compute_in_it(monkeypatch):
+    monkeypatch.setattr(comparison, "formats", lambda config: ["bf16", "fp32"])
+    words = {word.split("=")[0].removeprefix("--"): word.split("=")[1] for word in SMALL}
+    result = measure_training(RunConfig.resolve(words), True, 1, False)
+    losses = [part["against"]["loss"] for part in (result, result["fp32"])]
+    assert result["train"]["loss"] != result["fp32"]["train"]["loss"]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=1e-2)
+    result |= {"amp": "bf16", "transformers": "5"}
+    head, (step, *_) = bench_table._head(result), bench_table.lines(result)
+    assert head[1:3] == ("ours, bf16", "transformers, bf16")
+    assert head[4:6] == ("ours, fp32", "transformers, fp32") and len(step) == len(head) == 7
+    assert step[4] == bench_table._number(result["fp32"]["train"]["tok_per_s"])
 
 
 # Bad input
@@ -378,7 +407,7 @@ def test_the_run_around_the_step_and_processes_are_measured_by_the_real_commands
 def test_a_run_that_met_a_faster_machine_than_its_measure_did_is_not_said_to_lose_less_than_nothing(
     cost, words
 ):
-    assert bench_table._lost(cost, "train") == words
+    assert bench_table._cost(cost, "train") == words
 
 
 # The README's block
@@ -413,6 +442,7 @@ def test_the_readmes_block_shows_what_bench_wrote(measured, tmp_path):
         f"{against['ratio_median']:.2f} ({against['ratio_min']:.2f} to {against['ratio_max']:.2f})"
         in shown
     )
+    assert f"fp32 ({result['amp_reason']})" in shown if result["amp_reason"] else True
     assert (
         f"| {result['share_of_matmul']:.0%} |" in shown
         and f"```sh\n{result['command']}\n```" in shown

@@ -13,9 +13,9 @@ import torch
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.training import checkpoints, start
+from gpt2_nb_utils.training import checkpoints, open_run, recorder
 from gpt2_nb_utils.training.checkpoints import read_checkpoint, save_checkpoint
-from gpt2_nb_utils.training.loop import train
+from gpt2_nb_utils.training.train import train
 
 
 def run(settings: dict, **more) -> RunDirectory:
@@ -64,6 +64,10 @@ def copy(stopped, tmp_path):
     """A copy of that run, to be spoilt."""
     shutil.copytree(stopped.path, tmp_path / "run")
     return RunDirectory(tmp_path / "run")
+
+
+def set_aside(directory: RunDirectory) -> Path:
+    return directory.last.with_name("set_aside_last.pt")
 
 
 def cut_short(path: Path) -> None:
@@ -124,7 +128,7 @@ def test_each_kind_of_bad_file_has_its_own_line(stopped, tmp_path):
         "old_code.pt": "is not a checkpoint of this program",
         "foreign.pt": "is not a checkpoint of this program",
         "odd_format.pt": "is not a checkpoint of this program",
-        "newer.pt": "has format 99, newer than format 1.*use the version that wrote it",
+        "newer.pt": "has format 99, newer than format 2.*use the version that wrote it",
         "document.pt": "is not a checkpoint of this program",
         "none.pt": "no such checkpoint",
     }
@@ -153,7 +157,7 @@ def test_any_changed_byte_is_noticed_or_changes_nothing_and_no_length_but_the_wh
         except UserError:
             refused += 1
             continue
-        torch.testing.assert_close(read, {"format": 1, **content}, rtol=0, atol=0)
+        torch.testing.assert_close(read, {"format": 2, **content}, rtol=0, atol=0)
     assert refused > 100
     for length in chance.sample(range(len(whole)), 60):
         path.write_bytes(whole[:length])
@@ -185,14 +189,14 @@ def test_auto_goes_on_from_the_checkpoint_before_says_so_in_one_line_and_ends_th
     ]
     assert (
         reason.replace("\\", "") in line
-        and "going on from the checkpoint before it, of step 3" in line
+        and "continuing from the checkpoint before it, of step 3" in line
     )
     assert line in copy.log.read_text(encoding="utf-8")
     ours, theirs = read_checkpoint(copy.last), read_checkpoint(stopped.last)
     assert all(torch.equal(tensor, theirs["model"][name]) for name, tensor in ours["model"].items())
     assert copy.samples.read_bytes() == stopped.samples.read_bytes()
     assert (
-        copy.set_aside.read_bytes() if spoilt is not None else None
+        set_aside(copy).read_bytes() if spoilt is not None else None
     ) == spoilt and not Evil.trap.exists()
 
 
@@ -204,7 +208,7 @@ def test_where_no_checkpoint_before_is_left_that_is_said_and_nothing_changes(cop
     before = content_of(copy)
     with pytest.raises(
         UserError,
-        match="previous.pt is missing, so there is nothing to go on from: put back a copy.*best.pt is whole, for `sample` and `verify`",
+        match="previous.pt is missing, so there is nothing to continue from: put back a copy.*best.pt is whole, for `sample` and `verify`",
     ):
         run({"out_dir": str(copy.path), "resume": "auto"})
     assert content_of(copy) == before
@@ -270,9 +274,9 @@ def test_a_damaged_best_model_is_said_and_the_next_one_takes_its_place(copy, cap
 
 
 def test_a_checkpoint_that_another_process_writes_meanwhile_is_not_gone_on_from(copy, monkeypatch):
-    load = start.load_corpus
+    load = open_run.load_corpus
     monkeypatch.setattr(
-        start, "load_corpus", lambda path: shutil.copy(copy.previous, copy.last) and load(path)
+        open_run, "load_corpus", lambda path: shutil.copy(copy.previous, copy.last) and load(path)
     )
     with pytest.raises(UserError, match="another process has just trained"):
         run({"out_dir": str(copy.path), "resume": "auto", "steps": 7})
@@ -285,7 +289,7 @@ def test_a_checkpoint_that_another_process_writes_meanwhile_is_not_gone_on_from(
 def test_a_checkpoint_named_by_hand_sets_aside_the_one_whose_place_it_takes(copy):
     last = copy.last.read_bytes()
     train(RunConfig.resolve({"resume": str(copy.previous), "steps": 7}))
-    assert copy.set_aside.read_bytes() == last and read_checkpoint(copy.last)["state"]["step"] == 7
+    assert set_aside(copy).read_bytes() == last and read_checkpoint(copy.last)["state"]["step"] == 7
 
 
 def test_going_on_from_the_file_set_aside_does_not_lose_it(copy, monkeypatch):
@@ -293,16 +297,15 @@ def test_going_on_from_the_file_set_aside_does_not_lose_it(copy, monkeypatch):
         read_checkpoint(copy.last)["state"]["step"],
         read_checkpoint(copy.previous)["state"]["step"],
     )
-    copy.previous.rename(copy.set_aside)
+    copy.previous.rename(set_aside(copy))
     monkeypatch.setattr(
-        start, "_first_summary", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        recorder.Recorder, "_render_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )  # before any step
     with pytest.raises(KeyboardInterrupt):
-        train(RunConfig.resolve({"resume": str(copy.set_aside), "steps": 7}))
-    assert (
-        read_checkpoint(copy.last)["state"]["step"],
-        read_checkpoint(copy.set_aside)["state"]["step"],
-    ) == (older, last)
+        train(RunConfig.resolve({"resume": str(set_aside(copy)), "steps": 7}))
+    kept = copy.last.parent.glob("set_aside_*last.pt")
+    assert read_checkpoint(copy.last)["state"]["step"] == older
+    assert {read_checkpoint(path)["state"]["step"] for path in kept} == {older, last}
     assert not list(copy.last.parent.glob(".*"))
 
 
@@ -348,7 +351,7 @@ FORGED = [
     ("step", 2.5),
     ("seconds", "x"),
     ("seconds", float("nan")),
-    ("windows_drawn", -7),
+    ("smoothed_loss", 1.0),
     ("tokens_seen", None),
     ("train_loss_windows", []),
     ("skipped_in_a_row", True),
@@ -379,20 +382,18 @@ def test_a_whole_checkpoint_with_forged_values_is_one_line_and_nothing_changes(c
     assert content_of(copy) == before
 
 
-def test_forged_histories_are_left_out_of_what_a_resumed_run_writes(copy):
+def test_forged_records_are_rendered_again_from_the_events_by_a_resumed_run(copy):
     for path, name in ((copy.summary, "resumed_with"), (copy.environment, "resumed")):
         copy.write_json(path, {**copy.read_json(path), name: 5})
     run({"out_dir": str(copy.path), "resume": "auto", "steps": 7})
-    assert (
-        len(copy.read_summary()["resumed_with"])
-        == len(copy.read_json(copy.environment)["resumed"])
-        == 1
-    )
+    assert [each["step"] for each in copy.read_summary()["resumed_with"]] == [3, 6]
+    assert len(copy.read_json(copy.environment)["resumed"]) == 2
 
 
 @pytest.mark.parametrize(
     "name",
     [
+        "logs/events.jsonl",
         "logs/train.log",
         "logs/train_metrics.csv",
         "samples/samples.txt",
@@ -413,7 +414,7 @@ def test_a_record_that_is_a_link_is_refused_and_what_it_leads_to_stays(copy, tmp
 def test_going_on_from_a_named_checkpoint_and_throwing_its_run_away_contradict_each_other(copy):
     before = content_of(copy)
     with pytest.raises(
-        UserError, match="--resume .*last.pt goes on with a run and --overwrite throws one away"
+        UserError, match="--resume .*last.pt continues a run and --overwrite throws one away"
     ):
         run({"out_dir": str(copy.path), "resume": str(copy.last), "overwrite": True})
     assert content_of(copy) == before

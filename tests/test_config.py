@@ -140,14 +140,18 @@ def test_help_groups_the_flags_gives_defaults_and_needs_no_torch():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebooks_parameters_cell_is_derived_from_the_config(path):
     source = parameters_source(path)
-    names = [line.partition(":")[0] for line in source.splitlines()[1:]]
+    names = [line.partition(":")[0] for line in source.splitlines() if not line.startswith("#")]
     assert source == parameters_cell(names)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_papermills_inspector_lists_every_parameter_with_type_default_and_help(path):
     listed = papermill.inspect_notebook(str(path))
-    names = [line.partition(":")[0] for line in parameters_source(path).splitlines()[1:]]
+    names = [
+        line.partition(":")[0]
+        for line in parameters_source(path).splitlines()
+        if not line.startswith("#")
+    ]
     assert list(listed) == names
     for name, parameter in listed.items():
         assert parameter["help"].startswith(

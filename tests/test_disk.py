@@ -17,9 +17,8 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training import recorder
 from gpt2_nb_utils.training.checkpoints import is_whole, read_checkpoint, save_checkpoint
-from gpt2_nb_utils.training.loop import train
-from gpt2_nb_utils.training.run_log import read_metrics
-from gpt2_nb_utils.training.samples_file import read_samples
+from gpt2_nb_utils.training.events import history, read_events
+from gpt2_nb_utils.training.train import train
 
 
 class Disk:
@@ -130,14 +129,16 @@ def test_a_disk_that_fills_up_while_logging_ends_the_run_in_one_line_and_it_goes
     )  # nothing is cut short
     (small.path / "filler").unlink()
     run({"out_dir": given["out_dir"], "resume": "auto"})  # and nothing is locked
-    assert [row.step for row in read_metrics(directory.metrics)] == list(range(61))
-    assert [sample.step for sample in read_samples(directory.samples) if not sample.final][::3] == [
+    assert [row.step for row in history(read_events(directory.events)).rows] == list(range(61))
+    assert [
+        sample.step for sample in history(read_events(directory.events)).samples if not sample.final
+    ][::3] == [
         4,
         *range(6, 61, 3),
     ]
 
 
-@pytest.mark.parametrize("name", ["train.log", "train_metrics.csv", "samples.txt"])
+@pytest.mark.parametrize("name", ["events.jsonl", "train.log", "train_metrics.csv", "samples.txt"])
 def test_every_record_that_cannot_be_written_is_named_in_one_line(settings, monkeypatch, name):
     given, real = settings(), Path.open
     run({**given, "steps": 2})
@@ -149,24 +150,24 @@ def test_every_record_that_cannot_be_written_is_named_in_one_line(settings, monk
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return real(path, mode, *args, **more)
 
-    def written(path, content):
+    def written(path, content, **more):
         if path.name == name:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        whole(path, content)
+        whole(path, content, **more)
 
     whole = recorder.write_atomically
     monkeypatch.setattr(Path, "open", opened)
     monkeypatch.setattr(recorder, "write_atomically", written)
     with pytest.raises(
         UserError,
-        match=f"{name} cannot be written .*No space left.*the last good checkpoint is kept, and --resume auto goes on",
+        match=f"{name} cannot be written .*No space left.*the last good checkpoint is kept, and --resume auto continues",
     ):
         run({"out_dir": given["out_dir"], "resume": "auto", "steps": 6})
     monkeypatch.undo()
     run({"out_dir": given["out_dir"], "resume": "auto", "steps": 6})
-    assert [row.step for row in read_metrics(RunDirectory(given["out_dir"]).metrics)] == list(
-        range(7)
-    )
+    assert [
+        row.step for row in history(read_events(RunDirectory(given["out_dir"]).events)).rows
+    ] == list(range(7))
 
 
 def test_a_report_for_which_there_is_no_room_is_one_line_and_leaves_the_old_one_whole(disk, capsys):
@@ -232,20 +233,14 @@ def test_a_checkpoint_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
 # Removed
 
 
-def test_when_its_folder_is_removed_a_run_ends_in_one_line_and_puts_its_state_back(
-    settings, tmp_path
-):
+def test_when_its_folder_is_removed_a_run_ends_in_one_line_and_writes_nothing(settings):
     given = settings()
     directory = RunDirectory(given["out_dir"])
     with pytest.raises(
-        UserError,
-        match="was removed while this run trained in it: its state at step [45] is there again.*--resume auto",
+        UserError, match="was removed while this run trained in it: it ends at step 5"
     ):
         run(given, on_row=lambda row: row.step == 4 and shutil.rmtree(directory.path))
-    run({"out_dir": given["out_dir"], "resume": "auto"})
-    whole = run(settings(out_dir=str(tmp_path / "whole")))
-    ours, theirs = (read_checkpoint(each.last)["model"] for each in (directory, whole))
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert not directory.path.exists()
 
 
 def test_a_run_whose_folder_another_one_has_taken_writes_nothing_into_it(settings):
@@ -262,7 +257,7 @@ def test_a_run_whose_folder_another_one_has_taken_writes_nothing_into_it(setting
 
     with pytest.raises(
         UserError,
-        match="another run has taken its place: this one ends at step [45] and writes nothing there",
+        match="was removed while this run trained in it: it ends at step 5 and writes nothing there",
     ):
         run(given, on_row=replace)
     assert (

@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2_nb_utils.config import RunConfig
-from gpt2_nb_utils.results import figures, measure, overview
-from gpt2_nb_utils.results.run import RunResults
+from gpt2_nb_utils.figures import results as figures
+from gpt2_nb_utils.results import measure, overview
+from gpt2_nb_utils.results.record import Record
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization import Windows, encode, load_corpus
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
 from gpt2_nb_utils.tokenization.floor import prefix_entropy
-from gpt2_nb_utils.training.run_log import Row
+from gpt2_nb_utils.training.records import CorpusFacts, Row, Summary
 
 needs_course_file = pytest.mark.skipif(
     not COURSE_INPUT.exists()
@@ -200,7 +201,7 @@ def test_the_words_for_the_loss_figure_name_the_floor_also_where_it_is_not_drawn
 
 @pytest.fixture
 def run_on(tmp_path):
-    """What `load_run` gives for a run on 3,000 words that follow no rule. Call it with the settings that matter."""
+    """What `read_record` gives for a run on 3,000 words that follow no rule. Call it with the settings that matter."""
     text = "".join(random.Random(0).choices([" the", " cat", " sat"], k=3000))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
 
@@ -210,8 +211,8 @@ def run_on(tmp_path):
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
         config = RunConfig.resolve({"input_file": recorded["path"], "device": "cpu", **settings})
-        return RunResults(
-            RunDirectory(tmp_path / "run"), {"corpus": recorded}, config, {}, [], [], ()
+        return Record(
+            RunDirectory(tmp_path / "run"), Summary(corpus=CorpusFacts(**recorded)), config
         )
 
     return make

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from conftest import rows_of
 from run_command import stand_ins
 
 from gpt2_nb_utils.config import RunConfig
@@ -21,10 +22,9 @@ from gpt2_nb_utils.report import run as run_module
 from gpt2_nb_utils.report.notebooks import NotebookFailed, run_notebooks
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
-from gpt2_nb_utils.training.loop import train
-from gpt2_nb_utils.training.run_log import read_metrics
-from gpt2_nb_utils.training.samples_file import read_samples
-from gpt2_nb_utils.training.start import start_run
+from gpt2_nb_utils.training.events import history, read_events
+from gpt2_nb_utils.training.open_run import open_run
+from gpt2_nb_utils.training.train import train
 
 PROJECT = Path(__file__).parents[1]
 
@@ -34,7 +34,7 @@ def run(settings: dict, **more) -> RunDirectory:
     return RunDirectory(settings["out_dir"])
 
 
-def rows_of(directory: RunDirectory) -> list[list[str]]:
+def cells_of(directory: RunDirectory) -> list[list[str]]:
     """The metrics without what the clock says."""
     return [
         line.split(",")[:8] for line in directory.metrics.read_text(encoding="utf-8").splitlines()
@@ -42,7 +42,7 @@ def rows_of(directory: RunDirectory) -> list[list[str]]:
 
 
 def assert_same_end(directory: RunDirectory, reference: RunDirectory) -> None:
-    assert rows_of(directory) == rows_of(reference)
+    assert cells_of(directory) == cells_of(reference)
     assert directory.samples.read_bytes() == reference.samples.read_bytes()
     for name in ("best", "last"):
         ours, theirs = (
@@ -78,14 +78,16 @@ def test_a_run_killed_between_the_best_model_and_the_last_checkpoint_reaches_its
         eval_every=2,
         eval_windows=0,
         save_every=100,
-        sample_every=4,
+        sample_every=2,
     )
     whole = run({**given, "out_dir": str(tmp_path / "whole")})
     assert whole.read_summary()["status"] == "target_reached"
-    run({**given, "steps": 4})
-    directory = RunDirectory(given["out_dir"])
-    shutil.copy(whole.best, directory.best)  # which is written first; then came the kill
-    run({"out_dir": given["out_dir"], "resume": "auto", "steps": 60})
+    directory = run({**given, "steps": 2})
+    end = {"resume": "auto", "steps": 60}
+    shutil.copytree(directory.path, tmp_path / "further")
+    further = run({**end, "out_dir": str(tmp_path / "further")})
+    shutil.copy(further.best, directory.best)  # which is written first; then came the kill
+    run({**end, "out_dir": given["out_dir"]})
     assert_same_end(directory, whole)
     assert directory.read_summary()["status"] == "target_reached"
 
@@ -100,14 +102,13 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_does_not_take_
     shutil.copy(
         tmp_path / "other" / "checkpoints" / "best.pt", directory.best
     )  # a lower loss than this one will reach
-    directory.write_json(directory.summary, {**directory.read_summary(), "status": "running"})
+    lines = directory.events.read_text(encoding="utf-8").splitlines(keepends=True)
+    directory.events.write_text("".join(lines[:-1]), encoding="utf-8")  # killed: it has no end
     old = directory.best.read_bytes()
     run({"out_dir": given["out_dir"], "resume": "auto"})
-    assert (
-        "last.pt is missing: the run begins anew, and its best model is kept as set_aside.pt"
-        in capsys.readouterr().err
-    )
-    assert directory.set_aside.read_bytes() == old
+    aside = directory.best.with_name("set_aside_best.pt")
+    assert f"best.pt is kept as {aside}" in capsys.readouterr().err
+    assert aside.read_bytes() == old
     run({"out_dir": given["out_dir"], "resume": "auto", "steps": 4})
     assert_same_end(
         directory, run({**given, "out_dir": str(tmp_path / "whole"), "steps": 4, "sample_every": 3})
@@ -131,7 +132,7 @@ def test_a_stop_saves_the_step_and_leaves_out_nothing_that_the_resumed_run_would
         and read_checkpoint(directory.last)["state"]["step"] == 3
     )
     run({"out_dir": given["out_dir"], "resume": "auto"})
-    assert [sample.step for sample in read_samples(directory.samples)] == [3] * 3 + [
+    assert [sample.step for sample in history(read_events(directory.events)).samples] == [3] * 3 + [
         6
     ] * 4  # and the greedy one at the end
     assert_same_end(directory, whole)
@@ -145,7 +146,7 @@ def test_the_exit_status_tells_the_signal_and_a_second_one_leaves_at_once(
     code = f"""if True:
         import os, signal, sys
         from gpt2_nb_utils.__main__ import main
-        from gpt2_nb_utils.training import loop
+        from gpt2_nb_utils.training import train as loop
         step, done = loop.training_step, []
 
         def stopped(*args):
@@ -201,7 +202,7 @@ def test_after_its_kernel_is_killed_a_run_goes_on_at_the_notebook_that_broke_off
 
     def kill_the_kernel():
         deadline = time.monotonic() + 600
-        while not directory.last.exists() or len(read_metrics(directory.metrics)) < 5:
+        while not directory.last.exists() or len(rows_of(directory)) < 5:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         (kernel,) = [
@@ -213,17 +214,15 @@ def test_after_its_kernel_is_killed_a_run_goes_on_at_the_notebook_that_broke_off
 
     killer = threading.Thread(target=kill_the_kernel)
     killer.start()
-    claim = start_run(config).lock
-    claim.lend()
-    try:
+    claim = open_run(config).claim
+    with directory.held_by_run():
+        claim.release()
         with pytest.raises(
             NotebookFailed,
             match="03_training.ipynb.*[Kk]ernel died.*--resume auto goes on from the last checkpoint",
         ):
             run_notebooks(config, directory)
-    finally:
-        claim.release()
-        killer.join()
+    killer.join()
     first = [
         (directory.notebooks / f"{name}.ipynb").read_bytes()
         for name in ("01_tokenization", "02_model")
@@ -240,7 +239,9 @@ def test_after_its_kernel_is_killed_a_run_goes_on_at_the_notebook_that_broke_off
         for name in ("01_tokenization", "02_model")
     ] == first
     assert "the end" in (directory.notebooks / "04_results.ipynb").read_text(encoding="utf-8")
-    assert [row.step for row in read_metrics(directory.metrics)] == list(range(step + 3))
+    assert [row.step for row in history(read_events(directory.events)).rows] == list(
+        range(step + 3)
+    )
 
 
 # Two at once
@@ -257,7 +258,7 @@ def test_nobody_else_gets_into_the_directory_of_a_run_between_its_trainings_but_
         environment = {
             name: value
             for name, value in os.environ.items()
-            if name != "GPT2_NB_UTILS_LENT" or more.get("own")
+            if name != "GPT2_NB_UTILS_RUN" or more.get("own")
         }
         words = [f"--{name}={value}" for name, value in {**given, "resume": "auto"}.items()]
         return subprocess.run(
@@ -268,18 +269,16 @@ def test_nobody_else_gets_into_the_directory_of_a_run_between_its_trainings_but_
         )
 
     claim = directory.claim()
-    claim.lend()  # as the command `run` does, before its first kernel starts
-    try:
+    with directory.held_by_run():  # as the command `run` does, before its first kernel starts
+        claim.release()
         refused = another()
         assert refused.returncode == 2 and "another process is training there" in refused.stderr
+        around = os.environ.pop("GPT2_NB_UTILS_RUN")
         with pytest.raises(
             UserError, match="already holds a run|another process is training there"
         ):
-            os.environ.pop("GPT2_NB_UTILS_LENT")
             directory.claim(overwrite=True)
-        os.environ["GPT2_NB_UTILS_LENT"] = str(directory.path.resolve())
+        os.environ["GPT2_NB_UTILS_RUN"] = around
         assert another(own=True).returncode == 0
-    finally:
-        claim.release()
-    assert "GPT2_NB_UTILS_LENT" not in os.environ
+    assert "GPT2_NB_UTILS_RUN" not in os.environ
     directory.claim(resume=True).release()

@@ -75,7 +75,7 @@ def test_a_training_step_of_train_takes_its_memory_from_the_step_before(text_fil
     script = """
 import resource, sys
 from gpt2_nb_utils.config import RunConfig
-from gpt2_nb_utils.training.loop import train
+from gpt2_nb_utils.training.train import train
 config = RunConfig.resolve({"preset": "tiny", "input_file": sys.argv[1], "out_dir": sys.argv[2], "device": "cpu", "max_tokens": 512,
                             "n_layer": 1, "n_head": 1, "n_embd": 192, "batch_size": 2, "steps": 8, "log_every": 1,
                             "eval_every": 100, "eval_windows": 2, "save_every": 100, "sample_every": 0})

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.figures import results as figures
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.results import attention, measure, provenance, recall, recall_growth
-from gpt2_nb_utils.results.run import load_run
+from gpt2_nb_utils.results.record import read_recall, read_record
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, Windows
 from gpt2_nb_utils.training.corpus_loss import read_windows
-from gpt2_nb_utils.training.loop import train
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.run_log import RecallRow, read_recall
+from gpt2_nb_utils.training.records import RecallRow
+from gpt2_nb_utils.training.train import train
 from gpt2_nb_utils.training.verbatim import (
     Recalled,
     counted,
@@ -64,12 +65,12 @@ def run(tmp_path_factory):
             )
         )
     )
-    return load_run(folder / "run")
+    return read_record(folder / "run")
 
 
 @pytest.fixture(scope="module")
 def measured(run):
-    return measure.measure(run, "cpu", on_windows=lambda done: None)
+    return measure.measure(run, "cpu")
 
 
 # -- recall, counted without generating ------------------------------------------------------------------------------
@@ -79,10 +80,10 @@ def test_what_one_forward_pass_counts_is_what_greedy_generation_gets_right(run, 
     generated = recall.recall(measured.trained.model, run.windows, n=100)
     by_window = {one.start // run.windows.seq_len: one.n_right for one in generated}
     assert {
-        index: n for index, n in zip(measured.indices, measured.n_right) if n is not None
+        window.index: window.n_right for window in measured.read if window.n_right is not None
     } == by_window
     assert len(set(by_window.values())) > 3  # neither all of it nor nothing
-    assert measured.result.recalled.verbatim == sum(one.verbatim for one in generated)
+    assert measured.result.recall.verbatim == sum(one.verbatim for one in generated)
 
 
 def test_a_window_too_short_for_its_opening_is_not_counted():
@@ -123,24 +124,26 @@ def test_recall_on_record_is_read_back_and_a_damaged_line_left_out(run, tmp_path
     assert [row.step for row in run.recall] == [0, 20, 40, 60] and run.recall[
         -1
     ].recalled.openings == 15
+    shutil.copytree(run.directory.path, tmp_path / "run")
+    (tmp_path / "run" / "logs" / "events.jsonl").unlink()  # as runs of earlier versions have none
     path = tmp_path / "recall.csv"
     path.write_bytes(
         run.directory.recall.read_bytes()
         + b"61,15,16\n62,15,16,17,99,1.0\n63,0,16,17,0,0\n64,15,x,17,9,1.0\n"
     )
-    assert read_recall(path) == list(run.recall)
+    assert read_recall(path) == read_record(tmp_path / "run").recall and len(read_recall(path)) == 4
 
 
 def test_growth_has_one_point_a_step_the_one_that_measured_most(run, measured):
     some, whole = Recalled(3, 16, 17, 0, 1.0), Recalled(15, 16, 17, 2, 4.5)
     rows = recall_growth.history(
         dataclasses.replace(
-            run, recall=(RecallRow(0, some), RecallRow(9, some), RecallRow(9, whole))
+            run, recall=[RecallRow(0, some), RecallRow(9, some), RecallRow(9, whole)]
         ),
         measured,
     )
     assert rows == [RecallRow(0, some), RecallRow(9, whole)]
-    lines = [line.get_ydata() for line in recall_growth.figure(rows).axes[0].lines]
+    lines = [line.get_ydata() for line in figures.recall_figure(rows).axes[0].lines]
     assert [list(line) for line in lines] == [
         pytest.approx([100 / 17, 450 / 17]),
         pytest.approx([0, 200 / 15]),
@@ -152,15 +155,16 @@ def test_a_run_that_recorded_no_recall_shows_its_random_and_its_best_weights(
     run, measured, tmp_path
 ):
     shutil.copytree(run.directory.path, tmp_path / "run")
-    (tmp_path / "run" / "logs" / "recall.csv").unlink()
-    old = load_run(tmp_path / "run")
+    for name in ("recall.csv", "events.jsonl"):
+        (tmp_path / "run" / "logs" / name).unlink()
+    old = read_record(tmp_path / "run")
     first, last = recall_growth.history(old, measured)
     assert not any("recall" in line for line in old.missing) and (first.step, last.step) == (
         0,
         measured.trained.step,
     )
     assert (
-        first.recalled.right < 1 < last.recalled.right and last.recalled == measured.result.recalled
+        first.recalled.right < 1 < last.recalled.right and last.recalled == measured.result.recall
     )
     table = recall_growth.growth_table([first, last], old).data
     assert f"{old.rows[0].train_loss:.4f}" in table and f"{last.recalled.right:.1f} of 17" in table
@@ -272,17 +276,17 @@ def test_habits_are_those_that_the_maps_were_built_with():
 def test_every_head_has_its_picture_and_the_enlarged_one_its_tokens(run, measured):
     line = run.windows.tokens[:10]
     maps = measured.trained.model.attention_maps(line[None])
-    picture = attention.all_heads(maps)
+    picture = figures.all_heads(maps)
     picture.canvas.draw()
     (axes,) = picture.axes
     mosaic = axes.images[0].get_array()
     assert [len(axis.get_ticklabels()) for axis in (axes.yaxis, axes.xaxis)] == [2, 3]
     for layer, head in np.ndindex(2, 3):
-        rows, columns = (attention.place(number, T=10, gap=2) for number in (layer, head))
+        rows, columns = (slice(1 + 12 * number, 11 + 12 * number) for number in (layer, head))
         np.testing.assert_array_equal(mosaic[rows, columns], maps[layer][0, head].numpy())
     assert mosaic.mask.sum() == mosaic.size - 6 * 100  # between the maps
     pieces = ["$a", "\n", " b", *"cdefghi"]
-    figure = attention.one_head(maps, attention.Head(1, 2), pieces)
+    figure = figures.one_head(maps, attention.Head(1, 2), pieces)
     figure.canvas.draw()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()][:3] == ["$a", "↵", "·b"]
     weights = maps[1][0, 2].numpy()

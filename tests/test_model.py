@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,12 +14,19 @@ import transformers
 from matplotlib.figure import Figure
 from shaken_model import shaken
 
-from gpt2_nb_utils.model import figures, measurements
-from gpt2_nb_utils.model.gpt2 import GPT2, IGNORE_INDEX, Attention, GPT2Config, causal_mask
-from gpt2_nb_utils.model.head_loss import head_loss
-from gpt2_nb_utils.model.initialisation import expected_std
-from gpt2_nb_utils.model.kv_cache import KVCache
+from gpt2_nb_utils.figures import model as figures
+from gpt2_nb_utils.model import measurements
+from gpt2_nb_utils.model.cpu_kernels import fused_linear_cross_entropy
+from gpt2_nb_utils.model.gpt2 import (
+    GPT2,
+    IGNORE_INDEX,
+    Attention,
+    GPT2Config,
+    causal_mask,
+    expected_std,
+)
 from gpt2_nb_utils.model.parts import parameter_count, parameter_parts, parameter_shapes
+from gpt2_nb_utils.model.sampling import KVCache
 
 SMALL = GPT2Config(block_size=24, n_layer=3, n_head=4, n_embd=32, vocab_size=101)
 PUBLISHED_PARAMETERS = 124_439_808
@@ -143,7 +151,10 @@ def test_the_heads_gradients_in_bf16_are_right_to_bf16_even_where_the_target_is_
         torch.float64,
     )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = gradients(lambda h, w: head_loss(h, w, targets, IGNORE_INDEX, "sum"), torch.float32)
+        ours = gradients(
+            lambda h, w: fused_linear_cross_entropy(h, w, targets, IGNORE_INDEX, "sum"),
+            torch.float32,
+        )
     assert ours[0] == pytest.approx(exact[0], rel=0.02)
     for gradient, truth in zip(ours[1:], exact[1:]):
         assert (gradient - truth).norm() < 0.02 * truth.norm()
@@ -393,7 +404,7 @@ def test_logits_through_a_cache_whose_rows_hold_unequally_much_are_those_of_each
     cache = KVCache(SMALL.n_layer, SMALL.block_size)
     with torch.no_grad():
         model(x[:, :7], cache)
-        cache.keep([7, 2, 0])  # what stood behind is written over
+        cache.lengths = [7, 2, 0]  # what stood behind is written over
         two, one = model(x[:, 7:9], cache), model(x[:, 9:10], cache)
         assert cache.lengths == [10, 5, 3] and len(cache) == 10
         for row, kept in enumerate((7, 2, 0)):
@@ -408,7 +419,7 @@ def test_rows_taken_from_another_cache_are_that_caches():
         model(x[:, :5], cache)
         model(x[[2, 0], 5:8], other)
         cache.take([2, 0], other)
-        cache.keep([3, 5, 2])
+        cache.lengths = [3, 5, 2]
         last = model(x[:, :1], cache)[:, 0]
         for row, before in enumerate((x[0, 5:8], x[1, :5], x[2, 5:7])):
             torch.testing.assert_close(
@@ -431,6 +442,10 @@ def test_traced_shapes_cover_the_way_from_ids_to_logits_and_change_nothing():
     assert shapes["queries, keys and values side by side"] == ("(B, T, 3C)", (2, 7, 96))
     assert shapes["attention weights"] == ("(B, H, T, T)", (2, 4, 7, 7))
     assert shapes["MLP, up"] == ("(B, T, 4C)", (2, 7, 128))
+    size = {"B": 2, "T": 7, "C": 32, "H": 4, "D": 8, "V": 101}
+    for part, letters, shape in rows:
+        factors = re.findall(r"(\d?)([A-Z])", letters)
+        assert shape == tuple(int(times or 1) * size[letter] for times, letter in factors), part
 
 
 def test_residual_stds_are_those_of_the_stream_and_of_a_model_with_unscaled_projections():

@@ -9,7 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 from gpt2_nb_utils.config import RunConfig
-from gpt2_nb_utils.training.loop import train
+from gpt2_nb_utils.training.train import train
 
 PROJECT = Path(__file__).parents[1]
 LINE = re.compile(r"run the cells? above first")

@@ -9,11 +9,11 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.training import loop
+from gpt2_nb_utils.training import train as loop
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
-from gpt2_nb_utils.training.loop import SKIPS_IN_A_ROW, train
-from gpt2_nb_utils.training.run_log import read_metrics
-from gpt2_nb_utils.training.start import model_sizes
+from gpt2_nb_utils.training.events import history, read_events
+from gpt2_nb_utils.training.open_run import model_sizes
+from gpt2_nb_utils.training.train import SKIPS_IN_A_ROW, train
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_steps_without_finite_gradients_are_skipped_up_to_a_bound_and_the_last_g
     last = read_checkpoint(directory.last)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in last["model"].items())
     if amp == "fp16":
-        scales = [row.loss_scale for row in read_metrics(directory.metrics)]
+        scales = [row.loss_scale for row in history(read_events(directory.events)).rows]
         assert scales[3] / scales[-1] == 2.0 ** (
             SKIPS_IN_A_ROW - 1
         )  # halved at each, and no further
@@ -97,7 +97,7 @@ def test_a_few_steps_without_finite_gradients_are_skipped_and_training_goes_on(
     summary, directory = run(given)
     assert summary["status"] == "steps_done" and math.isfinite(summary["loss"])
     assert directory.log.read_text(encoding="utf-8").count("  skipped: ") == SKIPS_IN_A_ROW - 8
-    losses = [row.loss for row in read_metrics(directory.metrics)]
+    losses = [row.loss for row in history(read_events(directory.events)).rows]
     assert losses[-1] < losses[1]
 
 
@@ -105,7 +105,9 @@ def test_huge_gradients_are_clipped_and_leave_finite_weights(settings, losses_ti
     losses_times(1e15, good=0)
     summary, directory = run(settings(steps=6, clip_grad=1.0))
     assert summary["status"] == "steps_done" and summary["train_loss"] < 10.9
-    assert all(1e14 < row.grad_norm < math.inf for row in read_metrics(directory.metrics)[1:])
+    assert all(
+        1e14 < row.grad_norm < math.inf for row in history(read_events(directory.events)).rows[1:]
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -132,7 +134,8 @@ def test_the_same_seed_gives_the_same_losses_to_the_last_digit_and_another_seed_
         _, directory = run(settings(seed=seed, out_dir=str(tmp_path / f"run{number}")))
         state = read_checkpoint(directory.last)["state"]
         losses = [
-            (row.loss, row.train_loss, row.grad_norm) for row in read_metrics(directory.metrics)
+            (row.loss, row.train_loss, row.grad_norm)
+            for row in history(read_events(directory.events)).rows
         ]
         ends.append(
             (

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.training import loop, out_of_memory, recorder
+from gpt2_nb_utils.training import out_of_memory
+from gpt2_nb_utils.training import train as loop
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
-from gpt2_nb_utils.training.loop import train
+from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.out_of_memory import is_out_of_memory, refuse_what_cannot_fit, step_fits
-from gpt2_nb_utils.training.start import model_sizes
+from gpt2_nb_utils.training.train import train
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ from gpt2_nb_utils.training.start import model_sizes
             "measuring the training loss .*seq_len 64.* does not fit in memory: .*smaller model",
         ),
         (
-            recorder,
+            loop,
             "draw_samples",
             2,
             "sampling 8 tokens for 3 prompts at once does not fit in memory: lower --num_prompts",
@@ -73,7 +75,7 @@ def test_a_real_step_in_too_little_memory_is_one_line_with_status_2(settings):
     code = """if True:
         import resource, sys
         from gpt2_nb_utils.__main__ import main
-        from gpt2_nb_utils.training import loop
+        from gpt2_nb_utils.training import train as loop
         step = loop.training_step
 
         def in_little_memory(*args):
@@ -115,10 +117,10 @@ def test_a_real_step_in_too_little_memory_is_one_line_with_status_2(settings):
             "--batch_size 4 --grad_accum 6 (the same step in less memory) or a lower --seq_len",
         ),
         (9, 2, 1, "--batch_size 1 --grad_accum 18 (the same step"),
-        (1, 5, 1, "start anew with a lower --seq_len"),
+        (1, 5, 1, "start a new run with a lower --seq_len"),
         (6, 1, 2, "--batch_size 2 --grad_accum 3 (the same step"),
         (8, 1, 2, "--batch_size 4 --grad_accum 2 (the same step"),
-        (2, 3, 2, "start anew with a lower --seq_len"),
+        (2, 3, 2, "start a new run with a lower --seq_len"),
     ],
 )
 def test_the_advice_is_a_step_over_as_many_windows_in_smaller_batches_that_can_be_shared_out(
@@ -213,3 +215,35 @@ def test_a_container_s_limit_counts_and_processes_of_one_machine_share_it(
                 config, 1_000_000, torch.device("cpu"), processes, local_processes
             )
         refuse_what_cannot_fit(config, 1_000_000, torch.device("cpu"), training=False)
+
+
+def test_a_run_that_fails_gives_its_memory_back_while_the_error_is_kept(settings, monkeypatch):
+    seen = []
+
+    def refused(loss_sum, parameters, *args):
+        seen.extend(map(weakref.ref, parameters))
+        torch.empty(1 << 50)  # 4 PB
+
+    monkeypatch.setattr(loop, "training_step", refused)
+    try:
+        train(RunConfig.resolve(settings()))
+    except UserError as error:
+        kept = error  # as a notebook does
+    assert "does not fit in memory" in str(kept) and kept.__traceback__ is not None
+    assert seen and not [reference for reference in seen if reference() is not None]
+
+
+@pytest.mark.parametrize("reserved, fits", [(0, False), (3 * 10**9, True)])
+def test_of_a_gpu_what_is_free_counts(monkeypatch, reserved, fits):
+    device = torch.device("cuda", 1)
+    figures = {"mem_get_info": (10**9, 80 * 10**9), "memory_reserved": reserved}
+    for name, figure in {**figures, "memory_allocated": 0}.items():
+        monkeypatch.setattr(
+            torch.cuda, name, lambda of, figure=figure: figure if of == device else 0
+        )
+    config = RunConfig.resolve({"preset": "tiny"})
+    if fits:
+        refuse_what_cannot_fit(config, 124_000_000, device)
+    else:
+        with pytest.raises(UserError, match="takes more than 1.5 GB of memory.* free on cuda:1"):
+            refuse_what_cannot_fit(config, 124_000_000, device)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,17 +10,17 @@ import time
 
 import psutil
 import pytest
+from conftest import rows_of
 
 from gpt2_nb_utils.__main__ import main
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
-from gpt2_nb_utils.training.loop import train
+from gpt2_nb_utils.training.distributed import DistContext
+from gpt2_nb_utils.training.events import history, read_events
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.processes import Processes
-from gpt2_nb_utils.training.run_log import read_metrics
-from gpt2_nb_utils.training.samples_file import read_samples
+from gpt2_nb_utils.training.train import train
 
 
 def torchrun(given: dict, *program: str) -> list[str]:
@@ -53,7 +54,10 @@ def files_of(directory: RunDirectory) -> set[str]:
 
 
 def assert_same_losses(directory: RunDirectory, reference: RunDirectory) -> None:
-    rows, expected = read_metrics(directory.metrics), read_metrics(reference.metrics)
+    rows, expected = (
+        history(read_events(directory.events)).rows,
+        history(read_events(reference.events)).rows,
+    )
     assert [(row.step, row.tokens) for row in rows] == [(row.step, row.tokens) for row in expected]
     for name, tolerance in {
         "loss": 1e-4,
@@ -84,11 +88,11 @@ def test_two_processes_have_the_losses_of_one_and_one_goes_on_with_their_run(set
         done.stdout.count("steps done at step 3") == 1 and done.stderr.count(" took ") == 1
     )  # one of them speaks
     assert files_of(two) == files_of(one)
-    assert [(sample.step, sample.prompt_index) for sample in read_samples(two.samples)] == [
-        (3, n) for n in (1, 2, 3, 4)
-    ]
+    assert [
+        (sample.step, sample.prompt_index) for sample in history(read_events(two.events)).samples
+    ] == [(3, n) for n in (1, 2, 3, 4)]
     log = two.log.read_text(encoding="utf-8")
-    assert log.count("step 1/3  loss ") == log.count("new run in ") == 1 and "2 processes" in log
+    assert log.count("step 1  loss ") == log.count("new run in ") == 1 and "2 processes" in log
     summary = two.read_summary()
     assert summary["processes"] == two.read_json(two.environment)["processes"] == 2
     assert (
@@ -129,12 +133,12 @@ def test_processes_ask_for_huge_pages_before_they_exchange_anything(
         "THP_MEM_ALLOC_ENABLE", raising=False
     )  # a test in this process may have set it
     code = """
-connect = processes.Processes._connect
-def connected(self):
+connect = distributed.dist.init_process_group
+def connected(*args):
     if sys.platform == "linux" and os.confstr("CS_GNU_LIBC_VERSION"):
         assert os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
-    connect(self)
-processes.Processes._connect = connected
+    connect(*args)
+distributed.dist.init_process_group = connected
 """
     done = train_with_two(settings(steps=1), injected(tmp_path, code))
     assert done.returncode == 0, done.stderr
@@ -148,8 +152,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_in_one_line_and_nothing_is
     done = train_with_two(given)
     (line,) = errors(done.stderr)
     assert (
-        "batch_size 3 cannot be shared out evenly over 2 processes" in line
-        and "--batch_size 4" in line
+        "batch_size 3 cannot be shared evenly by 2 processes" in line and "--batch_size 4" in line
     )
     assert done.returncode != 0 and "exitcode  : 2" in done.stderr, done.stderr
     assert not os.path.exists(given["out_dir"])
@@ -166,7 +169,7 @@ def test_processes_do_not_share_a_gpu(device, words):
     with pytest.raises(UserError, match=words):
         Precision.of(
             RunConfig.resolve({"preset": "tiny", "device": device}),
-            Processes(rank=1, count=99, local_rank=1, local_count=99),
+            DistContext(rank=1, world_size=99, local_rank=1, local_world_size=99),
         )
 
 
@@ -204,10 +207,10 @@ def test_help_is_written_whole():
 
 END_WITH = """
 import atexit, os, sys
-from gpt2_nb_utils import torchrun
+from gpt2_nb_utils import dist_env
 atexit.register(os.write, os.dup(1), b"the end of the interpreter")
 print("written")
-torchrun.end_with(lambda: {})
+dist_env.exit_with(lambda: {})
 """
 
 
@@ -242,19 +245,20 @@ def test_one_of_several_ends_so_even_where_nothing_can_be_written(result):
 
 INJECTED = """
 import os, sys
-from gpt2_nb_utils import torchrun
+from gpt2_nb_utils import dist_env
 from gpt2_nb_utils.__main__ import main
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.training import loop, processes, start
+from gpt2_nb_utils.training import distributed
+from gpt2_nb_utils.training import open_run as start
+from gpt2_nb_utils.training import train as loop
 
-processes._GRACE = 2.0
 {}
-torchrun.end_with(main)
+dist_env.exit_with(main)
 """
 
 
 def injected(tmp_path, code: str) -> str:
-    """A program that is the package's command, but for `code`, and does not wait as long for a process that is busy."""
+    """A program that is the package's command, but for `code`."""
     path = tmp_path / "injected.py"
     path.write_text(INJECTED.format(code), encoding="utf-8")
     return str(path)
@@ -265,12 +269,17 @@ def test_a_refusal_keeps_its_exit_status_while_a_thread_asks_for_the_interpreter
 ):
     # Gloo's do so at times, to drop the tensors of the last exchange; this one does nothing else.
     code = """
-import contextlib, datetime
-def in_calls(self):
+import contextlib, datetime, threading
+connect = distributed.dist.init_process_group
+def in_calls():
+    store = distributed.dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     while True:
         with contextlib.suppress(RuntimeError):
-            self._store.wait(["what nobody writes"], datetime.timedelta(seconds=0.005))
-processes.Processes._watch = in_calls
+            store.wait(["what nobody writes"], datetime.timedelta(seconds=0.005))
+def connected(*args):
+    connect(*args)
+    threading.Thread(target=in_calls, daemon=True).start()
+distributed.dist.init_process_group = connected
 """
     done = train_with_two(settings(batch_size=3), injected(tmp_path, code))
     assert "exitcode  : 2" in done.stderr and "Signal 6" not in done.stderr, done.stderr
@@ -287,7 +296,7 @@ def start():
         )
         family.append(psutil.Process(process.pid))
         deadline = time.monotonic() + 240
-        while len(read_metrics(RunDirectory(given["out_dir"]).metrics)) < n_rows:
+        while len(rows_of(RunDirectory(given["out_dir"]))) < n_rows:
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -316,14 +325,19 @@ def kill(process: subprocess.Popen, rank: int) -> tuple[int, str]:
     return process.returncode, stderr
 
 
-def assert_failed(returncode: int, stderr: str, given: dict, reason: str) -> None:
+def assert_left_whole(returncode: int, stderr: str, given: dict, reason: str) -> RunDirectory:
     (line,) = errors(stderr)
     assert reason in line and returncode != 0
     directory = RunDirectory(given["out_dir"])
+    assert read_checkpoint(directory.last)["state"]["step"] >= 1
+    directory.claim(resume=True).release()  # nobody is at work there any more
+    return directory
+
+
+def assert_failed(returncode: int, stderr: str, given: dict, reason: str) -> None:
+    directory = assert_left_whole(returncode, stderr, given, reason)
     assert directory.read_summary()["status"] == "failed"
     assert directory.log.read_text(encoding="utf-8").count(f"failed: {reason}") == 1
-    assert read_checkpoint(directory.last)["state"]["step"] >= 1
-    assert not directory.claim(resume=True).is_lost  # nobody is at work there any more
 
 
 def endless(settings, **more) -> dict:
@@ -332,25 +346,42 @@ def endless(settings, **more) -> dict:
     )
 
 
-def test_when_rank_0_is_killed_another_says_so_and_the_last_checkpoint_is_whole(settings, start):
+DIED = "one of the 2 processes died (killed, or out of memory; torchrun's report names its rank)"
+
+
+def test_when_rank_0_is_killed_another_says_so_and_the_run_can_be_resumed(settings, start):
     given = endless(settings)
-    assert_failed(*kill(start(given, 4), rank=0), given, "rank 0 of 2 died")
+    returncode, stderr = kill(start(given, 4), rank=0)
+    directory = assert_left_whole(returncode, stderr, given, DIED)
+    assert re.search(r"rank *: 0 .*\n *exitcode *: -9", stderr), stderr
+    # Whoever could have written how it ended is gone, as when a run of one process is killed.
+    assert directory.read_summary()["status"] == "running"
+    step = read_checkpoint(directory.last)["state"]["step"]
+    resumed = train(
+        RunConfig.resolve({"out_dir": given["out_dir"], "resume": "auto", "steps": step + 1})
+    )
+    assert (resumed["status"], resumed["step"]) == ("steps_done", step + 1)
 
 
 def test_when_a_rank_is_killed_while_rank_0_is_busy_the_run_ends_all_the_same(
     settings, tmp_path, start
 ):
-    given = endless(settings, sample_every=2, max_new_tokens=1_000_000)
+    code = """
+import time
+draw = loop.draw_samples
+loop.draw_samples = lambda *args, **more: (time.sleep(6), draw(*args, **more))[1]
+"""
+    given = endless(settings, sample_every=2)
     process = start(
-        given, 3, injected(tmp_path, "")
+        given, 3, injected(tmp_path, code)
     )  # the row of step 2: rank 0 samples now, rank 1 waits
-    assert_failed(*kill(process, rank=1), given, "rank 1 of 2 died")
+    assert_failed(*kill(process, rank=1), given, DIED)
 
 
 @pytest.mark.parametrize(
     "rank, said", [(0, "no room for this batch"), (1, "rank 1 of 2: no room for this batch")]
 )
-def test_what_goes_wrong_in_one_process_is_said_by_rank_0_alone(settings, tmp_path, rank, said):
+def test_what_goes_wrong_on_one_rank_is_said_once_and_recorded(settings, tmp_path, rank, said):
     code = """
 step = loop.training_step
 def failing(*args):
@@ -367,12 +398,27 @@ loop.training_step = failing
     assert_failed(done.returncode, done.stderr, given, said)
 
 
+def test_a_traceback_is_of_the_rank_that_failed(settings, tmp_path):
+    code = """
+step = loop.training_step
+def failing(*args):
+    return 1 / 0 if os.environ["RANK"] == "1" else step(*args)
+loop.training_step = failing
+"""
+    given = endless(settings)
+    done = train_with_two(given, injected(tmp_path, code))
+    assert not errors(done.stderr) and "ZeroDivisionError" in done.stderr, done.stderr
+    assert done.stderr.count("\nZeroDivisionError: ") == 1 and done.returncode != 0
+    log = RunDirectory(given["out_dir"]).log.read_text(encoding="utf-8")
+    assert log.count("failed: rank 1 of 2: ZeroDivisionError: division by zero") == 1
+
+
 def test_processes_that_read_different_texts_do_not_start(settings, tmp_path):
     given = settings()
     code = """
 from dataclasses import replace
 load = start.load_corpus
-start.load_corpus = lambda path: replace(load(path), sha256=os.environ["RANK"])
+start.load_corpus = lambda path: replace(load(path), text=load(path).text + os.environ["RANK"])
 """
     done = train_with_two(given, injected(tmp_path, code))
     (line,) = errors(done.stderr)

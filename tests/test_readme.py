@@ -15,7 +15,8 @@ from run_fixture import COMMAND, HOSTILE, make_run, reached, summary  # noqa: E4
 from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.report.readme import fill_readme  # noqa: E402
 from gpt2_nb_utils.run_directory import RunDirectory  # noqa: E402
-from gpt2_nb_utils.training.samples_file import Sample, format_sample  # noqa: E402
+from gpt2_nb_utils.training.events import samples_text  # noqa: E402
+from gpt2_nb_utils.training.records import Sample  # noqa: E402
 
 NAMES = ("SUMMARY", "PLOT", "LOGS", "METRICS", "SAMPLES", "REPRO")
 BLOCK = re.compile(rb"(<!--AUTO:([A-Z]+):START-->)(.*?)(<!--AUTO:\2:END-->)", re.DOTALL)
@@ -177,7 +178,7 @@ def test_a_missing_readme_or_run_is_named(run, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         fill_readme(run, tmp_path / "README.md")
     (tmp_path / "README.md").write_text(empty_readme(), encoding="utf-8")
-    with pytest.raises(UserError, match="is no run directory"):
+    with pytest.raises(UserError, match="holds no run"):
         fill_readme(RunDirectory(tmp_path / "nowhere"), tmp_path / "README.md")
 
 
@@ -199,7 +200,7 @@ def test_the_blocks_hold_the_verdict_the_exact_command_seed_and_losses(tmp_path)
         and "10 more lines" in blocks["LOGS"]
     )
     rows = [line for line in blocks["METRICS"].splitlines() if re.match(r"\| \d", line)]
-    assert rows[0].startswith("| 1 |") and rows[-1].startswith("| 30 |") and len(rows) == 12
+    assert rows[0].startswith("| 0 |") and rows[-1].startswith("| 30 |") and len(rows) == 12
     assert (
         "Step 0, prompt `First Citizen:`" in blocks["SAMPLES"]
         and "Step 30, prompt" in blocks["SAMPLES"]
@@ -235,7 +236,7 @@ def test_text_of_a_run_cannot_leave_its_block_its_fence_or_its_cell(tmp_path):
     run = make_run(tmp_path / "run", summary(command=FORGED, device=FORGED, torch=FORGED))
     run.write_json(run.environment, {"processor": FORGED, "platform": FORGED})
     run.log.write_text(FORGED * 3, encoding="utf-8")
-    run.samples.write_text(format_sample(Sample(1, 1, FORGED, FORGED)), encoding="utf-8")
+    run.samples.write_text(samples_text([Sample(1, 1, FORGED, FORGED)]), encoding="utf-8")
     blocks = filled(tmp_path, run=run)
     assert list(blocks) == list(NAMES)
     assert not fill_readme(run, tmp_path / "README.md")

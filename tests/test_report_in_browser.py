@@ -26,9 +26,10 @@ from run_fixture import (  # noqa: E402
     make_run,
 )
 
+from gpt2_nb_utils.figures.html import shifted_pair  # noqa: E402
 from gpt2_nb_utils.model.display import code_of  # noqa: E402
 from gpt2_nb_utils.report.report import LARGEST_PAGE, build_report  # noqa: E402
-from gpt2_nb_utils.tokenization import Windows, display  # noqa: E402
+from gpt2_nb_utils.tokenization import Windows  # noqa: E402
 from gpt2_nb_utils.tokenization.bpe import encode  # noqa: E402
 from gpt2_nb_utils.training.step import training_step  # noqa: E402
 
@@ -218,7 +219,7 @@ def test_the_keyboard_stops_at_the_least_expected_tokens_of_the_first_page(visit
         )
     assert all(f"{loss:.2f}" in content for loss, content in told)
     shown = page.evaluate(
-        "[...document.querySelectorAll('.taste [data-l]')].map(e => +e.dataset.l)"
+        "[...document.querySelectorAll('.excerpt [data-l]')].map(e => +e.dataset.l)"
     )
     assert max(shown) in [loss for loss, _ in told] and len(shown) > 10
 
@@ -304,7 +305,7 @@ def printed(tmp_path_factory):
         "02_model.ipynb",
         [
             executed("show()", shown),
-            executed("pair()", html_output(display.shifted_pair(*window).data)),
+            executed("pair()", html_output(shifted_pair(*window).data)),
             executed("code()", html_output(code_of(training_step).data)),
         ],
     )

@@ -14,25 +14,25 @@ from matplotlib.text import Text
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.figures import html as snippets
+from gpt2_nb_utils.figures import results as figures
+from gpt2_nb_utils.figures import token_paint
+from gpt2_nb_utils.figures.style import moving_average
 from gpt2_nb_utils.results import (
-    blocks,
-    figures,
     measure,
     overview,
     passages,
     recall,
-    surprise,
-    token_paint,
 )
-from gpt2_nb_utils.results.run import load_run
+from gpt2_nb_utils.results.record import Record, read_record
 from gpt2_nb_utils.results.token_losses import keep, read_token_losses
 from gpt2_nb_utils.results.verdict import conditions, explanation, headline, reached
+from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import decode, encode, token_strings
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
 from gpt2_nb_utils.tokenization.windows import Windows
-from gpt2_nb_utils.training.loop import train
-from gpt2_nb_utils.training.run_log import Row
-from gpt2_nb_utils.training.samples_file import Sample
+from gpt2_nb_utils.training.records import CorpusFacts, Row, Sample, Summary
+from gpt2_nb_utils.training.train import train
 
 HOSTILE = '<script>alert("x")</script> & <b>bold</b>'
 
@@ -79,14 +79,21 @@ def directory(trained_directory, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.fixture()
+def old(directory):
+    """A copy as a version before events would have left it."""
+    (directory / "logs" / "events.jsonl").unlink()
+    return directory
+
+
 @pytest.fixture(scope="module")
 def run(trained_directory):
-    return load_run(trained_directory)
+    return read_record(trained_directory)
 
 
 @pytest.fixture(scope="module")
 def measured(run):
-    return measure.measure(run, "cpu", on_windows=lambda done: None)
+    return measure.measure(run, "cpu")
 
 
 # -- reading a run directory -----------------------------------------------------------------------------------------
@@ -94,7 +101,7 @@ def measured(run):
 
 def test_a_folder_without_a_run_is_one_line_that_sends_to_notebook_03(tmp_path):
     with pytest.raises(UserError, match=r"holds no run.*run notebook 03"):
-        load_run(tmp_path / "nothing")
+        read_record(tmp_path / "nothing")
 
 
 def test_windows_are_those_of_the_training(run):
@@ -106,37 +113,68 @@ def test_windows_are_those_of_the_training(run):
 @pytest.mark.parametrize(
     "part", ["logs/train_metrics.csv", "samples/samples.txt", "environment.json"]
 )
-def test_a_missing_part_is_named_with_its_mend(directory, part):
-    (directory / part).unlink()
-    (line,) = load_run(directory).missing
+def test_a_missing_part_of_an_old_run_is_named_with_its_mend(old, part):
+    (old / part).unlink()
+    (line,) = read_record(old).missing
     assert part in line and "missing" in line and "run notebook 03 again" in line
 
 
 @pytest.mark.parametrize(
     "part", ["logs/train_metrics.csv", "samples/samples.txt", "environment.json"]
 )
-def test_a_damaged_part_is_named_and_the_rest_is_read(directory, part):
-    (directory / part).write_bytes(b"\xff\xfe\x00{")
-    run = load_run(directory)
-    assert len(run.missing) == 1 and part in run.missing[0]
-    assert run.summary["step"] == 20
+def test_a_damaged_part_of_an_old_run_is_named_and_the_rest_is_read(old, part):
+    (old / part).write_bytes(b"\xff\xfe\x00{")
+    run = read_record(old)
+    assert len(run.missing) == len(run.damaged) == 1 and part in run.missing[0]
+    assert run.summary.step == 20
+
+
+def test_an_old_run_without_events_reads_as_one_with_them(run, old):
+    before, now = read_record(old), run
+    assert before.missing == () and before.events == [] and now.events[0]["event"] == "start"
+    assert before.samples == now.samples and len(now.samples) > 6
+    assert len(before.rows) == len(now.rows) and len(before.recall) == len(now.recall) == 3
+    for one, other in zip([*before.rows, *before.recall], [*now.rows, *now.recall]):
+        assert one.cells() == other.cells()
+
+
+def test_where_there_are_events_nothing_rendered_from_them_is_needed(run, directory):
+    for path in (*(directory / "logs").glob("*.csv"), directory / "samples" / "samples.txt"):
+        path.unlink()
+    read = read_record(directory)
+    assert read.missing == ()
+    assert (read.rows, read.recall, read.samples) == (run.rows, run.recall, run.samples)
+
+
+@pytest.mark.parametrize(
+    "spoilt", ['"loss": "x"', '"loss": [1]', '"lr": {}'], ids=["text", "list", "object"]
+)
+def test_events_that_no_run_writes_are_named_and_the_tables_are_read(directory, spoilt):
+    path = directory / "logs" / "events.jsonl"
+    name = spoilt.partition(":")[0]
+    path.write_text(re.sub(f"{name}: [^,}}]+", spoilt, path.read_text("utf-8")), "utf-8")
+    read = read_record(directory)
+    assert len(read.damaged) == 1 and "events.jsonl" in read.damaged[0]
+    assert len(read.rows) > 20 and read.events == []
 
 
 def test_without_checkpoints_the_curves_remain_and_the_model_is_asked_for_by_name(directory):
     shutil.rmtree(directory / "checkpoints")
-    run = load_run(directory)
-    assert not run.has_model and len(run.rows) > 20
+    run = read_record(directory)
+    assert len(run.rows) > 20
     assert "checkpoints/best.pt" in run.missing[-1] and "run notebook 03" in run.missing[-1]
     with pytest.raises(UserError, match="no checkpoint"):
         run.load_model()
 
 
 def test_best_pt_is_preferred_and_last_pt_takes_its_place(directory):
-    assert load_run(directory).load_model().file == "best.pt"
+    assert read_record(directory).load_model().file == "best.pt"
     (directory / "checkpoints" / "best.pt").unlink()
-    trained = load_run(directory).load_model()
+    trained = read_record(directory).load_model()
     assert trained.file == "last.pt" and trained.step == 20
-    assert trained.train_loss == json.loads((directory / "summary.json").read_text())["train_loss"]
+    assert (
+        trained.recorded.loss == json.loads((directory / "summary.json").read_text())["train_loss"]
+    )
 
 
 def test_another_text_in_the_old_place_is_refused(directory, tmp_path):
@@ -148,7 +186,7 @@ def test_another_text_in_the_old_place_is_refused(directory, tmp_path):
     with pytest.raises(
         UserError, match=r"other.txt is not the text .* was trained on.*put that text back"
     ):
-        load_run(directory).windows
+        read_record(directory).windows
 
 
 def test_a_missing_text_is_told_and_no_other_text_is_looked_for(directory, tmp_path):
@@ -158,7 +196,7 @@ def test_a_missing_text_is_told_and_no_other_text_is_looked_for(directory, tmp_p
     with pytest.raises(
         UserError, match=r"cannot be read again: input_file .*gone.txt does not exist"
     ):
-        load_run(directory).corpus
+        read_record(directory).corpus
 
 
 # -- the loss, measured anew -----------------------------------------------------------------------------------------
@@ -166,32 +204,38 @@ def test_a_missing_text_is_told_and_no_other_text_is_looked_for(directory, tmp_p
 
 def test_the_measured_loss_is_the_one_on_record(run, measured):
     assert measured.result.whole and measured.result.n_targets == 499
-    assert measured.result.loss == pytest.approx(run.summary["best_train_loss"], abs=1e-6)
+    assert measured.result.loss == pytest.approx(run.summary.best_train_loss, abs=1e-6)
     assert measured.comparable and "they agree" in measured.comparison
 
 
 def test_per_token_losses_are_the_cross_entropies_of_a_float64_formula(run, measured):
     model = run.load_model().model.double()
     total = 0.0
-    for index, losses in zip(measured.indices, measured.losses):
-        x, y = run.windows.window(index)
+    for window in measured.read:
+        x, y = run.windows.window(window.index)
         with torch.no_grad():
             logits = model(x[None])[0].numpy()
         peak = logits.max(axis=1, keepdims=True)
         log_probabilities = logits - peak - np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
         expected = -log_probabilities[np.arange(len(y)), y.numpy()]
-        np.testing.assert_allclose(losses.numpy(), expected, atol=2e-4)
+        np.testing.assert_allclose(window.losses.numpy(), expected, atol=2e-4)
         total += expected.sum()
     assert measured.result.loss == pytest.approx(total / 499, abs=1e-5)
 
 
+def _with_losses(measured, *losses):
+    """What was measured, with other losses of as many windows."""
+    read = tuple(dataclasses.replace(one, losses=each) for one, each in zip(measured.read, losses))
+    return dataclasses.replace(measured, read=read)
+
+
 def test_another_model_than_that_of_the_log_is_noticed(measured):
-    worse = dataclasses.replace(measured, losses=tuple(losses + 0.1 for losses in measured.losses))
+    worse = _with_losses(measured, *(window.losses + 0.1 for window in measured.read))
     assert "not the model of which the log speaks" in worse.comparison
 
 
 def test_figures_on_different_windows_are_not_compared(measured):
-    some = dataclasses.replace(measured, indices=measured.indices[:2], losses=measured.losses[:2])
+    some = dataclasses.replace(measured, read=measured.read[:2])
     assert (
         not some.comparable
         and "need not agree" in some.comparison
@@ -209,29 +253,27 @@ def test_what_cannot_be_measured_is_said_and_does_not_stop_the_notebook(director
         summary = json.loads((directory / "summary.json").read_text())
         summary["corpus"]["path"] = str(directory / "text.txt")
         (directory / "summary.json").write_text(json.dumps(summary))
-    measured, told = measure.measure_or_say(load_run(directory), "cpu")
+    measured, told = measure.measure_or_say(read_record(directory), "cpu")
     assert measured is None and words in told
     with pytest.raises(UserError, match="device cuda:99"):
-        measure.measure_or_say(load_run(directory), "cuda:99")
+        measure.measure_or_say(read_record(directory), "cuda:99")
 
 
 def test_the_losses_that_notebook_04_measures_are_kept_for_the_report(directory):
-    run = load_run(directory)
+    run = read_record(directory)
     measured, _ = measure.measure_or_say(run, "cpu")
     kept = read_token_losses(run.directory.token_losses)
-    assert tuple(window.index for window in kept.windows) == measured.indices and kept.is_of(
-        run.summary
-    )
-    for window, losses in zip(kept.windows, measured.losses, strict=True):
-        np.testing.assert_allclose(window.losses, losses.numpy(), rtol=1e-3, atol=1e-5)
+    assert [window.index for window in kept.windows] == measured.indices and kept.is_of(run.summary)
+    for window, fresh in zip(kept.windows, measured.read, strict=True):
+        np.testing.assert_allclose(window.losses, fresh.losses, rtol=1e-3, atol=1e-5)
         x, y = run.windows.window(window.index)
-        assert window.tokens.tolist() == [*x.tolist(), int(y[-1])]
+        assert window.tokens.tolist() == fresh.tokens.tolist() == [*x.tolist(), int(y[-1])]
 
 
 def test_where_every_loss_was_kept_notebook_04_shows_it_beside_the_windows_that_it_can_read(
     directory,
 ):
-    run = load_run(directory)
+    run = read_record(directory)
     everything, _ = measure.measure_or_say(run, "cpu")
     some, told = measure.measure_or_say(run, "cpu", seconds=0)
     assert everything.result.whole and not some.result.whole
@@ -244,7 +286,7 @@ def test_where_every_loss_was_kept_notebook_04_shows_it_beside_the_windows_that_
         run.directory,
         run.summary,
         run.windows,
-        {index: losses + 1 for index, losses in zip(everything.indices, everything.losses)},
+        {window.index: window.losses + 1 for window in everything.read},
     )
     some, told = measure.measure_or_say(run, "cpu", seconds=0)  # those of other weights
     assert (
@@ -309,10 +351,10 @@ def test_every_figure_can_be_drawn_from_any_rows(rows, tmp_path):
     for number, figure in enumerate(
         [
             figures.loss_figure(rows),
-            figures.learning_rate_figure(rows),
-            figures.speed_figure(rows),
-            figures.grad_norm_figure(rows, 1.0),
-            figures.loss_scale_figure(rows),
+            figures.curve_figure(rows, "lr"),
+            figures.curve_figure(rows, "tok_per_s"),
+            figures.curve_figure(rows, "grad_norm", 1.0),
+            figures.curve_figure(rows, "loss_scale"),
         ]
     ):
         figure.savefig(tmp_path / f"{number}.png")
@@ -360,7 +402,7 @@ def test_labels_at_the_end_of_curves_do_not_lie_on_each_other():
 def test_the_moving_average_is_that_of_a_naive_loop():
     values = [float(value) for value in np.random.default_rng(0).normal(size=50)]
     naive = [np.mean(values[max(0, i - 6) : i + 1]) for i in range(50)]
-    assert figures.moving_average(values, 7) == pytest.approx(naive)
+    assert moving_average(values, 7) == pytest.approx(naive)
 
 
 def test_words_for_a_curve_give_its_ends_and_its_extremes():
@@ -395,7 +437,7 @@ def test_no_text_of_corpus_or_model_becomes_html_anywhere(run, measured):
             [Sample(1, 1, HOSTILE, HOSTILE + "</div><script>"), Sample(2, 1, "p", HOSTILE)]
         ),
         overview.notes([HOSTILE]),
-        blocks.say(HOSTILE),
+        snippets.say(HOSTILE),
         overview.facts(_with_path(run, HOSTILE)),
     ]
     for fragment in shown:
@@ -408,9 +450,8 @@ def test_no_text_of_corpus_or_model_becomes_html_anywhere(run, measured):
 
 
 def _with_path(run, path):
-    return dataclasses.replace(
-        run, summary={**run.summary, "corpus": {**run.summary["corpus"], "path": path}}
-    )
+    corpus = run.summary.corpus.model_copy(update={"path": path})
+    return dataclasses.replace(run, summary=run.summary.model_copy(update={"corpus": corpus}))
 
 
 def test_painted_text_is_the_text_with_blanks_and_line_ends(run):
@@ -425,6 +466,10 @@ def test_a_token_tells_its_loss_and_its_probability():
     assert 'title="·king   loss 1.386 nats, probability 25.0%"' in fragment
 
 
+def _tint(loss):
+    return token_paint.STEPS[token_paint.step(loss)][1]
+
+
 def test_colours_get_darker_with_the_loss_and_the_text_on_them_stays_readable():
     def luminance(colour):
         channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -433,23 +478,20 @@ def test_colours_get_darker_with_the_loss_and_the_text_on_them_stays_readable():
             for w, c in zip((0.2126, 0.7152, 0.0722), channels)
         )
 
-    tints = [token_paint.colour(loss) for loss in (0.0, 0.3, 1.0, 3.0, 5.0, 12.0)]
+    tints = [_tint(loss) for loss in (0.0, 0.3, 1.0, 3.0, 5.0, 12.0)]
     lights = [luminance(tint) for tint in tints]
     assert all(lighter > 1.1 * darker for lighter, darker in zip(lights, lights[1:]))
     assert (lights[-1] + 0.05) / (luminance("#1a1a1a") + 0.05) > 4.5
-    assert (
-        token_paint.colour(-math.log(0.9)) == tints[0]
-        and token_paint.colour(-math.log(0.899)) == tints[1]
-    )
+    assert _tint(-math.log(0.9)) == tints[0] and _tint(-math.log(0.899)) == tints[1]
 
 
 def test_painted_windows_give_each_token_the_loss_of_its_own_prediction(run, measured):
     fragment = token_paint.painted_windows(measured, at_most_tokens=32).data
-    middle = len(measured.indices) // 2
-    index = measured.indices[middle]
+    middle = measured.read[len(measured.read) // 2]
+    index = middle.index
     told = re.findall(r'title="([^"]*)   loss ([\d.]+) nats, [^"]*">([^<]*)<', fragment)
     truth = run.windows.tokens[index * 32 + 1 : index * 32 + 33]
-    expectations = measured.losses[middle].tolist()
+    expectations = middle.losses.tolist()
     for (title, loss, text), token, expected in zip(
         told, truth.tolist(), expectations, strict=True
     ):
@@ -473,10 +515,10 @@ def test_the_counted_colours_cover_all_predictions_and_all_of_the_loss(measured)
 def test_worst_and_best_passages_are_those_of_an_exhaustive_search(measured):
     worst, best = passages.worst_and_best(measured, n=3, length=8)
     means = {}
-    for index, losses in zip(measured.indices, measured.losses):
-        for offset in range(len(losses) - 7):
-            means[index * 32 + 1 + offset] = float(
-                np.mean(losses[offset : offset + 8].numpy().astype(np.float64))
+    for window in measured.read:
+        for offset in range(len(window.losses) - 7):
+            means[window.index * 32 + 1 + offset] = float(
+                np.mean(window.losses[offset : offset + 8].numpy().astype(np.float64))
             )
     assert worst[0].loss == pytest.approx(max(means.values())) and best[0].loss == pytest.approx(
         min(means.values())
@@ -499,7 +541,7 @@ def test_neighbours_of_the_worst_passage_do_not_fill_the_list(measured):
     peak = torch.tensor(
         [5.0 - abs(place - 16) / 10 for place in range(32)]
     )  # the best starts all lie around one place
-    hand_made = dataclasses.replace(measured, indices=(0, 1), losses=(peak, peak / 2))
+    hand_made = _with_losses(measured, peak, peak / 2)
     worst, best = passages.worst_and_best(hand_made, n=3, length=8)
     starts = [passage.start for passage in worst]
     assert starts[0] in (13, 14) and len(starts) == 3
@@ -510,8 +552,8 @@ def test_neighbours_of_the_worst_passage_do_not_fill_the_list(measured):
 def test_the_least_expected_token_is_the_one_with_the_highest_loss_beside_what_was_held_likelier(
     run, measured
 ):
-    found = surprise.least_expected(measured, n=3)
-    highest = max(losses.max().item() for losses in measured.losses)
+    found = passages.least_expected(measured, n=3)
+    highest = max(window.losses.max().item() for window in measured.read)
     assert -math.log(found.probability) == pytest.approx(highest, abs=1e-4)
     with torch.no_grad():
         logits = measured.trained.model(found.seen[None])[0, -1]
@@ -520,19 +562,19 @@ def test_the_least_expected_token_is_the_one_with_the_highest_loss_beside_what_w
         logits.softmax(0).sort(descending=True).values[:3].tolist(), rel=1e-4
     )
     assert found.rank == 1 + int((logits > logits[found.token]).sum()) > 3
-    said = _text_of(surprise.shown(found).data)
+    said = _text_of(passages.least_expected_shown(found).data)
     assert f"{found.rank:,}" in said and f"{found.likeliest[0][1]:.2%}" in said
-    assert f"{found.rank - 1:,} tokens were held likelier" in surprise.in_words(found)
+    assert f"{found.rank - 1:,} tokens were more likely" in passages.least_expected_in_words(found)
 
 
 def test_a_token_that_would_be_html_is_shown_as_text(measured):
     (less,) = encode("<b")[:1].tolist()
-    hostile = surprise.Surprise(
+    hostile = passages.LeastExpected(
         torch.tensor(encode(HOSTILE).tolist()), less, 0.1, 2, ((less, 0.5),)
     )
     assert (
-        "<script" not in surprise.shown(hostile, context=50).data
-        and "&lt;" in surprise.shown(hostile).data
+        "<script" not in passages.least_expected_shown(hostile, context=50).data
+        and "&lt;" in passages.least_expected_shown(hostile).data
     )
 
 
@@ -607,7 +649,7 @@ def test_what_was_learned_follows_from_the_loss():
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(corpus={"source": "demo"}), "demonstration corpus"),
+        (dict(corpus=CorpusFacts(source="demo")), "demonstration corpus"),
         (dict(status="failed"), "ended in an error at step 20 of 20"),
         (dict(status="interrupted"), "was interrupted"),
         (dict(step=0), "Not one step"),
@@ -618,21 +660,22 @@ def test_what_was_learned_follows_from_the_loss():
     ],
 )
 def test_what_limits_the_meaning_of_a_run_is_said_first(run, change, words):
-    assert words in " ".join(
-        overview.caveats(dataclasses.replace(run, summary={**run.summary, **change}))
-    )
+    summary = run.summary.model_copy(update=change)
+    assert words in " ".join(overview.caveats(dataclasses.replace(run, summary=summary)))
 
 
 def test_an_excerpt_is_named_and_a_complete_run_has_no_caveat(run):
     (excerpt,) = overview.caveats(run)
     assert "excerpt only: the first 500 tokens" in excerpt
     config = RunConfig.resolve({"max_tokens": 0}, saved=run.config.model_dump())
-    summary = {**run.summary, "corpus": {"source": "input_file", "is_course_input": True}}
-    whole = dataclasses.replace(run, config=config, summary=summary)
-    assert overview.caveats(whole) == []
-    summary = {**summary, "corpus": {**summary["corpus"], "is_course_input": False}}
-    other = dataclasses.replace(run, config=config, summary=summary)
-    assert "another text" in overview.caveats(other)[0]
+
+    def on(is_course_input):
+        corpus = CorpusFacts(source="input_file", is_course_input=is_course_input)
+        summary = run.summary.model_copy(update={"corpus": corpus})
+        return dataclasses.replace(run, config=config, summary=summary)
+
+    assert overview.caveats(on(True)) == []
+    assert "another text" in overview.caveats(on(False))[0]
 
 
 def test_samples_of_the_first_and_the_last_step_stand_beside_each_other():
@@ -666,12 +709,15 @@ MET = dict(
 )
 
 
+def _record(summary, config, rows):
+    settings = RunConfig.resolve({}, saved=config)
+    return Record(RunDirectory("run"), Summary.model_validate(summary), settings, rows=rows)
+
+
 def _judge(summary=(), config=(), rows=None):
-    judged = conditions(
-        {**MET["summary"], **dict(summary)},
-        {**MET["config"], **dict(config)},
-        MET["rows"] if rows is None else rows,
-    )
+    config = {**MET["config"], **dict(config)}
+    content = {**MET["summary"], **dict(summary), "config": config}
+    judged = conditions(_record(content, config, MET["rows"] if rows is None else rows))
     return judged, {condition.asks: condition.state for condition in judged if not condition.holds}
 
 
@@ -781,13 +827,13 @@ def test_a_lucky_batch_is_no_training_loss():
 
 
 def test_a_summary_with_nothing_in_it_is_judged_unknown_and_never_reached():
-    judged = conditions({}, {}, [])
+    judged = conditions(_record({}, {}, []))
     assert {condition.state for condition in judged} == {"unknown"} and not reached(judged)
     assert "has not been measured yet" in explanation(judged)
 
 
 def test_the_real_run_is_judged_by_what_it_recorded(run):
-    states = {condition.asks: condition.state for condition in overview.conditions_of(run)}
+    states = {condition.asks: condition.state for condition in conditions(run)}
     assert states == {
         "training loss below 0.099999": "not met",
         "measured on every prediction of its text": "met",

@@ -109,15 +109,15 @@ def test_report_and_sample_work_on_a_finished_run(finished):
         (["run", "extra"], 2, ["'extra'"]),
         (["fly"], 2, ["fly", "run", "train"]),
         ([], 2, ["command"]),
-        (["sample", "no/such/run"], 2, ["no/such/run is no run directory"]),
+        (["sample", "no/such/run"], 2, ["no/such/run holds no run"]),
         (["train", "--steps", "0"], 2, ["steps 0", "greater than 0"]),
         (
             ["train", "--out_dir", b"out/\xff".decode("utf-8", "surrogateescape")],
             2,
             ["out_dir", "no UTF-8"],
         ),
-        (["report", "no/such/run"], 2, ["no/such/run is no run directory"]),
-        (["readme", "no/such/run"], 2, ["no/such/run is no run directory"]),
+        (["report", "no/such/run"], 2, ["no/such/run holds no run"]),
+        (["readme", "no/such/run"], 2, ["no/such/run holds no run"]),
     ],
 )
 def test_a_users_mistake_is_one_line_with_status_2(words, status, parts, tmp_path):
@@ -259,7 +259,7 @@ def test_run_goes_on_from_a_named_checkpoint(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(
         report_run,
         "run_notebooks",
-        lambda config, branch: run_notebooks(config, branch, NAMES[2:4]),
+        lambda config, branch, stop: run_notebooks(config, branch, NAMES[2:4], stop),
     )  # those that read it
     monkeypatch.chdir(PROJECT)  # `run` goes there
     summary = report_run.run(

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 
-from conftest import PROJECT
+from conftest import PROJECT, rows_of
 from run_command import command, flags, outputs
 
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
-from gpt2_nb_utils.training.run_log import read_metrics
+from gpt2_nb_utils.training.events import history, read_events
 
 
 def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every_notebook(
@@ -127,7 +127,7 @@ def test_ctrl_c_during_a_run_saves_the_training_builds_the_report_and_can_be_res
     )
     directory = RunDirectory(given["out_dir"])
     deadline = time.monotonic() + 240
-    while len(read_metrics(directory.metrics)) < 4:
+    while len(rows_of(directory)) < 4:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
@@ -142,5 +142,5 @@ def test_ctrl_c_during_a_run_saves_the_training_builds_the_report_and_can_be_res
     done = command("run", f"--out_dir={directory}", "--resume=auto", f"--steps={step + 2}")
     assert done.returncode == 0, done.stderr
     assert directory.read_summary()["step"] == step + 2 and [
-        row.step for row in read_metrics(directory.metrics)
+        row.step for row in history(read_events(directory.events)).rows
     ] == list(range(step + 3))

@@ -72,8 +72,9 @@ def test_a_runs_samples_see_no_more_than_its_windows(model, monkeypatch):
     monkeypatch.setattr(
         GPT2,
         "embed",
-        lambda self, x, past=0: (
-            longest.append(int(torch.as_tensor(past).max()) + x.size(1)) or embed(self, x, past)
+        lambda self, x, positions=None: (
+            longest.append(x.size(1) if positions is None else int(positions.max()) + 1)
+            or embed(self, x, positions)
         ),
     )
     draw_samples(
@@ -159,7 +160,9 @@ def test_prompts_of_different_lengths_share_each_forward_pass(model, monkeypatch
     shapes = []
     embed = GPT2.embed
     monkeypatch.setattr(
-        GPT2, "embed", lambda self, x, past=0: shapes.append(tuple(x.shape)) or embed(self, x, past)
+        GPT2,
+        "embed",
+        lambda self, x, positions=None: shapes.append(tuple(x.shape)) or embed(self, x, positions),
     )
     generate(model, [prompt(7, 1), prompt(3, 2), prompt(12, 3)], 10, temperature=0)
     assert (
@@ -171,7 +174,9 @@ def test_only_the_rows_whose_context_slides_are_computed_anew(model, monkeypatch
     shapes = []
     embed = GPT2.embed
     monkeypatch.setattr(
-        GPT2, "embed", lambda self, x, past=0: shapes.append(tuple(x.shape)) or embed(self, x, past)
+        GPT2,
+        "embed",
+        lambda self, x, positions=None: shapes.append(tuple(x.shape)) or embed(self, x, positions),
     )
     generate(model, [prompt(7, 1), prompt(4, 2)], 10, temperature=0, context=8)
     # Each row slides by 4 when it has 9 tokens, and again when it has 13.

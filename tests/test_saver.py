@@ -16,13 +16,13 @@ import torch
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.training import checkpoints, recorder
+from gpt2_nb_utils.training import checkpoints
 from gpt2_nb_utils.training import saver as saver_module
+from gpt2_nb_utils.training import train as loop
 from gpt2_nb_utils.training.checkpoints import read_checkpoint, save_checkpoint
-from gpt2_nb_utils.training.loop import train
-from gpt2_nb_utils.training.run_log import read_metrics
-from gpt2_nb_utils.training.samples_file import read_samples
+from gpt2_nb_utils.training.events import history, read_events
 from gpt2_nb_utils.training.saver import Saver
+from gpt2_nb_utils.training.train import train
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_checkpoint_holds_what_there_was_when_it_was_saved_whatever_training_d
         "step": 7,
     }
     expected = {
-        "format": 1,
+        "format": 2,
         "model": {"w": weights.clone()},
         "optimizer": [{"state": {0: {"mean": average.clone()}}, "betas": (0.9, 0.95)}],
         "state": {"step": 7},
@@ -233,27 +233,27 @@ def test_what_waits_is_written_when_training_fails(settings):
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_stop_while_samples_are_drawn_is_saved_at_the_step_where_it_came(settings, monkeypatch):
-    given, draw = settings(steps=6, sample_every=2, save_every=6), recorder.draw_samples
+    given, draw = settings(steps=6, sample_every=2, save_every=6), loop.draw_samples
 
     def stopped(model, config, prompts, step, final):
         if step == 4:
             signal.raise_signal(signal.SIGINT)
         return draw(model, config, prompts, step, final)
 
-    monkeypatch.setattr(recorder, "draw_samples", stopped)
+    monkeypatch.setattr(loop, "draw_samples", stopped)
     assert train(RunConfig.resolve(given))["status"] == "interrupted"
     assert read_checkpoint(RunDirectory(given["out_dir"]).last)["state"]["step"] == 4
 
 
 def test_samples_of_a_step_that_is_saved_are_all_there_or_are_drawn_again(settings, monkeypatch):
-    given, whole = settings(steps=6, sample_every=6, save_every=6), recorder.format_sample
+    given, real = settings(steps=6, sample_every=6, save_every=6), Path.open
 
-    def on_a_full_disk(sample):
-        if sample.final:
+    def on_a_full_disk(path, mode="r", *args, **more):
+        if path.name == "samples.txt":
             raise OSError(errno.ENOSPC, "No space left on device")
-        return whole(sample)
+        return real(path, mode, *args, **more)
 
-    monkeypatch.setattr(recorder, "format_sample", on_a_full_disk)
+    monkeypatch.setattr(Path, "open", on_a_full_disk)
     with pytest.raises(UserError, match="No space left on device|free disk space"):
         train(RunConfig.resolve(given))
     monkeypatch.undo()
@@ -263,7 +263,7 @@ def test_samples_of_a_step_that_is_saved_are_all_there_or_are_drawn_again(settin
         train(RunConfig.resolve({"out_dir": given["out_dir"], "resume": "auto"}))["status"]
         == "steps_done"
     )
-    assert [sample.final for sample in read_samples(directory.samples)] == [
+    assert [sample.final for sample in history(read_events(directory.events)).samples] == [
         False,
         False,
         False,
@@ -274,7 +274,7 @@ def test_samples_of_a_step_that_is_saved_are_all_there_or_are_drawn_again(settin
 def test_a_full_disk_ends_a_run_with_one_line_and_status_2(settings):
     given = settings(steps=2000, sample_every=0, target_loss=1e-9, eval_every=1, save_every=2000)
     code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1_200_000, 1_200_000))\n"
         "from gpt2_nb_utils.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     pytest.importorskip("resource")
@@ -305,7 +305,8 @@ def test_a_full_disk_ends_a_run_with_one_line_and_status_2(settings):
 SLOW = """
 import functools, sys, time
 from gpt2_nb_utils.__main__ import main
-from gpt2_nb_utils.training import checkpoints, loop
+from gpt2_nb_utils.training import checkpoints
+from gpt2_nb_utils.training import train as loop
 write = checkpoints._Stream.write
 checkpoints._Stream.write = lambda self, data: time.sleep(0.002) or write(self, data)
 loop.Saver = functools.partial(loop.Saver, share=1.0)
@@ -369,7 +370,7 @@ def test_a_run_killed_in_the_midst_of_writing_goes_on_bit_for_bit(settings, tmp_
         )
         assert ours["state"]["best_train_loss_step"] == theirs["state"]["best_train_loss_step"]
     rows = [
-        [(row.step, row.loss, row.train_loss) for row in read_metrics(run.metrics)]
+        [(row.step, row.loss, row.train_loss) for row in history(read_events(run.events)).rows]
         for run in (directory, whole)
     ]
     assert rows[0] == rows[1] and len(rows[0]) == steps + 1

@@ -1,14 +1,13 @@
 """The command `sweep`, and what notebook 03 says about its runs: real trainings of a second, and what goes wrong."""
 
-import csv
 import gc
 import html
-import io
 import json
 import re
 import shutil
 import signal
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,18 +19,19 @@ from matplotlib.image import imread
 from gpt2_nb_utils.__main__ import main
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.figures import training as figures
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.report import sweep as sweep_module
-from gpt2_nb_utils.report.sweep import sweep
-from gpt2_nb_utils.report.sweep_spec import read_spec
+from gpt2_nb_utils.report.sweep import as_markdown, read_spec, resolve_runs, sweep
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.windows import Windows
-from gpt2_nb_utils.training import recipe, recipe_figures, sweep_results
-from gpt2_nb_utils.training.loop import train
+from gpt2_nb_utils.training import recipe, sweep_results
+from gpt2_nb_utils.training.events import history, read_events
 from gpt2_nb_utils.training.muon import orthogonalise
-from gpt2_nb_utils.training.run_log import Row
-from gpt2_nb_utils.training.sweep_results import Outcome, Sweep, best_first, read_sweep, write_sweep
+from gpt2_nb_utils.training.records import Row
+from gpt2_nb_utils.training.sweep_results import Outcome, Sweep, read_sweep, write_sweep
+from gpt2_nb_utils.training.train import train
 
 PROJECT = Path(__file__).parents[1]
 RUNS = {
@@ -66,8 +66,9 @@ def spec(tmp_path, settings):
     return make
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+def results_of(folder: Path) -> list[dict]:
+    """The results as any program would read them."""
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["outcomes"]
 
 
 def summary_of(folder: Path, name: str) -> dict:
@@ -77,57 +78,49 @@ def summary_of(folder: Path, name: str) -> dict:
 # -- the files of a sweep --------------------------------------------------------------------------------------------
 
 
-def test_the_table_says_what_the_summaries_of_the_runs_say_and_the_best_stands_first(
-    spec, tmp_path
-):
+def test_the_results_are_those_of_the_run_summaries_best_first(spec, tmp_path):
     sweep(spec(), tmp_path / "sweep")
-    table = rows_of(tmp_path / "sweep" / "table.csv")
-    assert list(table[0]) == [
-        "name",
-        "batch_size",
-        "optimizer",
-        "lr",
-        "tokens_per_step",
-        "tokens",
-        "epochs",
-        "seconds",
-        "train_loss",
-        "train_loss_windows",
-        "status",
-        "reason",
-    ]
-    for row in table:
-        summary = summary_of(tmp_path / "sweep", row["name"])
-        assert {name: row[name] for name in ("batch_size", "optimizer", "lr")} == {
+    results = results_of(tmp_path / "sweep")
+    for result in results:
+        summary = summary_of(tmp_path / "sweep", result["name"])
+        assert result["settings"] == {
             name: str(summary["config"][name]) for name in ("batch_size", "optimizer", "lr")
         }
-        assert int(row["tokens_per_step"]) == summary["config"]["batch_size"] * 64
-        assert (
-            int(row["tokens"]),
-            float(row["epochs"]),
-            float(row["seconds"]),
-            float(row["train_loss"]),
-        ) == (summary["tokens_seen"], summary["epoch"], summary["seconds"], summary["train_loss"])
-        assert (row["train_loss_windows"], row["status"], row["reason"]) == (
-            "all",
-            "steps_done",
-            "",
-        )
-    losses = [float(row["train_loss"]) for row in table]
+        assert result["tokens_per_step"] == summary["config"]["batch_size"] * 64
+        for name in ("tokens_seen", "epoch", "seconds", "train_loss"):
+            assert result[name] == summary[name]
+        assert (result["train_loss_windows"], result["status"]) == ("all", "steps_done")
+        assert "reason" not in result
+    losses = [result["train_loss"] for result in results]
     assert losses == sorted(losses) and losses[0] < losses[-1]
-    assert {row["name"] for row in table} == set(RUNS)
+    assert {result["name"] for result in results} == set(RUNS)
+
+
+def test_the_markdown_table_shows_the_results(spec, tmp_path):
+    sweep(spec(), tmp_path / "sweep")
+    lines = (tmp_path / "sweep" / "table.md").read_text(encoding="utf-8").splitlines()
+    head, _, *rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    assert head == [
+        "run",
+        *(r"batch\_size", "optimizer", "lr"),
+        *("tokens per step", "tokens", "epochs", "seconds", "training loss", "windows", "status"),
+    ]
+    for cells, result in zip(rows, results_of(tmp_path / "sweep"), strict=True):
+        assert cells[0] == result["name"] and cells[1:4] == list(result["settings"].values())
+        assert cells[5] == f"{result['tokens_seen']:,}"
+        assert float(cells[8]) == pytest.approx(result["train_loss"], rel=1e-4)
+        assert cells[9:] == ["all", "steps done"]
 
 
 def test_the_curves_are_those_of_the_runs_and_the_figure_is_not_blank(spec, tmp_path):
     sweep(spec(), tmp_path / "sweep")
-    points = rows_of(tmp_path / "sweep" / "curves.csv")
+    curves = read_sweep(tmp_path / "sweep").curves
     for name in RUNS:
-        metrics = rows_of(RunDirectory(tmp_path / "sweep" / name).metrics)
-        own = [point for point in points if point["name"] == name]
-        assert [list(row.values())[1:] for row in own] == [
-            list(row.values())[:5] for row in metrics
-        ]
-        assert len(own) == 7  # random weights, and 6 steps
+        assert (
+            curves[name]
+            == history(read_events(RunDirectory(tmp_path / "sweep" / name).events)).rows
+        )
+        assert len(curves[name]) == 7  # random weights, and 6 steps
     picture = imread(tmp_path / "sweep" / "curves.png")
     assert picture.shape[0] > 300 and picture.shape[1] > 600 and picture[..., :3].std() > 0.05
 
@@ -164,14 +157,8 @@ def test_no_text_of_a_spec_or_a_run_leaves_its_place_in_the_markdown_table(spec,
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 4 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {10}
     assert "<img>" not in text and "| x y |" in text
-    assert {row["prompt"] for row in rows_of(tmp_path / "sweep" / "table.csv")} == {
-        hostile,
-        "x\ny",
-    }  # CSV keeps all of it
-    assert {outcome.settings["prompt"] for outcome in read_sweep(tmp_path / "sweep").outcomes} == {
-        hostile,
-        "x\ny",
-    }
+    prompts = {outcome.settings["prompt"] for outcome in read_sweep(tmp_path / "sweep").outcomes}
+    assert prompts == {hostile, "x\ny"}  # the JSON keeps all of it
 
 
 def test_a_sweep_on_the_demonstration_corpus_says_so(spec, tmp_path, monkeypatch, capsys):
@@ -194,23 +181,16 @@ def test_the_command_prints_the_table_and_where_the_figure_is(spec, tmp_path, ca
 def test_a_run_that_diverges_is_a_row_with_its_reason_and_the_sweep_goes_on(spec, tmp_path, capsys):
     path = spec({"wild": DIVERGES, "calm": {}})
     assert main(["sweep", str(path), f"--out_dir={tmp_path / 'sweep'}"]) == 0
-    calm, wild = rows_of(tmp_path / "sweep" / "table.csv")
-    assert (calm["name"], calm["status"], wild["name"], wild["status"]) == (
-        "calm",
-        "steps_done",
-        "wild",
-        "failed",
-    )
-    assert (
-        "20 steps in a row had no finite gradients" in wild["reason"] and wild["train_loss"] == ""
-    )
-    assert "wild failed: 20 steps in a row" in (tmp_path / "sweep" / "table.md").read_text(
-        encoding="utf-8"
-    )
+    calm, wild = results_of(tmp_path / "sweep")
+    assert (calm["name"], calm["status"]) == ("calm", "steps_done")
+    assert (wild["name"], wild["status"]) == ("wild", "failed")
+    assert "20 steps in a row had no finite gradients" in wild["reason"]
+    table = (tmp_path / "sweep" / "table.md").read_text(encoding="utf-8")
+    assert re.search(r"\| wild \|.*\| – \| – \| failed: 20 steps in a row", table)
     capsys.readouterr()
     before = RunDirectory(tmp_path / "sweep" / "wild").metrics.stat().st_mtime_ns
     assert main(["sweep", str(path), f"--out_dir={tmp_path / 'sweep'}"]) == 0
-    assert "wild: failed before" in capsys.readouterr().out
+    assert "wild: failed\n" in capsys.readouterr().out
     assert RunDirectory(tmp_path / "sweep" / "wild").metrics.stat().st_mtime_ns == before
 
 
@@ -224,7 +204,7 @@ def test_an_error_of_the_machine_in_one_run_does_not_end_the_sweep(spec, tmp_pat
 
     monkeypatch.setattr(GPT2, "__init__", too_large)
     sweep(spec({"large": {"n_embd": 16}, "small": {}}), tmp_path / "sweep")
-    small, large = rows_of(tmp_path / "sweep" / "table.csv")
+    small, large = results_of(tmp_path / "sweep")
     assert small["status"] == "steps_done" and large["status"] == "failed"
     assert large["reason"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
 
@@ -273,7 +253,7 @@ def test_a_sweep_that_was_broken_off_goes_on_where_it_stopped_and_ends_the_same(
     with monkeypatch.context() as patch:
         stop_at("fast", 3, patch)
         assert main(["sweep", str(spec()), f"--out_dir={folder}"]) == 130
-    status = {row["name"]: row["status"] for row in rows_of(folder / "table.csv")}
+    status = {outcome.name: outcome.status for outcome in read_sweep(folder).outcomes}
     assert status == {"slow": "steps_done", "fast": "interrupted", "small": "not started"}
     assert (folder / "fast" / "checkpoints" / "last.pt").exists() and summary_of(folder, "fast")[
         "step"
@@ -283,45 +263,69 @@ def test_a_sweep_that_was_broken_off_goes_on_where_it_stopped_and_ends_the_same(
     }
     capsys.readouterr()
     assert main(["sweep", str(spec()), f"--out_dir={folder}"]) == 0
-    assert "slow: steps done before" in capsys.readouterr().out
+    assert "slow: steps done\n" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in first} == first
     assert "resumed at step 3" in RunDirectory(folder / "fast").log.read_text(encoding="utf-8")
     assert list(folder.rglob("*.pt")) == []
 
-    def without_seconds(path: Path) -> list[dict]:
-        return [{**row, "seconds": ""} for row in rows_of(path)]
+    def without_times(folder: Path) -> Sweep:
+        found = read_sweep(folder)
+        return replace(
+            found,
+            outcomes=[replace(outcome, seconds=0.0) for outcome in found.outcomes],
+            curves={
+                name: [replace(row, tok_per_s=None, elapsed_s=0.0) for row in rows]
+                for name, rows in found.curves.items()
+            },
+        )
 
-    assert without_seconds(folder / "table.csv") == without_seconds(
-        tmp_path / "whole" / "table.csv"
-    )
-    assert (folder / "curves.csv").read_bytes() == (tmp_path / "whole" / "curves.csv").read_bytes()
+    assert without_times(folder) == without_times(tmp_path / "whole")
 
 
-def test_a_run_that_was_killed_without_notice_starts_anew(spec, tmp_path):
+def test_a_killed_run_counts_as_interrupted_and_is_trained(spec, tmp_path, monkeypatch):
     """Killed before its first checkpoint: the summary still says `running`."""
-    expected = sweep(spec({"one": {}}), tmp_path / "whole")[0].train_loss
+    runs = {"first": DIVERGES, "one": {}}
+    expected = sweep(spec(runs), tmp_path / "whole").best.train_loss
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     directory = RunDirectory(tmp_path / "killed" / "one")
+    lines = directory.events.read_text(encoding="utf-8").splitlines(keepends=True)
+    directory.events.write_text("".join(lines[:-1]), encoding="utf-8")  # without its end
     directory.write_json(
         directory.summary, {**directory.read_summary(), "status": "running", "step": 4}
     )
-    (killed,) = sweep_module.write_files(
-        read_spec(spec({"one": {}}), tmp_path / "killed"), tmp_path / "killed"
-    )
-    assert (
-        killed.status == "interrupted" and killed.train_loss is None
-    )  # measured at another step than it is at
-    (again,) = sweep(spec({"one": {}}), tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "first")  # so it is trained again, before the killed one
+    seen = []
+    with monkeypatch.context() as patch:
+
+        def stop_before_the_killed_one(config):
+            seen.extend(read_sweep(tmp_path / "killed").outcomes)
+            raise KeyboardInterrupt
+
+        real = sweep_module.train
+        patch.setattr(
+            sweep_module,
+            "train",
+            lambda config: (
+                real if config.out_dir.endswith("first") else stop_before_the_killed_one
+            )(config),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            sweep(spec(runs), tmp_path / "killed")
+    (killed,) = [outcome for outcome in seen if outcome.name == "one"]
+    assert killed.status == "interrupted" and not killed.ranked
+    again = sweep(spec(runs), tmp_path / "killed").best
     assert again.status == "steps_done" and again.train_loss == expected
 
 
 def test_a_spec_may_grow_and_only_the_new_run_is_trained(spec, tmp_path, capsys):
     sweep(spec({"slow": RUNS["slow"]}), tmp_path / "sweep")
     capsys.readouterr()
-    outcomes = sweep(spec({"slow": RUNS["slow"], "fast": RUNS["fast"]}), tmp_path / "sweep")
-    assert "slow: steps done before" in capsys.readouterr().out and {
-        o.status for o in outcomes
-    } == {"steps_done"}
+    outcomes = sweep(
+        spec({"slow": RUNS["slow"], "fast": RUNS["fast"]}), tmp_path / "sweep"
+    ).outcomes
+    assert "slow: steps done\n" in capsys.readouterr().out and {o.status for o in outcomes} == {
+        "steps_done"
+    }
     assert outcomes[0].settings.keys() == {"optimizer", "lr"}
 
 
@@ -334,7 +338,7 @@ def test_an_excerpt_longer_than_the_text_is_the_same_run_again(spec, tmp_path):
 
     sweep(make(), tmp_path / "sweep")
     assert summary_of(tmp_path / "sweep", "one")["config"]["max_tokens"] == 0
-    assert sweep(make(), tmp_path / "sweep")[0].status == "steps_done"
+    assert sweep(make(), tmp_path / "sweep").best.status == "steps_done"
 
 
 @pytest.mark.parametrize(
@@ -360,9 +364,13 @@ def test_an_excerpt_longer_than_the_text_is_the_same_run_again(spec, tmp_path):
         ({"": {}}, "", r"run '': the name becomes a folder"),
         ({"con": {}}, "", r"run 'con': the name becomes a folder"),
         ({"a": {}, "A": {}}, "", r"run 'A': 'a' has the same name but for capitals"),
-        ({}, "", r"names no runs"),
-        ({"a": {}}, "rnus = 1", r"unknown entry 'rnus'"),
-        ({"a": {}}, "runs.b = 3", r"run 'b': it has no table of settings"),
+        ({}, "", r"runs: Field required: a spec holds"),
+        (
+            {"a": {}},
+            "rnus = 1",
+            r"rnus: Extra inputs are not permitted: a spec holds a title, \[common\]",
+        ),
+        ({"a": {}}, "runs.b = 3", r"runs.b: Input should be a valid dictionary: a spec holds"),
         ({"a": {}}, "runs.b.c.lr = 3", r"run 'b': 'c' is a table, not a setting"),
         ({"a": {}}, "runs.a = 3", r"not valid TOML"),
         ({"a": {"input_file": "no/such/file.txt"}}, "", r"no/such/file.txt"),
@@ -402,7 +410,7 @@ def test_a_run_that_was_made_with_other_settings_is_refused_before_anything_star
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda folder: folder.write_text("mine"), "is a file"),
+        (lambda folder: folder.write_text("mine"), "cannot be used .* exists"),
         (
             lambda folder: folder.mkdir() or (folder / "thesis.txt").write_text("mine"),
             "holds files but no sweep",
@@ -422,19 +430,17 @@ def test_a_folder_that_is_no_sweep_is_refused_and_left_alone(spec, tmp_path, mak
 def test_a_second_sweep_in_the_folder_of_one_at_work_is_told_in_one_line(
     spec, tmp_path, monkeypatch
 ):
-    path, told = spec({"one": {}}), []
+    path, refusals = spec({"one": {}}), []
 
     def train_while_another_begins(config):
         with pytest.raises(UserError, match="another sweep is at work there") as refused:
             sweep(path, tmp_path / "sweep")
-        told.append(refused)
+        refusals.append(refused)
         return train(config)
 
     monkeypatch.setattr(sweep_module, "train", train_while_another_begins)
-    assert sweep(path, tmp_path / "sweep")[0].status == "steps_done" and len(told) == 1
-    assert (
-        sweep(path, tmp_path / "sweep")[0].status == "steps_done"
-    )  # and afterwards the folder is free
+    assert sweep(path, tmp_path / "sweep").best.status == "steps_done" and len(refusals) == 1
+    sweep(path, tmp_path / "sweep")  # and afterwards the folder is free
 
 
 def test_a_run_that_another_process_trains_ends_the_sweep_and_is_not_written_down_as_failed(
@@ -446,7 +452,7 @@ def test_a_run_that_another_process_trains_ends_the_sweep_and_is_not_written_dow
     with pytest.raises(UserError, match="another process is training there"):
         sweep(path, tmp_path / "sweep")
     lock.release()
-    assert sweep(path, tmp_path / "sweep")[0].status == "steps_done"
+    assert sweep(path, tmp_path / "sweep").best.status == "steps_done"
 
 
 def test_a_flag_that_belongs_to_runs_is_no_flag_of_a_sweep(spec, capsys):
@@ -458,39 +464,38 @@ def test_a_flag_that_belongs_to_runs_is_no_flag_of_a_sweep(spec, capsys):
 
 
 def test_the_committed_spec_is_valid_and_its_runs_can_be_compared(tmp_path):
-    spec = read_spec(sweep_results.REFERENCE / "recipe.toml", tmp_path)
-    assert len(spec.runs) >= 10 and {config.optimizer for config in spec.runs.values()} == {
-        "adamw",
-        "muon",
-    }
-    for name, config in spec.runs.items():
+    runs = resolve_runs(read_spec(sweep_results.REFERENCE / "recipe.toml"), tmp_path)
+    configs = {run.name: run.config for run in runs}
+    assert len(configs) >= 10
+    assert {config.optimizer for config in configs.values()} == {"adamw", "muon"}
+    for name, config in configs.items():
         assert (config.steps * config.tokens_per_step, config.max_tokens) == (65536, 8192), name
         if config.seed != 1337:  # to see what chance does, nothing else may differ
             same, other = (
-                each.model_dump(exclude={"seed", "out_dir"}) for each in (spec.runs["muon"], config)
+                each.model_dump(exclude={"seed", "out_dir"}) for each in (configs["muon"], config)
             )
             assert same == other, name
         assert config.eval_windows == 0 and config.log_every == 1, name
     assert len(
-        {tuple(config.model_dump(exclude={"out_dir"}).items()) for config in spec.runs.values()}
-    ) == len(spec.runs)
+        {tuple(config.model_dump(exclude={"out_dir"}).items()) for config in configs.values()}
+    ) == len(configs)
 
 
-@pytest.mark.skipif(
-    not (sweep_results.REFERENCE / "table.csv").exists(),
-    reason="the reference sweep is not committed yet",
-)
-def test_the_committed_table_is_that_of_the_committed_spec(tmp_path):
-    spec, table = read_spec(sweep_results.REFERENCE / "recipe.toml", tmp_path), read_sweep()
-    assert {outcome.name: outcome.settings for outcome in table.outcomes} == {
-        name: {setting: str(getattr(config, setting)) for setting in spec.varying}
-        for name, config in spec.runs.items()
-    }
-    assert all(
-        rows[-1].train_loss == pytest.approx(outcome.train_loss, rel=1e-5)
-        for outcome in table.outcomes
-        if outcome.ranked
-        for rows in [table.curves[outcome.name]]
+def test_the_committed_results_are_those_of_the_committed_spec(tmp_path):
+    runs = resolve_runs(read_spec(sweep_results.REFERENCE / "recipe.toml"), tmp_path)
+    configs = {run.name: run.config for run in runs}
+    results = read_sweep()
+    assert {outcome.name for outcome in results.outcomes} == set(configs)
+    for outcome in results.outcomes:
+        config = configs[outcome.name]
+        assert outcome.settings == {name: str(getattr(config, name)) for name in outcome.settings}
+        assert outcome.settings.keys() >= {"seed", "optimizer", "lr", "momentum", "steps"}
+        assert outcome.ranked
+        last = results.curves[outcome.name][-1]
+        assert last.train_loss == pytest.approx(outcome.train_loss, rel=1e-5)
+        assert (last.step, last.tokens) == (config.steps, outcome.tokens_seen)
+    assert (sweep_results.REFERENCE / "table.md").read_text(encoding="utf-8") == as_markdown(
+        results
     )
 
 
@@ -536,15 +541,17 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path):
     wanted = example()
     wanted.outcomes[-1] = Outcome(**{**vars(EXAMPLE[-1]), "reason": 'a "quoted", long\nstory'})
     write_sweep(tmp_path, wanted)
-    found = read_sweep(tmp_path)
-    assert found.outcomes == wanted.outcomes and found.best == EXAMPLE[0]
-    assert [row.step for row in found.curves["adamw"]] == list(range(9)) and found.curves["adamw"][
-        0
-    ].loss is None
-    assert found.curves["adamw"][8].loss == pytest.approx(2.0, rel=1e-6)
+    assert read_sweep(tmp_path) == wanted and read_sweep(tmp_path).best == EXAMPLE[0]
 
 
-def test_runs_that_reached_the_target_are_ordered_by_their_tokens_and_come_before_all_others():
+def test_losses_that_are_not_finite_leave_the_results_readable(tmp_path):
+    row = Row(1, 0.1, 5, float("nan"), None, 0.1, float("inf"))
+    write_sweep(tmp_path, Sweep(EXAMPLE, {"wild": [row]}))
+    assert "NaN" not in (tmp_path / "results.json").read_text(encoding="utf-8")  # no valid JSON
+    assert read_sweep(tmp_path).curves["wild"] == [Row(1, 0.1, 5, None, None, 0.1, None)]
+
+
+def test_runs_that_reached_the_target_rank_first_by_their_tokens():
     runs = [
         outcome("lucky", 0.2),
         outcome("unfinished", 0.01, "interrupted"),
@@ -553,60 +560,44 @@ def test_runs_that_reached_the_target_are_ordered_by_their_tokens_and_come_befor
         outcome("none", None, "not_started"),
         outcome("better", 0.15),
     ]
-    assert [run.name for run in best_first(runs)] == [
-        "early",
-        "late",
-        "better",
-        "lucky",
-        "unfinished",
-        "none",
+    assert [run.name for run in sorted(runs, key=lambda run: run.rank)] == [
+        *("early", "late", "better", "lucky"),
+        *("unfinished", "none"),
     ]
 
 
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (lambda folder: (folder / "table.csv").unlink(), "table.csv is missing"),
-        (lambda folder: (folder / "curves.csv").unlink(), "curves.csv is missing"),
-        (lambda folder: (folder / "table.csv").write_text(""), "table.csv cannot be read"),
-        (lambda folder: (folder / "table.csv").write_text("x,y\n1,2\n"), "other columns"),
+        (lambda file: file.unlink(), "FileNotFoundError"),
+        (lambda file: file.write_text(""), "ValidationError"),
+        (lambda file: file.write_bytes(b"\xff\xfe"), "ValidationError"),
+        (lambda file: file.write_text("[1, 2]"), "ValidationError"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-20]), "ValidationError"),
         (
-            lambda folder: (folder / "table.csv").write_bytes(b"\xff\xfe"),
-            "table.csv cannot be read",
-        ),
-        (lambda folder: (folder / "curves.csv").open("a").write("muon,9"), "cut short"),
-        (lambda folder: (folder / "curves.csv").open("a").write("other,1,1,1,1,1\n"), "KeyError"),
-        (
-            lambda folder: (folder / "curves.csv").open("a").write("muon,1,one,1,1,1\n"),
-            "ValueError",
+            lambda file: file.write_text(file.read_text().replace('"step":1,', '"step":"one",')),
+            "ValidationError",
         ),
     ],
 )
-def test_a_sweep_that_is_missing_or_damaged_is_one_line_and_no_sweep(tmp_path, spoil, words):
+def test_a_sweep_that_is_missing_or_damaged_is_one_line(tmp_path, spoil, words):
     write_sweep(tmp_path, example())
-    spoil(tmp_path)
-    gc.collect()  # closes what the spoiling opened
-    found, said = sweep_results.read_sweep_or_say(tmp_path)
-    assert found is None and words in said and "\n" not in said
-    assert str(tmp_path) not in said  # a saved notebook names no folder of this machine
+    spoil(tmp_path / "results.json")
+    with pytest.raises(UserError, match=words) as refused:
+        read_sweep(tmp_path)
+    said = str(refused.value)
+    assert "results.json is missing or damaged" in said and "recipe.toml" in said
+    assert "\n" not in said and str(tmp_path) not in said  # a saved notebook names no folder
 
 
-def test_a_sweep_is_announced_by_its_size(tmp_path):
-    write_sweep(tmp_path, example())
-    assert (
-        sweep_results.read_sweep_or_say(tmp_path)[1]
-        == "5 runs, 4 of which came to their end, after 2 epochs."
-    )
-
-
-def test_the_comparison_shows_each_loser_with_what_it_did_otherwise_and_what_that_cost():
+def test_the_comparison_shows_what_each_run_changes_and_its_cost():
     shown = recipe.comparison(example()).data
     cells = [
         [html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall(r"<td.*?</td>", row)]
         for row in shown.split("<tr")
     ]
     by_name = {row[0]: row[1:] for row in cells if row}
-    assert by_name["muon"] == ["", "64", "0.5000", "the best"]
+    assert by_name["muon"] == ["", "64", "0.5000", "+0.0000"]
     assert by_name["muon-low"] == ["lr 0.01 (not 0.03)", "64", "0.7500", "+0.2500"]
     assert by_name["adamw"] == [
         "optimizer adamw (not muon), lr 0.002 (not 0.03)",
@@ -617,33 +608,41 @@ def test_the_comparison_shows_each_loser_with_what_it_did_otherwise_and_what_tha
     assert by_name["wild"][2:] == ["failed", ""]
 
 
-def test_the_losers_are_told_with_numbers_of_the_table():
-    told = recipe.losers(example()).splitlines()
-    assert told[0] == "best: muon, training loss 0.5000 after 2 epochs"
-    assert told[1] == "next: muon-low, +0.2500 nats per token (lr 0.01 (not 0.03))"
-    assert told[2].startswith("best of adamw: adamw, +1.5000") and told[3].startswith(
-        "last: adamw-high, +4.0000"
-    )
-    assert told[4] == "failed: wild"
-    assert len(recipe.losers(Sweep(EXAMPLE[:2], {})).splitlines()) == 2  # next and last are one
-    assert "nothing to compare" in recipe.losers(Sweep(EXAMPLE[:1], {}))
-    assert "Lowest: muon, training loss 0.5000" in recipe.in_words(
-        example()
-    ) and "adamw-high" in recipe.in_words(example())
+def test_a_failed_run_is_compared_by_its_reason():
+    failed = replace(EXAMPLE[-1], reason="it diverged")
+    assert "failed: it diverged" in recipe.comparison(Sweep([EXAMPLE[0], failed])).data
+    assert recipe.highlights(Sweep([failed])) == "No run finished: there is nothing to compare."
 
 
-def test_runs_are_described_against_the_one_that_all_vary_which_need_not_be_the_best():
-    varied = [
-        outcome("best", 0.1, optimizer="muon", lr="0.3"),
-        outcome("base", 0.2, optimizer="muon", lr="0.2"),
-        outcome("other", 0.3, optimizer="adamw", lr="0.2"),
-        outcome("low", 0.4, optimizer="muon", lr="0.1"),
+def test_the_highlights_are_numbers_of_the_table():
+    lines = recipe.highlights(example()).splitlines()
+    assert lines == [
+        "best: muon, training loss 0.5000 (+0.0000)",
+        "next: muon-low, training loss 0.7500 (+0.2500), lr 0.01 (not 0.03)",
+        "best of adamw: adamw, training loss 2.0000 (+1.5000), optimizer adamw (not muon), lr 0.002 (not 0.03)",
+        "last: adamw-high, training loss 4.5000 (+4.0000), optimizer adamw (not muon)",
     ]
-    told = recipe.losers(Sweep(varied, {})).splitlines()
-    assert told[0] == "best: best, training loss 0.1000 after 2 epochs (lr 0.3 (not 0.2))"
-    assert told[1] == "next: base, +0.1000 nats per token"
-    assert "what it does otherwise than base" in recipe.comparison(Sweep(varied, {})).data
-    assert any("(optimizer adamw (not muon))" in line for line in told)
+    assert len(recipe.highlights(Sweep(EXAMPLE[:2])).splitlines()) == 2  # next and last are one
+    alt = recipe.alt_text(example())
+    assert "Lowest: muon, training loss 0.5000" in alt and "Highest: adamw-high" in alt
+
+
+def test_runs_are_described_against_the_usual_settings():
+    """They need not be those of the best run."""
+    varied = Sweep(
+        [
+            outcome("best", 0.1, optimizer="muon", lr="0.3"),
+            outcome("base", 0.2, optimizer="muon", lr="0.2"),
+            outcome("other", 0.3, optimizer="adamw", lr="0.2"),
+            outcome("low", 0.4, optimizer="muon", lr="0.1"),
+        ]
+    )
+    assert [varied.changes(run) for run in varied.outcomes] == [
+        "lr 0.3 (not 0.2)",
+        "",
+        "optimizer adamw (not muon)",
+        "lr 0.1 (not 0.2)",
+    ]
 
 
 def test_text_of_a_sweep_is_text_in_the_comparison():
@@ -662,7 +661,7 @@ def test_text_of_a_sweep_is_text_in_the_comparison():
     ],
 )
 def test_the_curves_can_be_drawn_from_whatever_there_is(outcomes, curves, tmp_path):
-    figure = recipe_figures.curves(
+    figure = figures.sweep_curves(
         Sweep(outcomes, {outcome.name: curves.get(outcome.name, []) for outcome in outcomes})
     )
     figure.savefig(tmp_path / "curves.png")
@@ -673,7 +672,7 @@ def test_the_curves_can_be_drawn_from_whatever_there_is(outcomes, curves, tmp_pa
 
 
 def test_the_best_curve_stands_out_and_every_line_has_its_label():
-    axes = recipe_figures.curves(example()).axes[0]
+    axes = figures.sweep_curves(example()).axes[0]
     lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
     assert lines.keys() == {outcome.name for outcome in EXAMPLE}
     widths = {name: line.get_linewidth() for name, line in lines.items()}
@@ -701,17 +700,17 @@ def test_the_parts_of_the_gradient_add_up_to_that_of_the_mean_loss(tokens, monke
     monkeypatch.setattr(
         GPT2, "__init__", lambda self, *a, **k: made.append(self) or real(self, *a, **k)
     )
-    gradient = recipe.first_gradient(tokens, seed=7)
+    rare, frequent, share = recipe.first_gradient(tokens, seed=7)
     (model,) = made
     windows = Windows(tokens, 64)
     x, y = windows.batch(windows.evenly_spread(8))
     model.zero_grad()
     model.loss(x, y).backward()
     torch.testing.assert_close(
-        gradient.whole, model.transformer.h[-1].mlp.c_fc.weight.grad, rtol=1e-3, atol=1e-7
+        rare + frequent, model.transformer.h[-1].mlp.c_fc.weight.grad, rtol=1e-3, atol=1e-7
     )
     ids = y.flatten().tolist()
-    assert gradient.share == pytest.approx(sum(ids.count(token) == 1 for token in ids) / len(ids))
+    assert share == pytest.approx(sum(ids.count(token) == 1 for token in ids) / len(ids))
 
 
 def test_the_share_of_the_rare_is_the_fall_of_their_loss_after_a_small_step():
@@ -724,33 +723,34 @@ def test_the_share_of_the_rare_is_the_fall_of_their_loss_after_a_small_step():
         (part * weights).sum() - (part * (weights - 1e-3 * update)).sum()
         for part in (rare, frequent)
     ]
-    share = recipe.share_of_rare(update, recipe.SplitGradient(rare, frequent, 0.5))
+    share = recipe.share_of_rare(update, rare, frequent)
     assert share == pytest.approx((fall[0] / (fall[0] + fall[1])).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", [1, 1337])
 def test_the_rare_tokens_gain_by_muon_as_the_notebook_says(tokens, seed):
-    gradient = recipe.first_gradient(tokens, seed)
+    rare, frequent, share = recipe.first_gradient(tokens, seed)
+    gradient = rare + frequent
     plain, adamw, muon = (
-        recipe.share_of_rare(update, gradient)
-        for update in (gradient.whole, gradient.whole.sign(), orthogonalise(gradient.whole))
+        recipe.share_of_rare(update, rare, frequent)
+        for update in (gradient, gradient.sign(), orthogonalise(gradient))
     )
-    assert plain < adamw < muon and muon > 0.75 * gradient.share > plain
+    assert plain < adamw < muon and muon > 0.75 * share > plain
 
 
 @pytest.mark.parametrize("n_tokens", [3, 40, 70])
 def test_a_text_of_a_few_tokens_has_a_gradient_too(tokens, n_tokens):
-    gradient = recipe.first_gradient(tokens[:n_tokens], seed=1)
-    assert (
-        gradient.whole.isfinite().all() and gradient.whole.norm() > 0 and 0 <= gradient.share <= 1
-    )
+    rare, frequent, share = recipe.first_gradient(tokens[:n_tokens], seed=1)
+    gradient = rare + frequent
+    assert gradient.isfinite().all() and gradient.norm() > 0 and 0 <= share <= 1
 
 
 def test_the_singular_values_drawn_are_those_of_the_matrix_and_even_after_muon(tokens):
-    gradient = recipe.first_gradient(tokens, seed=1337).whole
+    rare, frequent, _ = recipe.first_gradient(tokens, seed=1337)
+    gradient = rare + frequent
     before = np.linalg.svd(gradient.double().numpy(), compute_uv=False)
     after = torch.linalg.svdvals(orthogonalise(gradient))
-    figure = recipe_figures.singular_values(torch.linalg.svdvals(gradient), after)
+    figure = figures.singular_values(torch.linalg.svdvals(gradient), after)
     first, second = (line.get_ydata() for line in figure.axes[0].lines)
     real = before[before > 1e-5 * before.max()]
     np.testing.assert_allclose(first, real / real.mean(), rtol=1e-3)
@@ -767,18 +767,21 @@ def test_the_section_of_notebook_03_shows_a_sweep_and_without_one_says_so(
     section = {cell["id"]: "".join(cell["source"]) for cell in cells}
     shown = {}
     stub = SimpleNamespace(show=lambda figure, alt: shown.update({alt: figure}))
-    monkeypatch.setattr(
-        sweep_results,
-        "read_sweep_or_say",
-        lambda: (example(), "5 runs") if found else (None, "it is missing"),
-    )
+
+    def read_or_refuse():
+        if found:
+            return example()
+        raise UserError("it is missing")
+
+    monkeypatch.setattr(sweep_results, "read_sweep", read_or_refuse)
     names = {
         "torch": torch,
         "tokens": tokens,
         "config": RunConfig.resolve({"preset": "tiny"}),
         "notebook": stub,
+        "figures": figures,
     }
-    for cell in ("muon", "rare", "sweep", "sweep-figure", "losers"):
+    for cell in ("muon", "rare", "sweep", "sweep-figure", "highlights"):
         exec(section[cell], names)
     said = capsys.readouterr().out
     assert re.search(r"plain gradient +\d+%\nAdamW's first step +\d+%\nMuon +\d+%\n", said)

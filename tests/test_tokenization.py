@@ -18,7 +18,8 @@ import trustme
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.results.run import load_run
+from gpt2_nb_utils.figures import html as snippets
+from gpt2_nb_utils.results.record import read_record
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization import (
     IGNORE_INDEX,
@@ -27,7 +28,6 @@ from gpt2_nb_utils.tokenization import (
     Windows,
     bpe,
     decode,
-    display,
     download,
     encode,
     gpt2_encoding,
@@ -38,7 +38,8 @@ from gpt2_nb_utils.tokenization import (
 )
 from gpt2_nb_utils.tokenization import corpus as corpus_module
 from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
-from gpt2_nb_utils.training import start
+from gpt2_nb_utils.training import open_run
+from gpt2_nb_utils.training.train import train
 
 REAL = Path(__file__).parents[1] / "data" / "input.txt"
 needs_real_corpus = pytest.mark.skipif(
@@ -546,21 +547,34 @@ def no_network(monkeypatch, tmp_path):
 
 
 def test_the_encoding_loads_without_a_network(no_network):
+    before = dict(os.environ)
     assert gpt2_encoding.__wrapped__().encode("Hello world") == [15496, 995]
-    digests = {
-        hashlib.sha256(path.read_bytes()).hexdigest() for path in (no_network / "cache").iterdir()
-    }
-    assert digests == set(bpe._FILES.values())
+    assert dict(os.environ) == before
+    encoder, merges = bpe.vocabulary_files()
+    assert encoder.startswith(b"{") and merges.startswith(b"#version")
 
 
-def test_a_damaged_cache_file_is_replaced_and_an_intact_one_is_left_alone(no_network):
-    assert bpe._fill(no_network / "cache")
-    intact, damaged = sorted((no_network / "cache").iterdir())
+def test_intact_files_in_the_cache_of_tiktoken_are_used(no_network, monkeypatch):
+    fill_cache(no_network / "cache")
+    monkeypatch.setattr(bpe, "_CARRIER", "no-such-distribution")
+    assert gpt2_encoding.__wrapped__().encode("Hello world") == [15496, 995]
+
+
+def test_a_damaged_file_in_the_cache_of_tiktoken_is_not_used(no_network):
+    damaged = fill_cache(no_network / "cache")[0]
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    before = intact.stat().st_mtime_ns
     assert gpt2_encoding.__wrapped__().encode("Hello world") == [15496, 995]
-    assert hashlib.sha256(damaged.read_bytes()).hexdigest() in bpe._FILES.values()
-    assert intact.stat().st_mtime_ns == before
+
+
+def fill_cache(folder: Path) -> list[Path]:
+    """Put the vocabulary where tiktoken itself looks for it."""
+    folder.mkdir()
+    paths = []
+    for name, content in zip(("encoder.json", "vocab.bpe"), bpe.vocabulary_files()):
+        url = f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}"
+        paths.append(folder / hashlib.sha1(url.encode()).hexdigest())
+        paths[-1].write_bytes(content)
+    return paths
 
 
 def test_a_cache_folder_that_cannot_be_written_is_coped_with(no_network, monkeypatch):
@@ -592,17 +606,19 @@ def test_a_vocabulary_that_has_to_be_downloaded_is_checked_and_a_silent_server_i
     monkeypatch.setattr(bpe, "_BASE_URL", f"http://127.0.0.1:{server.server_port}/")
     monkeypatch.setattr(bpe, "_CARRIER", "no-such-distribution")
     monkeypatch.setattr(bpe, "_FILES", {"vocab.bpe": hashlib.sha256(COURSE_STAND_IN).hexdigest()})
-    assert bpe._fill(tmp_path / "cache") and [
-        path.read_bytes() for path in (tmp_path / "cache").iterdir()
-    ] == [COURSE_STAND_IN]
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    assert bpe.vocabulary_file("vocab.bpe") == COURSE_STAND_IN
+    assert [path.read_bytes() for path in (tmp_path / "cache").iterdir()] == [COURSE_STAND_IN]
+    assert bpe.vocabulary_file("vocab.bpe") == COURSE_STAND_IN and server.requests == 1
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "other"))
     server.answer = lambda handler: _send(handler, COURSE_STAND_IN[1:])
     with pytest.raises(UserError, match="not the expected file.*pip install"):
-        bpe._fill(tmp_path / "other")
+        bpe.vocabulary_file("vocab.bpe")
     monkeypatch.setattr(download, "SOCKET_TIMEOUT", 0.3)
     done = threading.Event()
     server.answer = lambda handler: done.wait(20)
     with pytest.raises(UserError, match="timed out.*pip install"):
-        bpe._fill(tmp_path / "other")
+        bpe.vocabulary_file("vocab.bpe")
     done.set()
     assert not (tmp_path / "other").exists()
 
@@ -610,8 +626,7 @@ def test_a_vocabulary_that_has_to_be_downloaded_is_checked_and_a_silent_server_i
 def test_a_carrier_package_with_other_content_is_not_used(no_network, monkeypatch):
     monkeypatch.setattr(bpe, "_FILES", {name: "0" * 64 for name in bpe._FILES})
     with pytest.raises(UserError, match="forbids the download"):
-        bpe._fill(no_network / "cache")
-    assert not (no_network / "cache").exists()
+        bpe.vocabulary_files()
 
 
 # --- tokens of a run, kept -------------------------------------------------------------------------------------------
@@ -675,11 +690,11 @@ def test_a_second_start_of_a_run_encodes_nothing_and_one_with_a_damaged_file_men
     settings, monkeypatch
 ):
     encoded = []
-    monkeypatch.setattr(start, "encode", lambda text: encoded.append(len(text)) or encode(text))
+    monkeypatch.setattr(open_run, "encode", lambda text: encoded.append(len(text)) or encode(text))
 
     def tokens_of_start(**more) -> list[int]:
-        run = start.start_run(RunConfig.resolve(settings(**more)))
-        run.lock.release()
+        run = open_run.open_run(RunConfig.resolve(settings(**more)))
+        run.claim.release()
         return run.windows.tokens.tolist()
 
     path = RunDirectory(settings()["out_dir"]).tokens
@@ -700,8 +715,8 @@ def test_a_second_start_of_a_run_encodes_nothing_and_one_with_a_damaged_file_men
 
 
 def test_another_cut_of_the_same_text_is_not_seen_by_what_judges_a_run(settings):
-    start.start_run(RunConfig.resolve(settings())).lock.release()
-    run = load_run(settings()["out_dir"])
+    train(RunConfig.resolve(settings(steps=1)))
+    run = read_record(settings()["out_dir"])
     expected = encode(run.corpus.text)[:512]
     forged = np.concatenate([encode(char) for char in run.corpus.text])
     write_tokens(run.directory.tokens, forged)
@@ -835,22 +850,22 @@ def test_every_text_in_the_html_is_escaped():
     ids = encode(evil)
     x, y = Windows(torch.from_numpy(ids), 4).batch([0, 1])
     made = [
-        display.coloured_tokens(ids),
-        display.boxes([evil]),
-        display.code(evil),
-        display.shifted_pair(x[0], y[0]),
-        display.table((evil,), [(evil,)], caption=evil),
-        display.batch_table(x, y),
-        display.merge_table(merge_steps("</")),
+        snippets.coloured_tokens(ids),
+        snippets.boxes([evil]),
+        snippets.code(evil),
+        snippets.shifted_pair(x[0], y[0]),
+        snippets.table((evil,), [(evil,)], caption=evil),
+        snippets.batch_table(x, y),
+        snippets.merge_table(merge_steps("</")),
     ]
     for html in made:
         assert "<script" not in html.data and "</script" not in html.data
         assert html.data.count("<td") == html.data.count("</td>")
-    assert "&lt;script&gt;" in display.boxes([evil]).data
+    assert "&lt;script&gt;" in snippets.boxes([evil]).data
 
 
 def test_coloured_tokens_show_each_token_once_with_its_id():
-    html = display.coloured_tokens(encode("Hello world")).data
+    html = snippets.coloured_tokens(encode("Hello world")).data
     assert html.count("15496") == html.count("995") == 1
     assert ">Hello<" in html and ">·world<" in html
-    assert "15496" not in display.coloured_tokens(encode("Hello world"), show_ids=False).data
+    assert "15496" not in snippets.coloured_tokens(encode("Hello world"), show_ids=False).data

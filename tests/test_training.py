@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import rows_of
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
@@ -19,18 +20,19 @@ from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.windows import Windows
-from gpt2_nb_utils.training import loop, muon
+from gpt2_nb_utils.training import muon, precision
+from gpt2_nb_utils.training import train as loop
 from gpt2_nb_utils.training.checkpoints import load_model, read_checkpoint, save_checkpoint
-from gpt2_nb_utils.training.corpus_loss import CorpusLoss, training_loss
-from gpt2_nb_utils.training.loop import train
+from gpt2_nb_utils.training.corpus_loss import training_loss
+from gpt2_nb_utils.training.events import State, history, read_events, rendered
 from gpt2_nb_utils.training.muon import Muon, orthogonalise
 from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
-from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.run_log import COLUMNS, RunLog, read_metrics, read_recall
-from gpt2_nb_utils.training.samples_file import read_samples
+from gpt2_nb_utils.training.precision import Precision, check_device
+from gpt2_nb_utils.training.recorder import Recorder
+from gpt2_nb_utils.training.records import TrainingLoss
 from gpt2_nb_utils.training.schedule import learning_rate_factor
-from gpt2_nb_utils.training.state import State
 from gpt2_nb_utils.training.step import training_step
+from gpt2_nb_utils.training.train import train
 
 CPU = Precision(torch.device("cpu"), "fp32")
 
@@ -57,7 +59,7 @@ def test_tiny_learns_its_corpus_by_heart_from_random_weights(tmp_path, text_file
     )
     assert summary["status"] == "target_reached" and summary["target_reached"]
     assert summary["train_loss_windows"] == "all" and summary["train_loss"] < 0.099999
-    first = read_metrics(directory.metrics)[0]
+    first = history(read_events(directory.events)).rows[0]
     assert (
         first.step == 0 and abs(first.train_loss - math.log(50257)) < 0.1
     )  # it did start from nothing
@@ -79,7 +81,7 @@ def test_tiny_learns_its_corpus_by_heart_from_random_weights(tmp_path, text_file
 
 
 def test_a_lucky_batch_does_not_end_a_run(settings, monkeypatch):
-    monkeypatch.setattr(loop, "training_loss", lambda *_, **__: CorpusLoss(0.2, 511, 8, whole=True))
+    monkeypatch.setattr(loop, "training_loss", lambda *_, **__: TrainingLoss(0.2, "all", 511, 8))
     monkeypatch.setattr(loop, "training_step", lucky(loop.training_step))
     summary, _ = run(settings(steps=4))
     assert summary["status"] == "steps_done" and not summary["target_reached"]
@@ -94,9 +96,9 @@ def test_an_estimate_below_the_target_does_not_end_a_run_but_calls_for_the_whole
     def measured(model, windows, precision, n_windows=0, *_):
         asked.append(n_windows)
         return (
-            CorpusLoss(0.05, 64, n_windows, whole=False)
+            TrainingLoss(0.05, n_windows, 64, n_windows)
             if n_windows
-            else CorpusLoss(0.3, 511, 8, whole=True)
+            else TrainingLoss(0.3, "all", 511, 8)
         )
 
     monkeypatch.setattr(loop, "training_loss", measured)
@@ -108,13 +110,8 @@ def test_an_estimate_below_the_target_does_not_end_a_run_but_calls_for_the_whole
 def test_a_smoothed_batch_loss_near_the_target_calls_for_a_measurement_before_eval_every(
     settings, monkeypatch
 ):
-    monkeypatch.setattr(
-        loop, "training_loss", lambda *_, **__: CorpusLoss(0.09, 511, 8, whole=True)
-    )
+    monkeypatch.setattr(loop, "training_loss", lambda *_, **__: TrainingLoss(0.09, "all", 511, 8))
     monkeypatch.setattr(loop, "training_step", lucky(loop.training_step))
-    monkeypatch.setattr(
-        loop, "State", lambda **fields: State(**{"train_loss": 1.0, **fields})
-    )  # no measurement at step 0
     summary, _ = run(settings(steps=50, eval_every=50))
     assert summary["status"] == "target_reached" and summary["step"] == 1
 
@@ -253,6 +250,14 @@ def test_the_gram_iteration_is_the_plain_one():
     torch.testing.assert_close(
         orthogonalise(narrower.float()).double(), x, rtol=1e-4, atol=1e-4
     )  # plain
+
+
+def test_the_iteration_in_bf16_is_close_to_that_in_fp32():
+    for shape in ((3, 32, 32), (2, 32, 128), (2, 128, 32)):
+        matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        exact, coarse = orthogonalise(matrices), orthogonalise(matrices, torch.bfloat16)
+        assert coarse.dtype == torch.bfloat16 and coarse.shape == matrices.shape
+        assert (coarse.float() - exact).norm() < 0.03 * exact.norm()
 
 
 def test_an_update_is_that_of_torchs_own_muon():
@@ -413,11 +418,17 @@ def test_the_training_loss_counts_every_prediction_once_and_an_estimate_says_so(
 
 def test_a_whole_measurement_outranks_every_estimate():
     state = State(step=1)
-    assert state.count_measurement(CorpusLoss(0.05, 10, 1, whole=False)) and not state.reached(0.1)
-    assert state.count_measurement(CorpusLoss(0.30, 100, 9, whole=True))
-    assert not state.count_measurement(CorpusLoss(0.04, 10, 1, whole=False))
+
+    def measure(loss, windows):
+        improved = state.is_improved_by(TrainingLoss(loss, windows), 1)
+        state.take({"event": "measured", "step": 1, "train_loss": loss, "windows": windows})
+        return improved
+
+    assert measure(0.05, 1) and not state.reached(0.1)
+    assert measure(0.30, "all")
+    assert not measure(0.04, 1)
     assert state.best_train_loss == 0.30 and not state.reached(0.1)
-    assert state.count_measurement(CorpusLoss(0.09, 100, 9, whole=True)) and state.reached(0.1)
+    assert measure(0.09, "all") and state.reached(0.1)
 
 
 # fp16
@@ -425,7 +436,7 @@ def test_a_whole_measurement_outranks_every_estimate():
 
 def test_fp16_with_a_grad_scaler_trains_on_the_cpu(settings):
     summary, directory = run(settings(amp="fp16", steps=8, lr=1e-2))
-    rows = read_metrics(directory.metrics)
+    rows = history(read_events(directory.events)).rows
     assert summary["amp"] == "fp16" and all(row.loss_scale >= 1 for row in rows)
     exact, _ = run(settings(amp="fp32", steps=8, lr=1e-2, out_dir=str(directory.path) + "-fp32"))
     assert summary["loss"] == pytest.approx(exact["loss"], rel=0.02) and summary["loss"] < 10.5
@@ -468,11 +479,91 @@ def test_gradients_that_are_not_finite_leave_the_weights_in_fp32_too():
     )
 
 
-def test_amp_auto_is_fp32_on_a_cpu_and_a_missing_gpu_is_said():
-    assert Precision.of(RunConfig.resolve({"device": "cpu"})).amp == "fp32"
+CPU_QUERIES = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+"""torch's own questions about the processor."""
+
+
+@pytest.mark.parametrize(
+    "units, amp, reason",
+    [
+        ((True, True), "bf16", "this processor has AMX"),
+        ((False, True), "bf16", "this processor has AVX512-BF16"),
+        ((False, False), "fp32", "this processor has no bf16 units"),
+        ((None, None), "fp32", "this processor has no bf16 units"),  # an older torch
+    ],
+)
+def test_amp_auto_on_a_cpu_depends_on_its_bf16_units(monkeypatch, units, amp, reason):
+    for query, answer in zip(CPU_QUERIES, units):
+        if answer is None:
+            monkeypatch.delattr(torch.cpu, query, raising=False)
+        else:
+            monkeypatch.setattr(torch.cpu, query, lambda answer=answer: answer, raising=False)
+    chosen = Precision.of(RunConfig.resolve({"device": "cpu"}))
+    assert (chosen.amp, chosen.description) == (amp, f"{amp}: {reason}")
+    given = Precision.of(RunConfig.resolve({"device": "cpu", "amp": "fp16"}))
+    assert given.description == "fp16"
+    assert bool(check_device(Precision(CPU.device, "bf16"))) == (amp == "fp32")
+    assert check_device(chosen) == ""
+
+
+def test_bf16_without_units_is_a_warning_with_the_measured_cost(settings, monkeypatch, capsys):
+    for query in CPU_QUERIES:
+        monkeypatch.setattr(torch.cpu, query, lambda: False, raising=False)
+    monkeypatch.setattr(precision, "_slowdown", lambda: 7.25)  # seconds on a slow processor
+    summary, _ = run(settings(amp="bf16", steps=1, sample_every=0))
+    assert summary["amp"] == "bf16"
+    warning = "amp bf16: this processor has no bf16 units, and a product of the model takes 7.2 ×"
+    assert warning in capsys.readouterr().err
+
+
+def test_a_missing_gpu_is_said():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="device cuda:7.*--device cpu"):
             Precision.of(RunConfig.resolve({"preset": "tiny", "device": "cuda:7"}))
+
+
+@pytest.mark.parametrize(
+    "error, fix",
+    [
+        ("CUDA error: no kernel image is available for execution", "install a build of torch"),
+        ("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA", "close the programs"),
+        ("CUDA error: unknown error", r"\(CUDA error: unknown error\): take --device cpu"),
+    ],
+)
+def test_a_device_that_does_not_compute_is_one_line(settings, monkeypatch, error, fix):
+    def refuses(*size, device):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(torch, "ones", refuses)
+    given = settings()
+    with pytest.raises(UserError, match=rf"device cpu .* cannot be used with torch .*{fix}"):
+        run(given)
+    assert not Path(given["out_dir"]).exists()
+
+
+def test_compile_without_a_compiler_is_one_line_and_nothing_is_written(settings):
+    given = settings(compile=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2_nb_utils", "train"]
+        + [f"--{name}={value}" for name, value in given.items()],
+        env={**os.environ, "CXX": "/nonexistent/g++"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1, done.stderr
+    assert "compile does not work on this machine" in done.stderr
+    assert "install a C++ compiler, or leave out --compile" in done.stderr
+    assert not Path(given["out_dir"]).exists()
+
+
+def test_a_run_begun_without_a_grad_scaler_can_go_on_with_one(settings):
+    _, directory = run(settings(amp="fp16", steps=2))
+    content = read_checkpoint(directory.last)
+    assert content["scaler"]
+    content["scaler"] = {}  # as a run in fp32 or bf16 leaves it
+    save_checkpoint(directory.last, content)
+    summary, _ = run(settings(amp="fp16", steps=4, resume="auto"))
+    assert (summary["status"], summary["step"]) == ("steps_done", 4)
 
 
 def test_a_run_that_diverges_stops_after_a_bound_and_keeps_its_last_good_checkpoint(settings):
@@ -514,7 +605,7 @@ def test_a_checkpoint_with_another_layout_of_the_optimizer_is_said_before_anythi
     ]  # as before embeddings had their own
     save_checkpoint(directory.last, content)
     before = directory.summary.read_bytes()
-    with pytest.raises(UserError, match="older version.*--overwrite"):
+    with pytest.raises(UserError, match="last.pt lacks what this program writes"):
         run(settings(steps=4, resume="auto"))
     assert directory.summary.read_bytes() == before
 
@@ -575,9 +666,7 @@ def test_a_run_directory_holds_what_the_contract_says(settings):
     assert "torch" in json.loads(directory.environment.read_text(encoding="utf-8"))["packages"]
     lines = directory.metrics.read_text(encoding="utf-8").splitlines()
     assert (
-        lines[0]
-        == ",".join(COLUMNS)
-        == "step,epoch,tokens,loss,train_loss,lr,grad_norm,loss_scale,tok_per_s,elapsed_s"
+        lines[0] == "step,epoch,tokens,loss,train_loss,lr,grad_norm,loss_scale,tok_per_s,elapsed_s"
     )
     assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(7))
     log = directory.log.read_text(encoding="utf-8")
@@ -587,12 +676,12 @@ def test_a_run_directory_holds_what_the_contract_says(settings):
         "batch_size=4",
         "tokens 512",
         "tokens per step 256",
-        "step 1/6  loss ",
+        "step 1  loss ",
         "tok/s ",
         "lr ",
     ):
         assert part in log, part
-    samples = read_samples(directory.samples)
+    samples = history(read_events(directory.events)).samples
     assert [(s.step, s.prompt_index) for s in samples] == [
         *((step, number) for step in (3, 6) for number in (1, 2, 3)),
         (6, 4),
@@ -620,7 +709,7 @@ def test_recall_is_counted_at_every_measurement_of_the_training_loss(settings):
             target_loss=1e-6,
         )
     )
-    rows = read_recall(directory.recall)
+    rows = history(read_events(directory.events)).recall
     # 511 targets are 8 windows, the last of 63 tokens, of which an opening needs 63.
     assert [(row.step, row.recalled.openings) for row in rows] == [(0, 3), (200, 3), (400, 3)]
     assert rows[0].recalled.verbatim == 0 and rows[0].recalled.right < 1
@@ -637,12 +726,20 @@ def test_tokens_are_counted_and_not_the_padding_of_the_last_window(settings):
     assert summary["tokens_seen"] == 3 * 99 and summary["epoch"] == 3.0
 
 
-def test_the_log_is_one_line_each_whatever_the_text(tmp_path):
-    directory = RunDirectory(tmp_path)
-    log = RunLog(directory)
-    log.line("hostile\nname \x1b[2J")
-    (line,) = directory.log.read_text(encoding="utf-8").splitlines()
+def test_the_log_is_one_line_each_whatever_the_text(settings):
+    _, directory = run(settings())
+    record = Recorder(directory, read_events(directory.events), directory.claim(resume=True))
+    before = directory.log.read_text(encoding="utf-8")
+    record.note("hostile\nname \x1b[2J")
+    (line,) = directory.log.read_text(encoding="utf-8").removeprefix(before).splitlines()
     assert "\x1b" not in line and "\\n" in line
+    record.end("steps_done")
+
+
+def test_records_are_what_their_events_render(settings):
+    _, directory = run(settings())
+    for name, text in rendered(read_events(directory.events)).items():
+        assert (directory.path / name).read_text(encoding="utf-8") == text, name
 
 
 # Resume
@@ -670,7 +767,7 @@ def test_a_resumed_run_continues_bit_for_bit(settings, tmp_path, amp):
     for index, state in a["optimizer"]["state"].items():
         for name, tensor in state.items():
             assert torch.equal(tensor, b["optimizer"]["state"][index][name]), name
-    assert a["scaler"] == b["scaler"] and a["state"]["windows_drawn"] == b["state"]["windows_drawn"]
+    assert a["scaler"] == b["scaler"] and a["state"]["tokens_seen"] == b["state"]["tokens_seen"]
     assert files_of(whole) == files_of(parts)
 
 
@@ -679,7 +776,7 @@ def test_work_after_the_checkpoint_is_dropped_from_the_logs_and_done_again(setti
     expected = files_of(directory)
     run(settings(steps=3, overwrite=True))
     checkpoint_of_step_3 = directory.last.read_bytes()
-    run(settings(steps=6, overwrite=True))
+    run({"out_dir": str(directory.path), "resume": "auto", "steps": 6})
     directory.last.write_bytes(checkpoint_of_step_3)  # as if killed at step 6 before its checkpoint
     for table in (directory.metrics, directory.recall):
         with table.open("a", encoding="utf-8") as file:
@@ -703,7 +800,7 @@ def test_sigint_finishes_the_step_saves_and_a_resumed_run_goes_on(settings, tmp_
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     directory = RunDirectory(given["out_dir"])
     deadline = time.monotonic() + 120
-    while len(read_metrics(directory.metrics)) < 4:
+    while len(rows_of(directory)) < 4:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -713,7 +810,9 @@ def test_sigint_finishes_the_step_saves_and_a_resumed_run_goes_on(settings, tmp_
     assert 3 <= step < 100_000
     summary, _ = run({"out_dir": given["out_dir"], "resume": "auto", "steps": step + 2})
     assert summary["step"] == step + 2 and summary["status"] == "steps_done"
-    assert [row.step for row in read_metrics(directory.metrics)] == list(range(step + 3))
+    assert [row.step for row in history(read_events(directory.events)).rows] == list(
+        range(step + 3)
+    )
 
 
 @pytest.mark.parametrize(
@@ -841,10 +940,6 @@ def content_of(directory: RunDirectory) -> dict:
             "steps 2 is below step 3, which the run has reached",
         ),
         (
-            lambda directory: directory.samples.write_text("junk\n\n") and {"resume": "auto"},
-            "samples.txt line 1",
-        ),
-        (
             lambda directory: directory.last.unlink() or {"resume": "auto"},
             "last.pt is missing.*restore it",
         ),
@@ -864,7 +959,7 @@ def test_metrics_that_somebody_edited_do_not_stop_a_resume(settings):
     with directory.metrics.open("a", encoding="utf-8") as file:
         file.write("x,1,2,3,4,5,6,7,8,9\n")
     run({"out_dir": str(directory.path), "resume": "auto", "steps": 4})
-    assert [row.step for row in read_metrics(directory.metrics)] == [0, 1, 2, 3, 4]
+    assert [row.step for row in history(read_events(directory.events)).rows] == [0, 1, 2, 3, 4]
 
 
 def test_a_named_checkpoint_goes_on_in_its_own_directory_or_in_a_new_one_but_never_over_another_run(
@@ -906,7 +1001,7 @@ def test_a_second_process_in_the_same_directory_is_refused_and_a_lock_left_behin
     directory = RunDirectory(given["out_dir"])
     try:
         deadline = time.monotonic() + 120
-        while len(read_metrics(directory.metrics)) < 3:
+        while len(rows_of(directory)) < 3:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         for more in ({"resume": "auto", "steps": 3}, {"overwrite": True, "steps": 3}):
@@ -969,9 +1064,9 @@ def test_an_estimate_cannot_hide_a_target_that_the_batches_say_is_near(settings,
         loop,
         "training_loss",
         lambda model, windows, precision, n_windows=0, *_: (
-            CorpusLoss(0.5, 64, n_windows, whole=False)
+            TrainingLoss(0.5, n_windows, 64, n_windows)
             if n_windows
-            else CorpusLoss(0.09, 511, 8, whole=True)
+            else TrainingLoss(0.09, "all", 511, 8)
         ),
     )
     monkeypatch.setattr(loop, "training_step", lucky(loop.training_step))
@@ -982,7 +1077,7 @@ def test_an_estimate_cannot_hide_a_target_that_the_batches_say_is_near(settings,
 def test_sample_openings_come_from_the_tokens_that_the_model_sees(settings, text_file):
     _, directory = run(settings(steps=1, max_tokens=200, num_prompts=4))
     seen = text_file.read_text(encoding="utf-8")[: 200 * 8]
-    for sample in read_samples(directory.samples)[1:]:
+    for sample in history(read_events(directory.events)).samples[1:]:
         assert seen.index(sample.prompt) < 200 * 5
 
 
@@ -990,6 +1085,6 @@ def test_a_text_shorter_than_max_tokens_is_no_excerpt(settings, tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("A short text, to be sure. " * 10, encoding="utf-8")
     summary, directory = run(settings(steps=1, input_file=str(path), max_tokens=5000))
-    assert summary["config"]["max_tokens"] == 0 and "whole corpus" in directory.log.read_text(
+    assert summary["config"]["max_tokens"] == 0 and "whole text" in directory.log.read_text(
         encoding="utf-8"
     )

@@ -17,8 +17,6 @@ from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.report.readme import fill_readme  # noqa: E402
 from gpt2_nb_utils.report.report import build_report  # noqa: E402
 from gpt2_nb_utils.text import one_line, visible  # noqa: E402
-from gpt2_nb_utils.training.run_log import Row  # noqa: E402
-from gpt2_nb_utils.training.sweep_results import Outcome, Sweep, read_sweep, write_sweep  # noqa: E402
 
 ACTS = [
     char for char in map(chr, range(160)) if not char.isprintable() and char not in "\n\t"
@@ -142,40 +140,6 @@ def test_the_readme_keeps_hostile_text_in_its_blocks(finished, tmp_path):
 
 
 # --- tables --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "=cmd|'/c calc'!A1",
-        "+1+1",
-        "-1+1",
-        "@SUM(1)",
-        "\tx",
-        "\rx",
-        "'=1",
-        "''",
-        'a,b\n"c"',
-        "<b>",
-        "",
-    ],
-)
-def test_a_spreadsheet_takes_no_cell_for_a_formula_and_the_text_comes_back(tmp_path, text):
-    written = Sweep(
-        [Outcome("one", {"prompt": text}, 8, 5, 0.5, 1.0, 2.5, "all", "failed", text)],
-        {"one": [Row(1, 0.1, 8, 2.5)]},
-    )
-    write_sweep(tmp_path, written)
-    for path in tmp_path.glob("*.csv"):
-        with path.open(encoding="utf-8", newline="") as file:
-            assert not [
-                cell
-                for cells in csv.reader(file)
-                for cell in cells
-                if cell.startswith(("=", "+", "-", "@", "\t", "\r"))
-            ]
-    (outcome,) = read_sweep(tmp_path).outcomes
-    assert (outcome.settings["prompt"], outcome.reason) == (text, text)
 
 
 def test_the_metrics_hold_numbers_only(finished):

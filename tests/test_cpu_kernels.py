@@ -1,33 +1,35 @@
-"""Products that another library does: the same numbers as the plain formula to fp32's rounding, wherever it takes part."""
+"""The CPU's kernels: the same numbers as the plain formulas to fp32's rounding, wherever they take part."""
 
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
+from shaken_model import shaken
 
-from gpt2_nb_utils.model import head_loss, linear
-from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
+from gpt2_nb_utils.model import cpu_kernels
+from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config, linear, padded_linear
 from gpt2_nb_utils.model.sampling import generate
 from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX
 
 SIZES = GPT2Config(
     block_size=48, n_layer=2, n_head=4, n_embd=384, vocab_size=5003
 )  # its largest weights are worth the call
-needs_onednn = pytest.mark.skipif(not linear._HAS_ONEDNN, reason="torch was built without oneDNN")
+needs_onednn = pytest.mark.skipif(
+    not cpu_kernels._HAS_ONEDNN, reason="torch was built without oneDNN"
+)
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """The shapes of the weights that oneDNN multiplied with."""
-    made, product = [], linear.onednn_product
+    made, product = [], cpu_kernels._onednn
 
     def counted(x, weight, bias=None):
         made.append(tuple(weight.shape))
         return product(x, weight, bias)
 
-    for module in (linear, head_loss):
-        monkeypatch.setattr(module, "onednn_product", counted)
+    monkeypatch.setattr(cpu_kernels, "_onednn", counted)
     return made
 
 
@@ -37,35 +39,50 @@ def ids(seed: int) -> torch.Tensor:
     )  # 576 rows: two chunks of the head
 
 
+def loss_and_gradients(model: GPT2, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    loss = model.loss(x, y)
+    loss.backward()
+    return [loss.detach().double(), *(parameter.grad.double() for parameter in model.parameters())]
+
+
 @needs_onednn
-def test_loss_and_the_gradient_of_every_parameter_are_those_of_float64_as_near_as_with_plain_products(
-    monkeypatch, calls
-):
+def test_loss_and_gradients_are_as_near_to_float64_as_plain(monkeypatch, calls):
     model, x, y = GPT2(SIZES, seed=3), ids(1), ids(2)
     y[3, 5:30] = IGNORE_INDEX
-
-    def gradients(model):
-        model.zero_grad()
-        loss = model.loss(x, y)
-        loss.backward()
-        return [
-            loss.detach().double(),
-            *(parameter.grad.double() for parameter in model.parameters()),
-        ]
-
-    exact = gradients(copy.deepcopy(model).double())
-    assert not calls  # float64 goes the plain way
-    ours = gradients(model)
+    ours = loss_and_gradients(model, x, y)
     C = SIZES.n_embd
     assert {(3 * C, C), (4 * C, C), (C, 4 * C), (C, 3 * C), (SIZES.vocab_size, C)} <= set(
         calls
     )  # forward and backward
     assert (C, C) not in calls  # too small
-    monkeypatch.setattr(linear, "_HAS_ONEDNN", False)
-    plain, names = gradients(model), ["loss", *dict(model.named_parameters())]
+    calls.clear()
+    monkeypatch.setattr(cpu_kernels, "ENABLED", False)
+    exact = loss_and_gradients(copy.deepcopy(model).double(), x, y)
+    plain, names = loss_and_gradients(model, x, y), ["loss", *dict(model.named_parameters())]
+    assert not calls
     for name, mine, theirs, truth in zip(names, ours, plain, exact):
         error, usual = ((each - truth).norm() / truth.norm() for each in (mine, theirs))
         assert error < 2 * usual + 1e-6, name
+
+
+def test_in_float64_loss_and_gradients_are_the_plain_ones(monkeypatch, calls):
+    model, x, y = shaken(SIZES, amount=0.15).double(), ids(1), ids(2)
+    y[3, 5:30] = IGNORE_INDEX
+    ours = loss_and_gradients(model, x, y)
+    assert not calls  # oneDNN knows no float64; the fused loss does
+    monkeypatch.setattr(cpu_kernels, "ENABLED", False)
+    plain, names = loss_and_gradients(model, x, y), ["loss", *dict(model.named_parameters())]
+    for name, mine, theirs in zip(names, ours, plain):
+        assert (mine - theirs).norm() <= 1e-12 * theirs.norm(), name
+
+
+def test_a_second_backward_pass_of_one_loss_is_refused():
+    model = shaken(SIZES, amount=0.15)
+    loss = model.loss(ids(1), ids(2))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute the loss again"):
+        loss.backward()
 
 
 @needs_onednn
@@ -86,7 +103,7 @@ def test_a_linear_layer_takes_any_number_of_leading_dimensions(calls, shape, bia
     }[bias]
     bias = bias if bias is None else bias.requires_grad_()
     leaves = [each for each in (x, weight, bias) if each is not None]
-    out = linear.linear(x, weight, bias)
+    out = linear(x, weight.t(), bias)
     plain = F.linear(x, weight.t(), bias)
     torch.testing.assert_close(out, plain, rtol=1e-4, atol=1e-4)
     d_out = torch.randn(out.shape, generator=generator)
@@ -98,7 +115,7 @@ def test_a_linear_layer_takes_any_number_of_leading_dimensions(calls, shape, bia
         )  # AdamW and what sends gradients to other processes would copy it otherwise
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-3)
     with torch.no_grad():
-        torch.testing.assert_close(linear.linear(x, weight, bias), plain, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(linear(x, weight.t(), bias), plain, rtol=1e-4, atol=1e-4)
     assert len(calls) == 3
 
 
@@ -110,31 +127,28 @@ def test_a_text_is_continued_with_the_same_tokens_either_way(monkeypatch, calls)
             parameter.mul_(3)  # no two tokens are about equally likely
     ours = generate(model, prompts, 60, temperature=0)  # beyond block_size: the context slides
     assert (SIZES.vocab_size, SIZES.n_embd) in calls
-    monkeypatch.setattr(linear, "_HAS_ONEDNN", False)
+    monkeypatch.setattr(cpu_kernels, "ENABLED", False)
     assert [row.tolist() for row in ours] == [
         row.tolist() for row in generate(model, prompts, 60, temperature=0)
     ]
 
 
-def test_half_precision_small_layers_a_single_row_and_a_build_without_it_go_the_plain_way(
-    monkeypatch, calls
-):
+def test_what_onednn_is_slower_at_or_does_not_know_is_computed_plainly(monkeypatch, calls):
     x, weight = torch.randn(2, 512), torch.randn(512, 512)
-    monkeypatch.setattr(linear, "_SMALLEST", 2**18 + 1)
-    linear.linear(x, weight)
-    monkeypatch.setattr(linear, "_SMALLEST", 2**18)
-    linear.linear(x.bfloat16(), weight.bfloat16())
-    linear.linear(x[:1], weight)
-    linear.linear(torch.randn(65, 512), weight)
+    linear(x, weight[:100])  # small
+    linear(x.bfloat16(), weight.bfloat16())
+    linear(x[:1], weight.t())  # a single row, by a weight stored (in, out)
+    linear(torch.randn(65, 512), weight)
     with torch.autocast("cpu", torch.bfloat16):
-        linear.linear(x, weight)
+        linear(x, weight)
     assert not calls
-    linear.linear(x[:1], weight.t())  # stored (out, in), as the head is
-    assert len(calls) == 1
+    if cpu_kernels._HAS_ONEDNN:
+        linear(x[:1], weight)  # stored (out, in), as the head is
+        assert len(calls) == 1
     monkeypatch.setattr(
-        linear, "onednn_product", lambda *_: torch.ops.mkldnn.an_operator_of_another_release()
+        cpu_kernels, "_onednn", lambda *_: torch.ops.mkldnn.an_operator_of_another_release()
     )
-    assert not linear._works()
+    assert not cpu_kernels._works()
 
 
 def test_the_vocabulary_is_padded_inside_the_product_only(monkeypatch):
@@ -151,7 +165,7 @@ def test_the_vocabulary_is_padded_inside_the_product_only(monkeypatch):
         plain = product(hidden, weight)
         with monkeypatch.context() as patch:
             patch.setattr(F, "linear", watched)
-            logits = head_loss.padded_product(hidden, weight)
+            logits = padded_linear(hidden, weight)
         torch.testing.assert_close(logits, plain, rtol=1e-5, atol=1e-5)
         d_out = torch.randn(logits.shape, generator=generator)
         for mine, theirs in zip(
