@@ -67,7 +67,7 @@ class Run:
         run_id: drawn when it started from random weights; its events and checkpoints carry it.
         events: what happened so far, with the `start` or `resume` of this process last.
         checkpoint: what it continues from, or None; drop it once restored, for it is as large as the whole run.
-        claim: keeps other dist out of the directory; None in those that rank 0 writes for.
+        claim: keeps other processes out of the directory; None in those that rank 0 writes for.
     """
 
     config: RunConfig
@@ -146,8 +146,11 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
             f"--resume {config.resume} continues a run and --overwrite throws one away: leave out one of the two"
         )
     directory, point = _find(config)
+    on_file = [] if config.overwrite else _events_of(directory)
+    if config.resume == "auto" and point is None:
+        _refuse_if_checkpoints_are_gone(directory, on_file)
     given = config
-    config = _resolved(given, directory, point)
+    config = _resolved(given, directory, point, on_file)
     dist.check_batch_size(config.batch_size)
     precision = Precision.of(config, dist)
     warning = check_device(precision, config.compile)
@@ -166,7 +169,7 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
     if config.max_tokens >= len(ids):  # an excerpt of everything is no excerpt
         config = config.model_copy(update={"max_tokens": 0})
     if point is not None:
-        _refuse_what_does_not_fit(point, given, config, corpus, precision)
+        _refuse_what_does_not_fit(point, given, config, corpus, directory, on_file)
     if config.overwrite and corpus.source == "input_file" and _lies_in(corpus.path, directory):
         raise UserError(
             f"input_file {corpus.path} lies in out_dir {directory}, which --overwrite throws away: move the text elsewhere"
@@ -183,7 +186,7 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
         [],
         point and point.content,
     )
-    run.events = _events(run, given, point, len(ids), dist.world_size)
+    run.events = _events(run, on_file, point, len(ids), dist.world_size)
     dist.check_equal(seen=(corpus.sha256, point and point.step))  # all have read: now one writes
     if dist.is_main:
         kinds = [event["event"] for event in run.events]
@@ -223,7 +226,6 @@ def _find(config: RunConfig) -> tuple[RunDirectory, ResumePoint | None]:
             point = replace(point, note=note)
         return directory, point
     if not directory.last.exists() and not directory.previous.exists():
-        _refuse_if_checkpoints_are_gone(directory)
         return directory, None
     whole = (
         "; best.pt is whole, for `sample` and `verify`, but holds weights only"
@@ -276,9 +278,9 @@ def _seen(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _refuse_if_checkpoints_are_gone(directory: RunDirectory) -> None:
+def _refuse_if_checkpoints_are_gone(directory: RunDirectory, on_file: list[Event]) -> None:
     """A run that has saved its steps must not begin again from random weights unasked; one that has not, may."""
-    told = history(_events_of(directory))
+    told = history(on_file)
     saved = [start["step"] for start in told.starts[1:]]  # what was resumed had been saved
     if told.end is not None and told.end["saved"]:
         saved.append(told.end["step"])
@@ -303,15 +305,18 @@ def resumed_config(config: RunConfig) -> RunConfig:
     """The settings with which a run will train, without opening it: those of the run that it continues, where there is one."""
     directory = RunDirectory(config.out_dir)
     if config.resume in ("", "auto"):
-        return _resolved(config, directory, None)
-    return _resolved(config, *_find(config))
+        on_file = [] if config.overwrite else _events_of(directory)
+        return _resolved(config, directory, None, on_file)
+    return _resolved(config, *_find(config), [])
 
 
-def _resolved(given: RunConfig, directory: RunDirectory, point: ResumePoint | None) -> RunConfig:
+def _resolved(
+    given: RunConfig, directory: RunDirectory, point: ResumePoint | None, on_file: list[Event]
+) -> RunConfig:
     saved = None
     if given.resume in ("", "auto") or point is None:
         # What was asked for last, which may be younger than the checkpoint.
-        here = history(_events_of(directory)).starts if given.resume and not given.overwrite else []
+        here = history(on_file).starts if given.resume else []
         if here and (point is None or here[0].get("run_id") == point.content.get("run_id")):
             saved = here[-1]["config"]
     if saved is None and point is not None:
@@ -324,7 +329,12 @@ def _resolved(given: RunConfig, directory: RunDirectory, point: ResumePoint | No
 
 
 def _refuse_what_does_not_fit(
-    point: ResumePoint, given: RunConfig, config: RunConfig, corpus: Corpus, precision: Precision
+    point: ResumePoint,
+    given: RunConfig,
+    config: RunConfig,
+    corpus: Corpus,
+    directory: RunDirectory,
+    on_file: list[Event],
 ) -> None:
     """Raise a UserError where a checkpoint cannot be continued with these settings, on this text."""
     path, content = point.path, point.content
@@ -362,12 +372,19 @@ def _refuse_what_does_not_fit(
         raise UserError(
             f"steps {config.steps} is below step {point.step}, which the run has reached: raise steps"
         )
-    here = _events_of(RunDirectory(config.out_dir))
-    if here and here[0].get("run_id") != content["run_id"]:
+    of_another = on_file and on_file[0].get("run_id") != content["run_id"]
+    if of_another and _continues_in(directory, given, point):  # elsewhere the claim refuses
         raise UserError(
-            f"{path} belongs to another run than {RunDirectory(config.out_dir).events}: put back the checkpoint of this run, "
+            f"{path} belongs to another run than {directory.events}: put back the checkpoint of this run, "
             f"or continue that one in a folder of its own (--resume {path} --out_dir NEW)"
         )
+
+
+def _continues_in(directory: RunDirectory, given: RunConfig, point: ResumePoint | None) -> bool:
+    """Whether a run continues in the directory that its checkpoint lies in."""
+    if given.resume == "auto":
+        return True
+    return point is not None and point.path.resolve().parent == directory.last.parent.resolve()
 
 
 def _listed(sizes: dict[str, Any], names: list[str]) -> str:
@@ -385,10 +402,9 @@ def _lies_in(path: str, directory: RunDirectory) -> bool:
 
 
 def _events(
-    run: Run, given: RunConfig, point: ResumePoint | None, n_all: int, n_processes: int
+    run: Run, on_file: list[Event], point: ResumePoint | None, n_all: int, n_processes: int
 ) -> list[Event]:
     """The events so far, those on file where they are whole, and what this process adds before its first step."""
-    on_file = [] if given.overwrite else _events_of(run.directory)
     opening = _opening(run, point, n_all, n_processes)
     if point is None:
         if on_file:  # of the command `run` around this process, or of one that was killed before it saved anything
@@ -442,8 +458,7 @@ def _best_on_disk(run: Run) -> tuple[dict[str, Any], str]:
 def _claimed(run: Run, given: RunConfig, point: ResumePoint | None) -> Claim:
     """Take hold of the directory, with last.pt the checkpoint to continue from."""
     directory = run.directory
-    inside = point is not None and point.path.resolve().parent == directory.last.parent.resolve()
-    own = given.resume == "auto" or inside
+    own = _continues_in(directory, given, point)
     claim = directory.claim(own, given.overwrite)
     try:
         moved = directory.last.exists() if point is None else _seen(point.path) != point.seen

@@ -157,7 +157,8 @@ class Recorder:
                 self._add(
                     directory.samples, samples_text(Sample(**each) for each in event["samples"])
                 )
-            if kind != "step" or time.monotonic() - self._summary_at > _BETWEEN_SUMMARIES:
+            in_a_step = kind in ("step", "row")
+            if not in_a_step or time.monotonic() - self._summary_at > _BETWEEN_SUMMARIES:
                 self._summary_at = time.monotonic()
                 directory.write_json(directory.summary, self.summary)
         return event
