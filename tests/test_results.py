@@ -704,7 +704,15 @@ MET = dict(
         best_train_loss_windows="all",
         corpus=dict(source="input_file", sha256=COURSE_SHA256, is_course_input=True),
     ),
-    config=dict(max_tokens=0, resume="", out_dir="out/run"),
+    config=dict(
+        max_tokens=0,
+        resume="",
+        out_dir="out/run",
+        block_size=1024,
+        n_layer=12,
+        n_head=12,
+        n_embd=768,
+    ),
     rows=[Row(0, 0.0, 0, train_loss=10.98), Row(1, 0.1, 512, loss=10.97)],
 )
 
