@@ -60,9 +60,11 @@ class StopRequest:
                 self._previous[number] = signal.signal(number, self._ask)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # torchrun ends those that are left when a rank dies: first they say why.
+            ends_too_early = error is not None and number in self._once and number != _HANGUP
+            signal.signal(number, signal.SIG_IGN if ends_too_early else handler)
 
     def _ask(self, number: int, frame: Any) -> None:
         global _latest
