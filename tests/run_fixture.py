@@ -26,7 +26,7 @@ from gpt2_nb_utils.results.token_losses import keep
 from gpt2_nb_utils.results.verify import CHECKS
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training.events import samples_text
 from gpt2_nb_utils.training.records import Sample
 
@@ -227,9 +227,9 @@ def add_token_losses(
     text: str = f"{HOSTILE}\n\nAll:\nSpeak, speak.\n" * 9,
     seq_len: int = 16,
     measured: list[int] | None = None,
-) -> tuple[Windows, dict[int, Tensor]]:
+) -> tuple[TokenDataset, dict[int, Tensor]]:
     """Put the losses of a text beside the run, each prediction with one of its own: n hundredths for the n-th, up to 9 nats."""
-    windows = Windows(torch.from_numpy(encode(text)), seq_len)
+    windows = TokenDataset(torch.from_numpy(encode(text)), seq_len)
     numbers = torch.arange(1, windows.n_targets + 1)
     losses = {
         index: (numbers[index * seq_len : (index + 1) * seq_len] % 900) / 100

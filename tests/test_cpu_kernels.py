@@ -10,7 +10,7 @@ from shaken_model import shaken
 from gpt2_nb_utils.model import cpu_kernels
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config, linear, padded_linear
 from gpt2_nb_utils.model.sampling import generate
-from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX
+from gpt2_nb_utils.tokenization.dataset import IGNORE_INDEX
 
 SIZES = GPT2Config(
     block_size=48, n_layer=2, n_head=4, n_embd=384, vocab_size=5003

@@ -14,7 +14,7 @@ from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.results import attention, measure, provenance, recall, recall_growth
 from gpt2_nb_utils.results.record import read_recall, read_record
 from gpt2_nb_utils.tokenization.bpe import encode
-from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, Windows
+from gpt2_nb_utils.tokenization.dataset import IGNORE_INDEX, TokenDataset
 from gpt2_nb_utils.training.corpus_loss import read_windows
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.records import RecallRow
@@ -87,7 +87,7 @@ def test_what_one_forward_pass_counts_is_what_greedy_generation_gets_right(run, 
 
 
 def test_a_window_too_short_for_its_opening_is_not_counted():
-    windows = Windows(torch.arange(75) + 5, 32)  # 74 targets: windows of 32, 32 and 10
+    windows = TokenDataset(torch.arange(75) + 5, 32)  # 74 targets: windows of 32, 32 and 10
     model = GPT2(GPT2Config(block_size=32, n_layer=1, n_head=1, n_embd=8, vocab_size=100))
     assert opening_of(windows) == (16, 17)
     readings = read_windows(model, windows, [0, 1, 2], CPU, openings={0, 1, 2})

@@ -7,12 +7,11 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.model.gpt2 import GPT2
+from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training import train as loop
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
 from gpt2_nb_utils.training.events import history, read_events
-from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.train import SKIPS_IN_A_ROW, train
 
 
@@ -118,7 +117,7 @@ def test_with_a_learning_rate_of_zero_a_run_ends_with_the_weights_it_began_with(
     summary, directory = run(given)
     config = RunConfig.resolve(given)
     assert summary["status"] == "steps_done"
-    began_with = GPT2(model_sizes(config), seed=config.seed).state_dict()
+    began_with = GPT2(GPT2Config.of(config), seed=config.seed).state_dict()
     assert all(
         torch.equal(tensor, began_with[name])
         for name, tensor in read_checkpoint(directory.last)["model"].items()

@@ -9,12 +9,11 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.model.gpt2 import GPT2
+from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training import out_of_memory
 from gpt2_nb_utils.training import train as loop
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
-from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.out_of_memory import is_out_of_memory, refuse_what_cannot_fit, step_fits
 from gpt2_nb_utils.training.train import train
 
@@ -159,7 +158,7 @@ def test_what_a_step_keeps_for_its_backward_pass_is_at_least_what_is_counted():
             "amp": "bf16",
         }
     )
-    model, kept = GPT2(model_sizes(config), seed=1), {}
+    model, kept = GPT2(GPT2Config.of(config), seed=1), {}
 
     def keep(tensor):
         if not any(tensor.data_ptr() == parameter.data_ptr() for parameter in model.parameters()):

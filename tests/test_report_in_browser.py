@@ -29,8 +29,8 @@ from run_fixture import (  # noqa: E402
 from gpt2_nb_utils.figures.html import shifted_pair  # noqa: E402
 from gpt2_nb_utils.model.display import code_of  # noqa: E402
 from gpt2_nb_utils.report.report import LARGEST_PAGE, build_report  # noqa: E402
-from gpt2_nb_utils.tokenization import Windows  # noqa: E402
 from gpt2_nb_utils.tokenization.bpe import encode  # noqa: E402
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training.step import training_step  # noqa: E402
 
 pytestmark = needs_browser
@@ -297,7 +297,7 @@ def printed(tmp_path_factory):
     picture = io.BytesIO()
     Figure(figsize=(7, 12)).savefig(picture, format="png")
     shown = new_output("display_data", {"image/png": base64.b64encode(picture.getvalue()).decode()})
-    window = Windows(
+    window = TokenDataset(
         torch.from_numpy(encode("First Citizen:\nBefore we proceed any further")), 8
     ).window(0)
     add_notebook(

@@ -30,7 +30,7 @@ from gpt2_nb_utils.results.verdict import conditions, explanation, headline, rea
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import decode, encode, token_strings
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training.records import CorpusFacts, Row, Sample, Summary
 from gpt2_nb_utils.training.train import train
 
@@ -297,7 +297,7 @@ def test_where_every_loss_was_kept_notebook_04_shows_it_beside_the_windows_that_
 
 
 def test_all_windows_where_affordable_else_those_of_the_run_else_fewer():
-    windows = Windows(torch.arange(1001), seq_len=10)  # 100 windows
+    windows = TokenDataset(torch.arange(1001), seq_len=10)  # 100 windows
     assert measure.windows_to_measure(windows, 1000, 16) == list(range(100))
     assert measure.windows_to_measure(windows, 999, 16) == windows.evenly_spread(16)
     assert measure.windows_to_measure(windows, 999, "all") == windows.evenly_spread(99)
@@ -312,7 +312,7 @@ def test_the_124m_model_measures_the_windows_of_the_sanity_preset_on_a_cpu():
 
 def test_the_entropy_of_frequencies_is_that_of_a_counted_table():
     # Targets 1 1 2 3: frequencies ½, ¼, ¼.
-    assert measure.unigram_entropy(Windows(torch.tensor([9, 1, 1, 2, 3]), 2)) == pytest.approx(
+    assert measure.unigram_entropy(TokenDataset(torch.tensor([9, 1, 1, 2, 3]), 2)) == pytest.approx(
         1.5 * math.log(2)
     )
 
@@ -600,7 +600,7 @@ def test_recall_is_that_of_a_loop_that_takes_the_likeliest_token(run, measured):
 
 def test_recall_stays_within_a_window_and_a_short_corpus(run, measured):
     for n_tokens, seq_len in ((3, 32), (20, 32), (500, 32), (500, 1), (64, 32), (65, 32)):
-        windows = Windows(run.windows.tokens[:n_tokens], seq_len)
+        windows = TokenDataset(run.windows.tokens[:n_tokens], seq_len)
         for one in recall.recall(measured.trained.model, windows, n=5):
             assert 1 <= len(one.prefix) and 1 <= len(one.truth) == len(one.generated)
             assert len(one.prefix) + len(one.truth) <= seq_len + 1

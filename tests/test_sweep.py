@@ -25,7 +25,7 @@ from gpt2_nb_utils.report import sweep as sweep_module
 from gpt2_nb_utils.report.sweep import as_markdown, read_spec, resolve_runs, sweep
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training import recipe, sweep_results
 from gpt2_nb_utils.training.events import history, read_events
 from gpt2_nb_utils.training.muon import orthogonalise
@@ -702,7 +702,7 @@ def test_the_parts_of_the_gradient_add_up_to_that_of_the_mean_loss(tokens, monke
     )
     rare, frequent, share = recipe.first_gradient(tokens, seed=7)
     (model,) = made
-    windows = Windows(tokens, 64)
+    windows = TokenDataset(tokens, 64)
     x, y = windows.batch(windows.evenly_spread(8))
     model.zero_grad()
     model.loss(x, y).backward()

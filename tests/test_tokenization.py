@@ -24,8 +24,8 @@ from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization import (
     IGNORE_INDEX,
     VOCAB_SIZE,
-    WindowOrder,
-    Windows,
+    EpochSampler,
+    TokenDataset,
     bpe,
     decode,
     download,
@@ -734,7 +734,7 @@ def test_windows_hold_every_target_exactly_once_with_the_token_before_it_as_inpu
     n_tokens, seq_len
 ):
     tokens = torch.arange(1000, 1000 + n_tokens)
-    windows = Windows(tokens, seq_len)
+    windows = TokenDataset(tokens, seq_len)
     pairs = [
         pair
         for i in range(len(windows))
@@ -750,7 +750,7 @@ def test_windows_hold_every_target_exactly_once_with_the_token_before_it_as_inpu
 
 
 def test_a_batch_is_the_chosen_windows_in_the_chosen_order():
-    windows = Windows(torch.arange(22), 8)
+    windows = TokenDataset(torch.arange(22), 8)
     x, y = windows.batch([2, 0])
     assert x.tolist() == [[16, 17, 18, 19, 20, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert y.tolist() == [[17, 18, 19, 20, 21, -100, -100, -100], [1, 2, 3, 4, 5, 6, 7, 8]]
@@ -758,7 +758,9 @@ def test_a_batch_is_the_chosen_windows_in_the_chosen_order():
 
 
 def test_padding_does_not_count_in_the_loss():
-    windows = Windows(torch.randint(0, 50, (22,), generator=torch.Generator().manual_seed(0)), 8)
+    windows = TokenDataset(
+        torch.randint(0, 50, (22,), generator=torch.Generator().manual_seed(0)), 8
+    )
     _, y = windows.batch([1, 2])
     logits = torch.randn(2, 8, 50, generator=torch.Generator().manual_seed(1))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
@@ -771,7 +773,7 @@ def test_padding_does_not_count_in_the_loss():
 
 @pytest.mark.parametrize("indices", [[3], [-1], [0, 99]])
 def test_a_window_that_is_not_there_is_an_error(indices):
-    windows = Windows(torch.arange(22), 8)
+    windows = TokenDataset(torch.arange(22), 8)
     with pytest.raises(IndexError):
         windows.batch(indices)
     with pytest.raises(IndexError):
@@ -783,11 +785,11 @@ def test_a_window_that_is_not_there_is_an_error(indices):
 )
 def test_nothing_to_predict_is_an_error(tokens, seq_len):
     with pytest.raises(ValueError):
-        Windows(tokens, seq_len)
+        TokenDataset(tokens, seq_len)
 
 
 def test_evenly_spread_windows_are_distinct_spaced_and_all_of_them_when_asked():
-    windows = Windows(torch.arange(1001), 10)
+    windows = TokenDataset(torch.arange(1001), 10)
     for k in range(1, 100):
         chosen = windows.evenly_spread(k)
         gaps = np.diff(chosen)
@@ -807,38 +809,55 @@ def test_evenly_spread_windows_are_distinct_spaced_and_all_of_them_when_asked():
 
 def test_each_epoch_is_a_fresh_permutation_from_the_seed():
     n = 50
-    epochs = [WindowOrder(n, seed=1).take(epoch * n, n) for epoch in range(20)]
+    epochs = [EpochSampler(n, seed=1).take(epoch * n, n) for epoch in range(20)]
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 20
-    assert WindowOrder(n, seed=1).take(0, 20 * n) == sum(epochs, [])
-    assert WindowOrder(n, seed=2).take(0, n) != epochs[0]
+    assert EpochSampler(n, seed=1).take(0, 20 * n) == sum(epochs, [])
+    assert EpochSampler(n, seed=2).take(0, n) != epochs[0]
 
 
 def test_the_first_window_of_an_epoch_may_be_any_window():
-    firsts = Counter(WindowOrder(4, seed=seed).take(0, 1)[0] for seed in range(2000))
+    firsts = Counter(EpochSampler(4, seed=seed).take(0, 1)[0] for seed in range(2000))
     assert all(abs(count - 500) < 100 for count in firsts.values()) and len(firsts) == 4
 
 
 def test_the_order_is_the_same_on_every_machine():
-    assert WindowOrder(8, seed=1337).take(0, 16) == [5, 1, 6, 7, 4, 0, 2, 3, 2, 6, 3, 7, 5, 4, 0, 1]
+    assert EpochSampler(8, seed=1337).take(0, 16) == [
+        5,
+        1,
+        6,
+        7,
+        4,
+        0,
+        2,
+        3,
+        2,
+        6,
+        3,
+        7,
+        5,
+        4,
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_any_split_of_the_sequence_gives_the_same_windows(shuffle):
-    whole = WindowOrder(7, seed=3, shuffle=shuffle).take(0, 40)
+    whole = EpochSampler(7, seed=3, shuffle=shuffle).take(0, 40)
     for split in range(41):
-        order = WindowOrder(7, seed=3, shuffle=shuffle)
+        order = EpochSampler(7, seed=3, shuffle=shuffle)
         assert order.take(split, 40 - split) == whole[split:]
         assert order.take(0, split) == whole[:split]
 
 
 def test_without_shuffling_the_windows_come_in_the_order_of_the_text():
-    assert WindowOrder(3, seed=0, shuffle=False).take(2, 5) == [2, 0, 1, 2, 0]
+    assert EpochSampler(3, seed=0, shuffle=False).take(2, 5) == [2, 0, 1, 2, 0]
 
 
 def test_a_far_position_costs_no_more_than_a_near_one():
     started = time.monotonic()
-    assert sorted(WindowOrder(2641, seed=0).take(2641 * 10**12, 2641)) == list(range(2641))
+    assert sorted(EpochSampler(2641, seed=0).take(2641 * 10**12, 2641)) == list(range(2641))
     assert time.monotonic() - started < 1
 
 
@@ -848,7 +867,7 @@ def test_a_far_position_costs_no_more_than_a_near_one():
 def test_every_text_in_the_html_is_escaped():
     evil = '<script>alert("x")</script>\n&amp; </td>'
     ids = encode(evil)
-    x, y = Windows(torch.from_numpy(ids), 4).batch([0, 1])
+    x, y = TokenDataset(torch.from_numpy(ids), 4).batch([0, 1])
     made = [
         snippets.coloured_tokens(ids),
         snippets.boxes([evil]),

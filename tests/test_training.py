@@ -19,7 +19,7 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training import muon, precision
 from gpt2_nb_utils.training import train as loop
 from gpt2_nb_utils.training.checkpoints import load_model, read_checkpoint, save_checkpoint
@@ -131,7 +131,7 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch():
             "What light through yonder window breaks? It is the east, and Juliet is the sun. Arise!"
         )
     )
-    windows = Windows(ids, 8)
+    windows = TokenDataset(ids, 8)
     indices = list(
         range(len(windows))
     )  # the last window is shorter: its targets must not weigh more
@@ -403,7 +403,7 @@ def test_min_lr_ratio_is_where_the_rate_ends():
 def test_the_training_loss_counts_every_prediction_once_and_an_estimate_says_so():
     model = small_model()
     ids = torch.randint(0, 50257, (103,), generator=torch.Generator().manual_seed(1))
-    windows = Windows(ids, 16)
+    windows = TokenDataset(ids, 16)
     whole = training_loss(model, windows, CPU)
     logits = [
         model(ids[None, s : min(s + 16, 102)])[0].double().log_softmax(-1)

@@ -39,7 +39,7 @@ from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization import corpus
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training import train as loop
 from gpt2_nb_utils.training.events import State, history, read_events, rendered
 from gpt2_nb_utils.training.train import train
@@ -586,7 +586,7 @@ def test_a_run_whose_events_were_removed_is_not_one_of_an_earlier_version(run):
 
 def test_losses_of_tokens_that_were_forged_are_measured_and_written_anew(run):
     tokens = torch.arange(1000)
-    forged = Windows(tokens, 8)
+    forged = TokenDataset(tokens, 8)
     keep(
         run,
         read_summary(run),

@@ -25,10 +25,10 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.machine import command_line, environment
+from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.report.bench_table import lines
 from gpt2_nb_utils.tokenization.corpus import load_corpus
-from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
 from gpt2_nb_utils.training.precision import Precision, check_device
 
@@ -91,7 +91,7 @@ def bench(
     precision = Precision.of(first)
     check_device(precision, first.compile)
     for part, config in configs.items():
-        n_params = parameter_count(model_sizes(config))
+        n_params = parameter_count(GPT2Config.of(config))
         refuse_what_cannot_fit(config, n_params, precision.device, training=part != "sample")
         if part == "sample":
             prompt_ids(config, compared)
@@ -170,7 +170,7 @@ def _with_earlier(file: Path, about: Figures, parts: Sequence[str], overwrite: b
 def _about(config: RunConfig, precision: Precision, compared: bool) -> Figures:
     """What is measured, and on what."""
     found = environment()
-    sizes = model_sizes(config)
+    sizes = GPT2Config.of(config)
     shown = ("processor", "cpu_count", "memory_gb", "platform", "python")
     return {
         "command": command_line(),

@@ -16,8 +16,8 @@ from gpt2_nb_utils.bench.sides import Products, Side, flops_of_products
 from gpt2_nb_utils.bench.worker import Figures, Worker, WorkerFailed, in_turn, ratios
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.tokenization.bpe import encode
-from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.precision import Precision
 
 SAME_LOSS = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 1e-2}
@@ -90,7 +90,7 @@ def _measure(config: RunConfig, amp: str, compared: bool, rounds: int, profile: 
         seconds = in_turn(turns, rounds, f"training step ({amp})")
         operators = {"profile": sides["ours"].ask("profile")} if profile else {}
 
-    flops = flops_of_products(model_sizes(config), config.batch_size * config.seq_len) / 1e9
+    flops = flops_of_products(GPT2Config.of(config), config.batch_size * config.seq_len) / 1e9
     rates = [flops / each for each in seconds.pop("products")]
     speeds = {
         name: [config.tokens_per_step / each for each in took] for name, took in seconds.items()

@@ -29,7 +29,6 @@ from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.model.sampling import generate
 from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE
 from gpt2_nb_utils.training.checkpoints import read_checkpoint, save_checkpoint
-from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.optimizer import build_optimizer
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.step import training_step
@@ -46,7 +45,7 @@ _HEAD_MULTIPLE = 64
 def build_model(config: RunConfig, side: str) -> nn.Module:
     """GPT-2 on the CPU with the weights that a run starts from: `ours`, or the one of
     `transformers`."""
-    sizes = model_sizes(config)
+    sizes = GPT2Config.of(config)
     ours = GPT2(sizes, seed=config.seed)
     if side == "ours":
         return ours
@@ -191,7 +190,7 @@ class Side:
         The operating system still has the file in memory, for it was just written.
         """
         content = {
-            "model_config": model_sizes(self.config).to_dict(),
+            "model_config": GPT2Config.of(self.config).to_dict(),
             "config": self.config.model_dump(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -268,7 +267,7 @@ class Products:
         self.precision = Precision.of(config)
         device, dtype = self.precision.device, self.precision.dtype
         n_rows = config.batch_size * config.seq_len
-        sizes = model_sizes(config)
+        sizes = GPT2Config.of(config)
         padded = device.type == "cuda" and dtype != torch.float32
         random = functools.partial(torch.randn, device=device, dtype=dtype)
         self._products: list[tuple[Tensor, Tensor, Tensor]] = []  # left, right, result

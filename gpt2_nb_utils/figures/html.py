@@ -15,7 +15,7 @@ from IPython.display import HTML
 from torch import Tensor
 
 from gpt2_nb_utils.tokenization.bpe import printable, token_id, token_strings
-from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX
+from gpt2_nb_utils.tokenization.dataset import IGNORE_INDEX
 
 # Background of every n-th token, also distinct in grey; the text on them is always INK.
 TINTS = ("#ffd89c", "#c4e1ff", "#f6f3c0", "#a9d8c0", "#ecd3f2")

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 _LOG_FROM = 5.0
 """A largest value so many times the smallest gets a logarithmic axis."""
-_FLOOR_WITHIN = 200
-"""A floor so many times below all else is not drawn: it would leave the curves too little space."""
-_FLOOR_FROM = 0.03
-"""A floor below this share of a linear axis is not drawn: it would lie on the target's line."""
+_BOUND_WITHIN = 200
+"""A lower bound so many times below all else is not drawn: it would leave the curves too little space."""
+_BOUND_FROM = 0.03
+"""A lower bound below this share of a linear axis is not drawn: it would lie on the target's line."""
 _BETWEEN = "#c9dbec"
 """The colour between two attention maps, whose own upper right is white."""
 _MANY = 60
@@ -59,14 +59,14 @@ _UNITS = {"tok_per_s": " (tokens/s)", "loss_scale": " (factor)"}
 
 
 def loss_figure(
-    rows: Sequence[Row], target: float = TARGET_LOSS, floor: float | None = None
+    rows: Sequence[Row], target: float = TARGET_LOSS, lower_bound: float | None = None
 ) -> Figure:
     """Batch loss, its moving average and the training loss, with target and random guess as lines.
 
     Args:
         rows: the metrics so far; one row, or none, will do.
         target: the training loss to reach, nats per token.
-        floor: the training loss that no model can beat (`prefix_entropy`), nats per token; drawn
+        lower_bound: the training loss that no model can beat (`loss_lower_bound`), nats per token; drawn
             where the axis of the curves can reach down to it. None where it is not known.
     """
     figure, axes = panel(8, 4.2, ylabel="loss (nats per token)")
@@ -84,31 +84,35 @@ def loss_figure(
     if measured:
         axes.plot(measured_at, measured, markeredgewidth=1.5, zorder=4, **_DIAMONDS)
         ends.append(("training loss ◇", measured[-1], BLUE))
-    if _loss_axis(axes, losses + measured, target, floor):
-        axes.axhline(floor)
+    if _loss_axis(axes, losses + measured, target, lower_bound):
+        axes.axhline(lower_bound)
         below = dict(facecolor="none", edgecolor="0.6", linewidth=0, hatch="////")
-        axes.axhspan(axes.get_ylim()[0], floor, **below)
-        ends.append((f"floor {floor:.3g}", floor, "black"))
+        axes.axhspan(axes.get_ylim()[0], lower_bound, **below)
+        ends.append((f"lower bound {lower_bound:.3g}", lower_bound, "black"))
     _steps_and_epochs(axes, rows)
     label_ends(axes, ends)
     return figure
 
 
-def _loss_axis(axes: Axes, drawn: Sequence[float], target: float, floor: float | None) -> bool:
+def _loss_axis(
+    axes: Axes, drawn: Sequence[float], target: float, lower_bound: float | None
+) -> bool:
     """Set a logarithmic axis when the losses span much: each factor down is then the same distance.
 
     Returns:
-        Whether the axis has room for the floor.
+        Whether the axis has room for the lower bound.
     """
     top = max([RANDOM_LOSS, *drawn])
     positive = [loss for loss in drawn if loss > 0]
     if positive and max(positive) > _LOG_FROM * min(positive):
         lowest = min([target, *positive])
-        has_floor = floor is not None and floor > lowest / _FLOOR_WITHIN
-        plain_log_axis(axes, min(0.75 * lowest, 0.6 * floor if has_floor else lowest), 1.25 * top)
-        return has_floor
+        has_bound = lower_bound is not None and lower_bound > lowest / _BOUND_WITHIN
+        plain_log_axis(
+            axes, min(0.75 * lowest, 0.6 * lower_bound if has_bound else lowest), 1.25 * top
+        )
+        return has_bound
     axes.set_ylim(0, 1.08 * top)
-    return floor is not None and floor > _FLOOR_FROM * top
+    return lower_bound is not None and lower_bound > _BOUND_FROM * top
 
 
 def curve_figure(rows: Sequence[Row], name: str, clip_grad: float = 0.0) -> Figure:
@@ -180,12 +184,12 @@ def in_words(rows: Sequence[Row], name: str) -> str:
 
 
 def loss_in_words(
-    rows: Sequence[Row], target: float = TARGET_LOSS, floor: float | None = None
+    rows: Sequence[Row], target: float = TARGET_LOSS, lower_bound: float | None = None
 ) -> str:
-    """What the loss figure says, for those who cannot see it; it always names a known floor."""
+    """What the loss figure says, for those who cannot see it; it always names a known lower bound."""
     levels = f"Target {target:g}, random guess {RANDOM_LOSS:.3f}"
-    if floor is not None:
-        levels += f", floor that no training can beat {loss_text(floor)}"
+    if lower_bound is not None:
+        levels += f", lower bound that no training can beat {loss_text(lower_bound)}"
     return f"{in_words(rows, 'loss')} {in_words(rows, 'train_loss')} {levels}."
 
 

@@ -13,7 +13,7 @@ from gpt2_nb_utils.figures.style import BLUE, panel
 from gpt2_nb_utils.tokenization.bpe import printable
 
 if TYPE_CHECKING:
-    from gpt2_nb_utils.tokenization.windows import WindowOrder
+    from gpt2_nb_utils.tokenization.dataset import EpochSampler
 
 
 def merge_tree(merges: Sequence[Sequence[bytes]]) -> Figure:
@@ -110,7 +110,7 @@ def window_cut(n_tokens: int, seq_len: int) -> Figure:
     return figure
 
 
-def window_order(order: WindowOrder, epochs: int) -> Figure:
+def window_order(order: EpochSampler, epochs: int) -> Figure:
     """Which window training sees at which place: a dot each, a line between epochs.
 
     Args:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2_nb_utils.model import cpu_kernels
-from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX
+from gpt2_nb_utils.tokenization.dataset import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from gpt2_nb_utils.model.sampling import KVCache
@@ -40,6 +40,11 @@ class GPT2Config:
     n_head: int = 12
     n_embd: int = 768
     vocab_size: int = 50257
+
+    @classmethod
+    def of(cls, settings: Any) -> GPT2Config:
+        """The sizes that a run's settings (RunConfig) ask for."""
+        return cls(settings.block_size, settings.n_layer, settings.n_head, settings.n_embd)
 
     def to_dict(self) -> dict[str, int]:
         """The sizes by name, as a checkpoint stores them."""

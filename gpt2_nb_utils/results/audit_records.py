@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_nb_utils.files import read_regular
+from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
 from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.results.verdict import RANDOM_LOSS, RANDOM_MARGIN
 from gpt2_nb_utils.training.events import rendered
-from gpt2_nb_utils.training.open_run import KEPT, model_sizes
+from gpt2_nb_utils.training.open_run import KEPT
 from gpt2_nb_utils.training.schedule import learning_rate_factor
 
 ENDED = ("target_reached", "steps_done")
@@ -219,7 +220,7 @@ def best_belongs(evidence: Evidence) -> tuple[bool, str]:
         "run_id": evidence.history.starts[0]["run_id"],
         "corpus_sha256": evidence.recorded_corpus.get("sha256"),
         **{name: getattr(settings, name) for name in KEPT},
-        **model_sizes(settings).to_dict(),
+        **GPT2Config.of(settings).to_dict(),
         **dict.fromkeys(("train_loss_step", "best_train_loss_step"), step),
         "best_train_loss": state["train_loss"],
         "best_train_loss_windows": state["train_loss_windows"],

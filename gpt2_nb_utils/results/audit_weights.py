@@ -15,11 +15,11 @@ from torch import Tensor
 
 from gpt2_nb_utils.config import TARGET_LOSS
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
 from gpt2_nb_utils.results.evidence import Evidence, misfits, windows_per_step
 from gpt2_nb_utils.results.verdict import COURSE_MIN_PARAMS, MOST_POSITIONS, counted_parameters
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
-from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.records import TrainingLoss
 from gpt2_nb_utils.training.schedule import learning_rate_factor
 from gpt2_nb_utils.wording import loss_text
@@ -187,7 +187,7 @@ def first_losses(evidence: Evidence) -> tuple[bool, str]:
 def kinship(evidence: Evidence) -> tuple[bool, str]:
     if misfits(evidence.best):
         raise CannotCheck("the weights of best.pt are not those of a GPT-2 of its sizes")
-    if evidence.best["model_config"] != model_sizes(evidence.settings).to_dict():
+    if evidence.best["model_config"] != GPT2Config.of(evidence.settings).to_dict():
         raise CannotCheck("best.pt has other sizes than the settings of the run")
     first = dict(evidence.initial_model.named_parameters())
     settings, step = evidence.settings, evidence.best["state"]["step"]

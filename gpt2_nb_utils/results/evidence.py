@@ -29,11 +29,10 @@ from gpt2_nb_utils.results.audit import CannotCheck
 from gpt2_nb_utils.results.record import Record
 from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE, encode
 from gpt2_nb_utils.tokenization.corpus import DEFAULT_PATH, Corpus, demonstration, load_corpus
-from gpt2_nb_utils.tokenization.windows import WindowOrder, Windows
+from gpt2_nb_utils.tokenization.dataset import EpochSampler, TokenDataset
 from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
 from gpt2_nb_utils.training.corpus_loss import read_windows
 from gpt2_nb_utils.training.events import History, history, read_events, rendered
-from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.verbatim import counted_openings
 
@@ -233,14 +232,14 @@ class Evidence:
         return torch.from_numpy(encode(self.corpus.text))
 
     @cached_property
-    def windows(self) -> Windows:
+    def windows(self) -> TokenDataset:
         """The tokens that the run was trained on, cut as in training."""
-        return Windows(self.tokens[: self.settings.max_tokens or None], self.settings.seq_len)
+        return TokenDataset(self.tokens[: self.settings.max_tokens or None], self.settings.seq_len)
 
     @cached_property
-    def order(self) -> WindowOrder:
+    def order(self) -> EpochSampler:
         """The order in which the run visited its windows."""
-        return WindowOrder(len(self.windows), self.settings.seed, self.settings.randomize_batches)
+        return EpochSampler(len(self.windows), self.settings.seed, self.settings.randomize_batches)
 
     def tokens_after(self, steps: int) -> int:
         """Predictions that so many steps train on: the last window of each epoch is shorter than
@@ -261,7 +260,7 @@ class Evidence:
     @cached_property
     def initial_model(self) -> GPT2:
         """The network with the random weights of the run's seed."""
-        return GPT2(model_sizes(self.settings), seed=self.settings.seed).eval()
+        return GPT2(GPT2Config.of(self.settings), seed=self.settings.seed).eval()
 
     @cached_property
     def measurement(self) -> Measurement:

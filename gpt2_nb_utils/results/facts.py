@@ -13,6 +13,7 @@ import torch
 
 from gpt2_nb_utils.config import TARGET_LOSS
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.results import verdict
 from gpt2_nb_utils.results.audit import Audit, Check, Replay, read_audit
@@ -25,7 +26,6 @@ from gpt2_nb_utils.results.verdict import Condition
 from gpt2_nb_utils.results.verify import ANY_VERSION, CHECKS, RECORD_CHECKS
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
-from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.records import Row, Sample, Summary, TrainingLoss
 from gpt2_nb_utils.wording import (
@@ -392,7 +392,7 @@ def _not_of(record: Record, audit: Audit) -> str:
         return "holds no check"
     if asked and audit.n_predictions not in (None, (record.summary.corpus.tokens or 0) - 1):
         return "is not about every prediction of the text"
-    if record.summary.n_params != parameter_count(model_sizes(record.config)):
+    if record.summary.n_params != parameter_count(GPT2Config.of(record.config)):
         return "is about sizes that do not give the number of parameters on record"
     loss, replay = record.summary.best_train_loss, audit.replay
     if asked and None not in (loss, audit.training_loss):

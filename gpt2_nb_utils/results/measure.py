@@ -12,8 +12,8 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.results.record import Record, TrainedModel
 from gpt2_nb_utils.results.token_losses import TokenLosses, keep, read_token_losses
-from gpt2_nb_utils.tokenization.floor import prefix_entropy
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
+from gpt2_nb_utils.tokenization.lower_bound import loss_lower_bound
 from gpt2_nb_utils.training.corpus_loss import WindowLosses, mean_loss, read_windows
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.records import TrainingLoss
@@ -41,7 +41,7 @@ class Measured:
     """
 
     trained: TrainedModel
-    windows: Windows
+    windows: TokenDataset
     read: tuple[WindowLosses, ...]
     audited: TokenLosses | None = None
 
@@ -117,7 +117,7 @@ def affordable_tokens(n_params: int, seconds: float, device_type: str = "cpu") -
 
 
 def windows_to_measure(
-    windows: Windows, n_affordable: int, recorded: str | int | None
+    windows: TokenDataset, n_affordable: int, recorded: str | int | None
 ) -> list[int]:
     """Which windows to measure: all where that is affordable, else those of the run's own measurement, else fewer.
 
@@ -203,15 +203,15 @@ def precision_here(run: Record, device: str) -> Precision:
     return Precision(precision.device, amp) if same_kind and amp in ("fp16", "bf16") else precision
 
 
-def floor(run: Record) -> float | None:
-    """The loss that no training of this run can beat (`prefix_entropy`), nats per token; None where its text is missing."""
+def lower_bound(run: Record) -> float | None:
+    """The loss that no training of this run can beat (`loss_lower_bound`), nats per token; None where its text is missing."""
     try:
-        return prefix_entropy(run.windows)
+        return loss_lower_bound(run.windows)
     except UserError:
         return None
 
 
-def unigram_entropy(windows: Windows) -> float:
+def unigram_entropy(windows: TokenDataset) -> float:
     """The lowest loss of a model that knows how often each token occurs and nothing else, nats per token.
 
     It is the entropy of the frequencies of the targets: −Σ p ln p.

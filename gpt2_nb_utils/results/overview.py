@@ -23,8 +23,8 @@ from gpt2_nb_utils.results.verdict import (
     reached,
 )
 from gpt2_nb_utils.text import visible
-from gpt2_nb_utils.tokenization.floor import prefix_entropy
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
+from gpt2_nb_utils.tokenization.lower_bound import loss_lower_bound
 from gpt2_nb_utils.training.records import Sample
 from gpt2_nb_utils.wording import MARKS, count, loss_text, plural
 
@@ -69,23 +69,25 @@ def facts(run: Record) -> HTML:
     return table(("", "this run"), rows)
 
 
-def floors(run: Record) -> HTML:
-    """The floor of the training loss by length of the windows, on the tokens of this run; its own `seq_len` in bold."""
+def lower_bounds(run: Record) -> HTML:
+    """The lower bound of the training loss by length of the windows, on the tokens of this run; its own `seq_len` in bold."""
     try:
         tokens = run.windows.tokens
     except UserError as error:
-        return say(f"The floor is not shown: {error}.")
+        return say(f"The lower bound is not shown: {error}.")
     own, target = run.config.seq_len, run.config.target_loss
     lengths = {own, *(length for length in _FLOOR_LENGTHS if length <= len(tokens))}
-    floor_of = {length: prefix_entropy(Windows(tokens, length)) for length in sorted(lengths)}
+    bound_of = {
+        length: loss_lower_bound(TokenDataset(tokens, length)) for length in sorted(lengths)
+    }
     rows: list[list[Any]] = [
-        [f"{length:,}", loss_text(floor), f"{floor / target:.1%}"]
-        for length, floor in floor_of.items()
+        [f"{length:,}", loss_text(bound), f"{bound / target:.1%}"]
+        for length, bound in bound_of.items()
     ]
-    here = list(floor_of).index(own)
+    here = list(bound_of).index(own)
     rows[here] = [HTML(f"<b>{cell}</b>") for cell in (f"{own:,} (this run)", *rows[here][1:])]
-    shown = table(("seq_len", "floor (nats per token)", "share of the target"), rows)
-    if floor_of[own] < target:
+    shown = table(("seq_len", "lower bound (nats per token)", "share of the target"), rows)
+    if bound_of[own] < target:
         return shown
     return HTML(
         note(f"Windows of {own:,} tokens cannot reach the target of {target:g}: raise seq_len.")

@@ -13,7 +13,7 @@ from gpt2_nb_utils.figures.html import caption, code, coloured_tokens, table
 from gpt2_nb_utils.figures.token_paint import painted
 from gpt2_nb_utils.results.measure import Measured
 from gpt2_nb_utils.tokenization.bpe import token_strings
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _apart(candidates: Sequence[tuple[float, Passage]], n: int) -> list[Passage]
     return chosen
 
 
-def passages_shown(passages: Sequence[Passage], windows: Windows, context: int = 12) -> HTML:
+def passages_shown(passages: Sequence[Passage], windows: TokenDataset, context: int = 12) -> HTML:
     """Each passage with its loss, painted, between some tokens of context in grey.
 
     Args:

@@ -15,7 +15,7 @@ from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.sampling import generate
 from gpt2_nb_utils.results.recall import marked
 from gpt2_nb_utils.tokenization.bpe import decode, encode
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 
 _COPIED = "background:#d3e6f7; text-decoration:underline;"
 _LENGTH = 40
@@ -121,12 +121,12 @@ def _nearest(said: Tensor, tokens: Tensor) -> tuple[int, int]:
     return int(shared.argmax()), int(shared.max())
 
 
-def n_tokens(windows: Windows) -> int:
+def n_tokens(windows: TokenDataset) -> int:
     """Tokens of a continuation, and of a passage that it is compared with."""
     return max(1, min(_LENGTH, windows.seq_len // 2))
 
 
-def continued(model: GPT2, windows: Windows, prompts: Sequence[str]) -> list[Provenance]:
+def continued(model: GPT2, windows: TokenDataset, prompts: Sequence[str]) -> list[Provenance]:
     """Let the model continue prompts, always with the most likely token, and compare what it says with its corpus."""
     given = [torch.from_numpy(encode(prompt))[: max(1, windows.seq_len // 2)] for prompt in prompts]
     texts = generate(model, given, n_tokens(windows), temperature=0, context=windows.seq_len)
@@ -138,7 +138,7 @@ def continued(model: GPT2, windows: Windows, prompts: Sequence[str]) -> list[Pro
     ]
 
 
-def usual_stretch(windows: Windows, n: int = 8) -> int:
+def usual_stretch(windows: TokenDataset, n: int = 8) -> int:
     """How long a stretch a passage of the corpus usually shares with another place of it: the median over `n` passages."""
     tokens = windows.tokens.cpu()
     length = min(n_tokens(windows), len(tokens))
@@ -166,7 +166,7 @@ def in_words(provenances: Sequence[Provenance], usual: int) -> str:
     )
 
 
-def shown(provenances: Sequence[Provenance], windows: Windows, context: int = 10) -> HTML:
+def shown(provenances: Sequence[Provenance], windows: TokenDataset, context: int = 10) -> HTML:
     """Each continuation beside the place of its longest stretch in the corpus, and the passage that shares most tokens.
 
     Args:

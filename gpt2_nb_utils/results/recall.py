@@ -14,7 +14,7 @@ from torch import Tensor
 from gpt2_nb_utils.figures.html import beside, box, table, tokens_text
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.sampling import generate
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training.verbatim import LENGTH, PREFIX, opening_of
 
 _RIGHT, _WRONG = "background:#d3e6f7;", "text-decoration:underline wavy #7a2b12;"
@@ -49,7 +49,7 @@ class Recall:
 
 
 def recall(
-    model: GPT2, windows: Windows, n: int = 8, prefix: int = PREFIX, length: int = LENGTH
+    model: GPT2, windows: TokenDataset, n: int = 8, prefix: int = PREFIX, length: int = LENGTH
 ) -> list[Recall]:
     """Continue the openings of windows spread evenly over the corpus, always with the most likely token.
 

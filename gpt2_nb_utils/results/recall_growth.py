@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from IPython.display import HTML
 
 from gpt2_nb_utils.figures.html import table
-from gpt2_nb_utils.model.gpt2 import GPT2
+from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.results.measure import Measured
 from gpt2_nb_utils.results.record import Record
 from gpt2_nb_utils.results.verdict import loss_text
 from gpt2_nb_utils.training.corpus_loss import training_loss
-from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.records import RecallRow
 
@@ -38,7 +37,7 @@ def history(run: Record, measured: Measured) -> list[RecallRow]:
         if before is None or row.recalled.openings >= before.recalled.openings:
             by_step[row.step] = row
     if not by_step:
-        untrained = GPT2(model_sizes(run.config), seed=run.config.seed)
+        untrained = GPT2(GPT2Config.of(run.config), seed=run.config.seed)
         at_start = training_loss(
             untrained, run.windows, Precision(untrained.device, "fp32"), _OF_RANDOM_WEIGHTS
         ).recall

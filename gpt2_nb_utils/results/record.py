@@ -21,7 +21,7 @@ from gpt2_nb_utils.results.legacy import read_metrics, read_recall, read_samples
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.corpus import Corpus, demonstration, load_corpus
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
 from gpt2_nb_utils.training.events import Event, history, read_events
 from gpt2_nb_utils.training.records import RecallRow, Row, Sample, Summary, TrainingLoss
@@ -109,11 +109,11 @@ class Record:
         return corpus
 
     @cached_property
-    def windows(self) -> Windows:
+    def windows(self) -> TokenDataset:
         """The tokens that the run was trained on, cut as in training."""
         # Not from the run's tokens.bin, which could hold another cut of the same text.
         ids = torch.from_numpy(encode(self.corpus.text))
-        return Windows(ids[: self.config.max_tokens or None], self.config.seq_len)
+        return TokenDataset(ids[: self.config.max_tokens or None], self.config.seq_len)
 
     def load_model(self, device: torch.device | str = "cpu") -> TrainedModel:
         """The model of best.pt (the lowest training loss), or of last.pt where there is no best.pt.

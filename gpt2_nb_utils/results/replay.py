@@ -18,7 +18,7 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.large_blocks import keep_large_blocks
 from gpt2_nb_utils.machine import environment, sources_sha256
-from gpt2_nb_utils.model.gpt2 import GPT2
+from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.progress import Progress, duration
 from gpt2_nb_utils.results.audit import CANNOT_BE_RIGHT, CannotCheck, Check, Replay, audited_state
@@ -27,7 +27,6 @@ from gpt2_nb_utils.results.audit_records import same
 from gpt2_nb_utils.results.evidence import Evidence, windows_per_step
 from gpt2_nb_utils.results.record import read_record
 from gpt2_nb_utils.training.corpus_loss import training_loss
-from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
 from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit, step_fits
 from gpt2_nb_utils.training.precision import Precision
@@ -128,8 +127,8 @@ def _losses(evidence: Evidence, n_steps: int) -> Iterator[tuple[str, int, float,
     """Train so many steps: of each loss on record (what, step, the loss now, the loss on
     record)."""
     settings, windows, precision = evidence.settings_at(1), evidence.windows, evidence.precision
-    refuse_what_cannot_fit(settings, parameter_count(model_sizes(settings)), precision.device)
-    model = GPT2(model_sizes(settings), seed=settings.seed).to(precision.device)
+    refuse_what_cannot_fit(settings, parameter_count(GPT2Config.of(settings)), precision.device)
+    model = GPT2(GPT2Config.of(settings), seed=settings.seed).to(precision.device)
     optimizer = build_optimizer(model, settings, precision.muon_dtype)
     scaler, n_windows = precision.scaler(), windows_per_step(settings)
     progress = Progress(n_steps, "training again")

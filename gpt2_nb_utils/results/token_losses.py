@@ -23,7 +23,7 @@ from gpt2_nb_utils.files import read_regular, write_atomically
 from gpt2_nb_utils.results.audit import audited_state
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training.corpus_loss import WindowLosses
 from gpt2_nb_utils.training.records import Summary
 
@@ -71,7 +71,7 @@ class TokenLosses:
 
 
 def keep(
-    run: RunDirectory, summary: Summary, windows: Windows, losses: Mapping[int, Tensor]
+    run: RunDirectory, summary: Summary, windows: TokenDataset, losses: Mapping[int, Tensor]
 ) -> None:
     """Write `token_losses.npz`, unless the one there shows more of the same weights.
 

@@ -16,6 +16,7 @@ from typing import Any
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import NotWritten, UserError
 from gpt2_nb_utils.machine import command_line, environment, sources_sha256
+from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.results import audit_outputs, audit_records, audit_weights
 from gpt2_nb_utils.results.audit import (
@@ -34,7 +35,6 @@ from gpt2_nb_utils.results.record import read_record
 from gpt2_nb_utils.results.replay import replay
 from gpt2_nb_utils.results.token_losses import keep
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
 from gpt2_nb_utils.training.precision import Precision, check_device
 
@@ -93,7 +93,7 @@ def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
     precision = Precision.of(config)
     if warning := check_device(precision):
         print(warning, file=sys.stderr)
-    n_params = parameter_count(model_sizes(config))
+    n_params = parameter_count(GPT2Config.of(config))
     refuse_what_cannot_fit(config, n_params, precision.device, training=False)
     evidence = Evidence(run, precision, sample)
     if sample:

@@ -10,13 +10,12 @@ from typing import Any
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.model.gpt2 import GPT2
+from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.results.record import Record, read_record
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.text import one_line
 from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
-from gpt2_nb_utils.training.open_run import model_sizes
 from gpt2_nb_utils.training.records import Recalled
 
 
@@ -63,7 +62,7 @@ def read_export(directory: RunDirectory, dtype: str) -> Export:
         model, state = model_from(best), best["state"]
         step, loss, windows = (state[name] for name in ("step", "train_loss", "train_loss_windows"))
         config = RunConfig.resolve({}, saved=best["config"])
-        if model_sizes(config) != model.config:
+        if GPT2Config.of(config) != model.config:
             raise ValueError("other sizes in its weights than in its settings")
         if best["corpus_sha256"] != run.summary.corpus.sha256:
             raise ValueError("the sha256 of another text than the run's")

@@ -1,7 +1,7 @@
 """From one text file to batches of token ids.
 
 `corpus` finds the text, `bpe` turns it into GPT-2 tokens and back, `windows` cuts the tokens into
-inputs and targets, and `floor` says which training loss no model can beat on such windows.
+inputs and targets, and `lower_bound` says which training loss no model can beat on such windows.
 """
 
 from gpt2_nb_utils.tokenization.bpe import (
@@ -14,7 +14,7 @@ from gpt2_nb_utils.tokenization.bpe import (
     token_strings,
 )
 from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
-from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, WindowOrder, Windows
+from gpt2_nb_utils.tokenization.dataset import IGNORE_INDEX, EpochSampler, TokenDataset
 
 __all__ = [
     "VOCAB_SIZE",
@@ -27,6 +27,6 @@ __all__ = [
     "Corpus",
     "load_corpus",
     "IGNORE_INDEX",
-    "WindowOrder",
-    "Windows",
+    "EpochSampler",
+    "TokenDataset",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt2_nb_utils.model.gpt2 import GPT2
-from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, Windows
+from gpt2_nb_utils.tokenization.dataset import IGNORE_INDEX, TokenDataset
 from gpt2_nb_utils.training.distributed import SINGLE, DistContext
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.records import TrainingLoss
@@ -60,7 +60,7 @@ class WindowLosses:
 @torch.no_grad()
 def read_windows(
     model: GPT2,
-    windows: Windows,
+    windows: TokenDataset,
     indices: Sequence[int],
     precision: Precision,
     on_windows: Callable[[int], None] | None = None,
@@ -98,7 +98,7 @@ def read_windows(
 
 def mean_loss(
     read: Sequence[WindowLosses],
-    windows: Windows,
+    windows: TokenDataset,
     n_windows: int,
     processes: DistContext = SINGLE,
 ) -> TrainingLoss:
@@ -125,7 +125,7 @@ def mean_loss(
 
 def training_loss(
     model: GPT2,
-    windows: Windows,
+    windows: TokenDataset,
     precision: Precision,
     n_windows: int = 0,
     on_windows: Callable[[int], None] | None = None,

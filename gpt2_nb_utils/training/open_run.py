@@ -24,8 +24,8 @@ from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
-from gpt2_nb_utils.tokenization.windows import Windows
 from gpt2_nb_utils.training.checkpoints import (
     Unreadable,
     is_whole,
@@ -73,7 +73,7 @@ class Run:
     config: RunConfig
     directory: RunDirectory
     corpus: Corpus
-    windows: Windows
+    windows: TokenDataset
     precision: Precision
     run_id: str
     events: list[Event]
@@ -88,7 +88,7 @@ class Run:
     @property
     def model_config(self) -> GPT2Config:
         """Sizes of the network."""
-        return model_sizes(self.config)
+        return GPT2Config.of(self.config)
 
 
 @dataclass(frozen=True)
@@ -120,16 +120,6 @@ class ResumePoint:
         return history(self.events).starts[-1]["amp"]
 
 
-def model_sizes(config: RunConfig) -> GPT2Config:
-    """The sizes of the network that a config asks for."""
-    return GPT2Config(
-        block_size=config.block_size,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        n_embd=config.n_embd,
-    )
-
-
 def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
     """Check everything that can be checked, then claim the run directory.
 
@@ -158,7 +148,7 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
         print(warning, file=sys.stderr)
     refuse_what_cannot_fit(
         config,
-        parameter_count(model_sizes(config)),
+        parameter_count(GPT2Config.of(config)),
         precision.device,
         dist.world_size,
         dist.local_world_size,
@@ -180,7 +170,7 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
         config,
         directory,
         corpus,
-        Windows(torch.from_numpy(ids[: config.max_tokens or None]), config.seq_len),
+        TokenDataset(torch.from_numpy(ids[: config.max_tokens or None]), config.seq_len),
         precision,
         point.content["run_id"] if point else secrets.token_hex(8),
         [],
@@ -339,7 +329,7 @@ def _refuse_what_does_not_fit(
     """Raise a UserError where a checkpoint cannot be continued with these settings, on this text."""
     path, content = point.path, point.content
     try:
-        theirs, ours = dict(content["model_config"]), model_sizes(config).to_dict()
+        theirs, ours = dict(content["model_config"]), GPT2Config.of(config).to_dict()
         fitting = fits(content["optimizer"], config)
         kept = {**content["config"], "amp": point.amp}
     except (KeyError, TypeError, AttributeError, ValueError):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpt2_nb_utils.figures.html import table
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
-from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX, Windows
+from gpt2_nb_utils.tokenization.dataset import IGNORE_INDEX, TokenDataset
 from gpt2_nb_utils.training.sweep_results import Sweep
 
 _WIDTH, _TOKENS, _WINDOWS = 64, 64, 8
@@ -29,7 +29,7 @@ def first_gradient(tokens: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:
         The part of the rare tokens (64, 256), the part of all others (64, 256), and the share of
         the predictions in the batch that are of rare tokens.
     """
-    windows = Windows(tokens, _TOKENS)
+    windows = TokenDataset(tokens, _TOKENS)
     x, y = windows.batch(windows.evenly_spread(_WINDOWS))  # (B, T) each
     counted = y != IGNORE_INDEX
     occurrences = torch.bincount(y[counted])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2_nb_utils.tokenization.windows import IGNORE_INDEX
+from gpt2_nb_utils.tokenization.dataset import IGNORE_INDEX
 from gpt2_nb_utils.training.distributed import SINGLE, DistContext
 from gpt2_nb_utils.training.optimizer import TwoOptimizers
 from gpt2_nb_utils.training.precision import Precision

@@ -15,7 +15,7 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.large_blocks import FreedMemory, keep_large_blocks
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.progress import Progress
-from gpt2_nb_utils.tokenization.windows import WindowOrder
+from gpt2_nb_utils.tokenization.dataset import EpochSampler
 from gpt2_nb_utils.training.corpus_loss import training_loss
 from gpt2_nb_utils.training.distributed import SINGLE, DistContext
 from gpt2_nb_utils.training.open_run import Run, open_run
@@ -95,7 +95,7 @@ class _Training:
         self.model = GPT2(run.model_config, seed=run.config.seed).to(self.precision.device)
         self.optimizer = build_optimizer(self.model, self.config, self.precision.muon_dtype)
         self.scaler = self.precision.scaler()
-        self.order = WindowOrder(len(run.windows), self.config.seed, self.config.randomize_batches)
+        self.order = EpochSampler(len(run.windows), self.config.seed, self.config.randomize_batches)
         self.prompts = sample_prompts(self.config, run.training_text)
         loss_sum: Callable = lambda x, y: self.model.loss(x, y, reduction="sum")  # noqa: E731
         if self.config.compile:

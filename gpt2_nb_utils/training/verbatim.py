@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt2_nb_utils.model.gpt2 import linear
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training.records import Recalled
 
 PREFIX, LENGTH = 32, 32
@@ -23,7 +23,9 @@ _MOST_OPENINGS = 256
 """Openings counted where more windows are measured: the head costs a tenth of their forward pass."""
 
 
-def opening_of(windows: Windows, prefix: int = PREFIX, length: int = LENGTH) -> tuple[int, int]:
+def opening_of(
+    windows: TokenDataset, prefix: int = PREFIX, length: int = LENGTH
+) -> tuple[int, int]:
     """Tokens of a window that are given, and tokens to be continued: (P, R), each at least 1.
 
     Args:
@@ -42,7 +44,7 @@ def openings_among(indices: Sequence[int]) -> set[int]:
     return {indices[i * len(indices) // n] for i in range(n)}
 
 
-def counted_openings(windows: Windows, indices: Sequence[int]) -> list[int]:
+def counted_openings(windows: TokenDataset, indices: Sequence[int]) -> list[int]:
     """Those windows of `openings_among` that are long enough for their openings to count."""
     P, R = opening_of(windows)
     return [

@@ -15,7 +15,7 @@ IGNORE_INDEX = -100
 """Target value of padding; PyTorch's `cross_entropy` leaves it out of the loss by default."""
 
 
-class Windows:
+class TokenDataset:
     """All next-token predictions of a corpus: windows of `seq_len`, no overlap, the last one shorter.
 
     Target t of a window is the token that follows input t, so N tokens hold N - 1 targets, each in
@@ -88,7 +88,7 @@ class Windows:
         return [(2 * i + 1) * len(self) // (2 * k) for i in range(k)]
 
 
-class WindowOrder:
+class EpochSampler:
     """An endless sequence of epochs over window numbers, readable from any position.
 
     Args:

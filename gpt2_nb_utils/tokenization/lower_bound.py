@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpt2_nb_utils.tokenization.windows import Windows
+from gpt2_nb_utils.tokenization.dataset import TokenDataset
 
 
-def prefix_entropy(windows: Windows) -> float:
+def loss_lower_bound(windows: TokenDataset) -> float:
     """Lower bound of the training loss: entropy of a token given all before it in its window.
 
     Windows that begin with the same tokens are the same to a model until they differ. The best one
