@@ -75,6 +75,16 @@ def read_regular(path: Path, limit: int = MOST_BYTES) -> bytes:
     return path.read_bytes()
 
 
+def identity(path: Path) -> tuple[int, ...] | None:
+    """Which file a name stands for, and in which state: device, inode, size and time; None for no
+    file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def flush_to_disk(file: BinaryIO) -> None:
     """Ask the system to bring a file onto the disk; a full disk says so here."""
     file.flush()
@@ -110,19 +120,17 @@ class Claim:
     def __init__(self, folder: Path, name: str = LOCK, patience: float = 2.0):
         self._lock = filelock.FileLock(folder / name, timeout=patience)
         self._lock.acquire()
-        self._file = self._seen()
+        self._file = self._identity()
 
-    def _seen(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self._lock.lock_file)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
+    def _identity(self) -> tuple[int, ...] | None:
+        # Not size and time: whoever tries the lock opens the file for writing.
+        found = identity(Path(self._lock.lock_file))
+        return found and found[:2]
 
     @property
     def is_lost(self) -> bool:
         """Whether the folder was removed meanwhile, or another one has taken its place."""
-        return self._seen() != self._file
+        return self._identity() != self._file
 
     def release(self) -> None:
         """Let others in."""

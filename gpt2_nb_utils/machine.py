@@ -96,12 +96,7 @@ def _words_of_parent() -> list[str]:
 def _without_folders(words: list[str]) -> list[str]:
     """The program without its folder: that tells a reader nothing, and may hold the name of a user."""
     if len(words) > 1 and Path(words[1]).is_absolute():
-        return [
-            Path(words[1]).name,
-            *words[2:],
-        ]  # an installed script such as papermill, with the interpreter before it
-    return (
-        [Path(words[0]).name if Path(words[0]).is_absolute() else words[0], *words[1:]]
-        if words
-        else words
-    )
+        words = words[1:]  # an installed script such as papermill, with the interpreter before it
+    if words and Path(words[0]).is_absolute():
+        words = [Path(words[0]).name, *words[1:]]
+    return words

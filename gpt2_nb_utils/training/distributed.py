@@ -210,8 +210,8 @@ def connected() -> Iterator[DistContext]:
     context = DistContext(
         dist_env.rank(),
         dist_env.world_size(),
-        dist_env.local_rank(),
-        dist_env.local_world_size(),
+        int(os.environ["LOCAL_RANK"]),
+        int(os.environ["LOCAL_WORLD_SIZE"]),
     )
     on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")

@@ -67,32 +67,22 @@ def refuse_what_cannot_fit(
     memory = _memory(device)
     sharing = 1 if device.type == "cuda" else local_processes
     tokens = config.batch_size * config.seq_len
+    # Weights, gradients and one moment or two in fp32; 30 kB of Python objects for each block.
+    model = (12 if training else 4) * n_params + 30_000 * config.n_layer
+    samples = (8 * config.max_new_tokens + 1000) * config.num_prompts
     needs = [
-        # Weights, gradients and one moment or two in fp32; about 30 kB of Python objects for each
-        # block.
         (
-            f"a model with n_layer {config.n_layer}, n_embd {config.n_embd} and block_size {config.block_size}",
-            sharing * ((12 if training else 4) * n_params + 30_000 * config.n_layer),
+            f"a model with n_layer {config.n_layer}, n_embd {config.n_embd} and block_size "
+            f"{config.block_size}",
+            sharing * model,
             "lower one of them",
         ),
-        (
-            f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once",
-            (8 * config.max_new_tokens + 1000) * config.num_prompts,
-            "lower --num_prompts or --max_new_tokens",
-        ),
+        (_sampling(config), samples, "lower --num_prompts or --max_new_tokens"),
     ]
     if training:
-        needs.append(
-            (
-                f"a step with batch_size {config.batch_size}, seq_len {config.seq_len} and grad_accum {config.grad_accum}",
-                sharing
-                * (
-                    _ACTIVATIONS * tokens // processes * config.n_embd * config.n_layer
-                    + 16 * tokens * config.grad_accum
-                ),
-                "lower one of them",
-            )
-        )
+        activations = _ACTIVATIONS * tokens // processes * config.n_embd * config.n_layer
+        ids = 16 * tokens * config.grad_accum
+        needs.append((_step(config), sharing * (activations + ids), "lower one of them"))
     for what, needed, fix in needs:
         if memory is not None and needed > memory:
             raise UserError(
@@ -117,33 +107,47 @@ def _memory(device: torch.device) -> int | None:
     return memory
 
 
+def _step(config: RunConfig) -> str:
+    return (
+        f"a step with batch_size {config.batch_size}, seq_len {config.seq_len} and grad_accum "
+        f"{config.grad_accum}"
+    )
+
+
+def _sampling(config: RunConfig) -> str:
+    return f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once"
+
+
 def step_fits(config: RunConfig, processes: int = 1) -> contextlib.AbstractContextManager[None]:
     """A context for a training step whose micro-batches so many processes share out."""
-    batch_size, grad_accum = config.batch_size, config.grad_accum
-    each = batch_size // processes
-    smaller = processes * (each // 2 if each % 2 == 0 else 1)
-    same = f"--batch_size {smaller} --grad_accum {grad_accum * batch_size // smaller} (the same step in less memory) or "
+    each, same = config.batch_size // processes, ""
+    if each > 1:
+        smaller = processes * (each // 2 if each % 2 == 0 else 1)
+        grad_accum = config.grad_accum * config.batch_size // smaller
+        same = (
+            f"--batch_size {smaller} --grad_accum {grad_accum} (the same step in less memory) or "
+        )
     return _fits(
-        f"a step with batch_size {batch_size}, seq_len {config.seq_len} and grad_accum {grad_accum}",
-        f"close other programs and resume with --resume auto, or start a new run with {same if each > 1 else ''}a "
-        f"lower --seq_len; the last good checkpoint is kept",
+        _step(config),
+        f"close other programs and resume with --resume auto, or start a new run with {same}a lower "
+        f"--seq_len; the last good checkpoint is kept",
     )
 
 
 def measurement_fits(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """A context for measuring the training loss."""
     return _fits(
-        f"measuring the training loss (seq_len {config.seq_len}, n_layer {config.n_layer}, n_embd {config.n_embd})",
-        "close other programs and resume with --resume auto, or start a new run with a lower --seq_len or a smaller model; "
-        "the last good checkpoint is kept",
+        f"measuring the training loss (seq_len {config.seq_len}, n_layer {config.n_layer}, n_embd "
+        f"{config.n_embd})",
+        "close other programs and resume with --resume auto, or start a new run with a lower "
+        "--seq_len or a smaller model; the last good checkpoint is kept",
     )
 
 
 def samples_fit(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """A context for sampling."""
     return _fits(
-        f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once",
-        "lower --num_prompts or --max_new_tokens, or close other programs",
+        _sampling(config), "lower --num_prompts or --max_new_tokens, or close other programs"
     )
 
 

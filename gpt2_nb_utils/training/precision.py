@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -97,17 +96,9 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def scaler(self, state: dict[str, Any] | None = None) -> torch.amp.GradScaler:
-        """A GradScaler, which scales in fp16 and passes everything through otherwise.
-
-        Args:
-            state: of the scaler in a checkpoint. It is empty where that run did not scale: then
-                scaling starts afresh.
-        """
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        if state:
-            scaler.load_state_dict(state)
-        return scaler
+    def scaler(self) -> torch.amp.GradScaler:
+        """A GradScaler, which scales in fp16 and passes everything through otherwise."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
 
     @property
     def has_bf16_units(self) -> bool:
