@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and locks on folders.
 
-Source of the lock: the `filelock` package, which uses what the system offers (flock, or msvcrt on Windows).
+Source of the lock: the `filelock` package, which uses what the system offers (flock, or msvcrt on
+Windows).
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ MOST_BYTES = 2**30
 
 @contextlib.contextmanager
 def written_beside(path: Path, mode: int = 0o644, durable: bool = False) -> Iterator[BinaryIO]:
-    """A file beside `path` to write into, which takes that name at the end, or goes where anything failed.
+    """A file beside `path` to write into, which takes that name at the end, or goes where anything
+    failed.
 
     No reader ever meets half a file, and a kill at any moment leaves the previous one whole.
 
     Args:
-        durable: the content is on the disk before it has the name, so that a power cut does no harm either.
+        durable: the content is on the disk before it has the name, so that a power cut does no harm
+            either.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -53,7 +56,8 @@ def written_beside(path: Path, mode: int = 0o644, durable: bool = False) -> Iter
 def write_atomically(
     path: Path, content: str | bytes, mode: int = 0o644, durable: bool = False
 ) -> None:
-    """Write text (as UTF-8) or bytes beside `path` and rename it; the arguments are those of `written_beside`."""
+    """Write text (as UTF-8) or bytes beside `path` and rename it; the arguments are those of
+    `written_beside`."""
     with written_beside(path, mode, durable) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
@@ -65,7 +69,8 @@ def read_regular(path: Path, limit: int = MOST_BYTES) -> bytes:
         limit: bytes up to which a file is read.
 
     Raises:
-        OSError: it is not there, is larger, or is a pipe, a device or a folder: those may never end.
+        OSError: it is not there, is larger, or is a pipe, a device or a folder: those may never
+            end.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -111,7 +116,8 @@ class Claim:
     Args:
         folder: the run directory.
         name: its lock file: one for the training, another for the whole of a `run` around it.
-        patience: seconds to wait, such as for the kernel of a killed `run`, which notices that and ends.
+        patience: seconds to wait, such as for the kernel of a killed `run`, which notices that and
+            ends.
 
     Raises:
         filelock.Timeout: another process holds it.

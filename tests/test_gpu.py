@@ -12,8 +12,7 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config, padded_linear
 from gpt2_nb_utils.model.sampling import generate
 from gpt2_nb_utils.training.checkpoints import Saver, read_checkpoint
-from gpt2_nb_utils.training.muon import orthogonalise
-from gpt2_nb_utils.training.optimizer import build_optimizer
+from gpt2_nb_utils.training.optimizer import build_optimizer, orthogonalise
 from gpt2_nb_utils.training.precision import Precision, check_device
 from gpt2_nb_utils.training.step import Learner, training_step
 from gpt2_nb_utils.training.train import train

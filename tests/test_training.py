@@ -20,17 +20,23 @@ from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
-from gpt2_nb_utils.training import muon, precision
+from gpt2_nb_utils.training import optimizer as rules
+from gpt2_nb_utils.training import precision
 from gpt2_nb_utils.training import train as loop
 from gpt2_nb_utils.training.checkpoints import load_model, read_checkpoint, save_checkpoint
 from gpt2_nb_utils.training.corpus_loss import training_loss
 from gpt2_nb_utils.training.events import State, history, read_events, rendered
-from gpt2_nb_utils.training.muon import Muon, orthogonalise
-from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
+from gpt2_nb_utils.training.optimizer import (
+    Muon,
+    build_optimizer,
+    learning_rate_factor,
+    orthogonalise,
+    restore_optimizer,
+    set_learning_rate,
+)
 from gpt2_nb_utils.training.precision import Precision, check_device
 from gpt2_nb_utils.training.recorder import Recorder
 from gpt2_nb_utils.training.records import TrainingLoss
-from gpt2_nb_utils.training.schedule import learning_rate_factor
 from gpt2_nb_utils.training.step import Learner, training_step
 from gpt2_nb_utils.training.train import train
 
@@ -217,10 +223,10 @@ def test_orthogonalising_equalises_singular_values_and_keeps_their_vectors(shape
 
 
 def test_the_gram_iteration_is_the_plain_one():
-    a, b, c = muon.QUINTIC
+    a, b, c = rules.QUINTIC
     wide = torch.randn(16, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = wide / wide.norm()
-    for _ in range(muon.ITERATIONS):
+    for _ in range(rules.ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     torch.testing.assert_close(
@@ -228,7 +234,7 @@ def test_the_gram_iteration_is_the_plain_one():
     )  # m x 4m: by the Gram matrix
     narrower = wide[:, :24]
     x = narrower / narrower.norm()
-    for _ in range(muon.ITERATIONS):
+    for _ in range(rules.ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     torch.testing.assert_close(

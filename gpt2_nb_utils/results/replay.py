@@ -27,10 +27,14 @@ from gpt2_nb_utils.results.audit_records import same
 from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.results.record import read_record
 from gpt2_nb_utils.training.corpus_loss import training_loss
-from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
+from gpt2_nb_utils.training.optimizer import (
+    build_optimizer,
+    learning_rate_factor,
+    restore_optimizer,
+    set_learning_rate,
+)
 from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit, step_fits
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.schedule import learning_rate_factor
 from gpt2_nb_utils.training.step import Learner, micro_batches_of, training_step
 
 BOUND = 0.2

@@ -1,1 +1,2 @@
-"""What notebook 03 trains with: optimizer and schedule, precision, the loop, checkpoints, the run's log."""
+"""What notebook 03 trains with: optimizer and schedule, precision, the loop, checkpoints, the run's
+log."""

@@ -30,7 +30,8 @@ _ZIP = b"PK\x03\x04"
 
 
 class Unreadable(UserError):
-    """A file that is not, or no longer, a checkpoint of this program; where there is an earlier one, a run can continue from that.
+    """A file that is not, or no longer, a checkpoint of this program; where there is an earlier
+    one, a run can continue from that.
 
     Args:
         reason: which file, and what is wrong with it.
@@ -51,9 +52,11 @@ def save_checkpoint(
     """Write a checkpoint so that a kill at any moment leaves the one before whole.
 
     Args:
-        content: tensors, and plain dicts, lists, numbers and strings (what `weights_only=True` loads again).
+        content: tensors, and plain dicts, lists, numbers and strings (what `weights_only=True`
+            loads again).
         abandoned: asked before each piece; once it says True, writing ends with an error.
-        previous: where the checkpoint goes that `path` held before, in the same folder. On a full disk it makes room.
+        previous: where the checkpoint goes that `path` held before, in the same folder. On a full
+            disk it makes room.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -89,7 +92,8 @@ def _write(
 
 
 class _Stream:
-    """A file as torch writes to it. torch hides why a write failed (`unexpected pos 46 vs 0`), so that is kept here."""
+    """A file as torch writes to it. torch hides why a write failed (`unexpected pos 46 vs 0`), so
+    that is kept here."""
 
     def __init__(self, file: BinaryIO, abandoned: Callable[[], bool]):
         self._file, self._abandoned = file, abandoned
@@ -144,8 +148,8 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         raise _foreign(path)
     if content["format"] > FORMAT:
         raise UserError(
-            f"{path} has format {content['format']}, newer than format {FORMAT}, which this program "
-            f"reads: use the version that wrote it, or a newer one"
+            f"{path} has format {content['format']}, newer than format {FORMAT}, which this "
+            f"program reads: use the version that wrote it, or a newer one"
         )
     return content
 
@@ -165,8 +169,8 @@ def _foreign(path: Path) -> Unreadable:
 def _damage(path: Path) -> str | None:
     """What is wrong with a file that was a checkpoint once; None where nothing is.
 
-    A checkpoint is a zip archive of uncompressed files with their checksums. torch writes those, but does not look at them: it
-    would load weights of which bits have changed.
+    A checkpoint is a zip archive of uncompressed files with their checksums. torch writes those,
+    but does not look at them: it would load weights of which bits have changed.
 
     Raises:
         Unreadable: it never was one.
@@ -207,12 +211,13 @@ def model_from(content: dict[str, Any], device: torch.device | str = "cpu") -> G
     try:
         with torch.device("meta"):  # the weights come from the checkpoint: draw none
             model = GPT2(GPT2Config(**content["model_config"]))
-        # A plain dict: torch notes `assign` in what a state dict carries along, and whoever loads that later would assign too.
+        # A plain dict: torch notes `assign` in what a state dict carries along, and whoever loads
+        # that later would assign too.
         model.load_state_dict(dict(content["model"]), assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"the checkpoint's weights do not fit its model sizes ({str(error).splitlines()[0]}): name a "
-            f"checkpoint that this program wrote"
+            f"the checkpoint's weights do not fit its model sizes ({str(error).splitlines()[0]}): "
+            f"name a checkpoint that this program wrote"
         ) from None
     return model.to(device).eval()
 

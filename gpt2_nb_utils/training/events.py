@@ -1,19 +1,23 @@
-"""The events of a run: the one record that training writes. Every other record is rendered from them.
+"""The events of a run: the one record that training writes. Every other record is rendered from
+them.
 
-`logs/events.jsonl` holds one JSON object a line and is only ever appended to. From it come `train.log`, the two CSV files,
-`samples.txt` and `summary.json`, so these cannot contradict each other, and a damaged one is rendered again. A checkpoint
-carries the events up to its step: what a resume needs is in that one file.
+`logs/events.jsonl` holds one JSON object a line and is only ever appended to. From it come
+`train.log`, the two CSV files, `samples.txt` and `summary.json`, so these cannot contradict each
+other, and a damaged one is rendered again. A checkpoint carries the events up to its step: what a
+resume needs is in that one file.
 
     event      fields besides `event` and `time`
-    start      format, run_id, command, config, environment, corpus, device, processes, amp, torch, n_params, sources_sha256
+    start      format, run_id, command, config, environment, corpus, device, processes, amp, torch,
+               n_params, sources_sha256
     resume     the same, and step: that of the checkpoint from which the run continues
-    step       step, epoch, tokens, loss, lr, grad_norm, elapsed_s, wall_s, skipped: one for each update
+    step       step, epoch, tokens, loss, lr, grad_norm, elapsed_s, skipped, wall_s: one an update
     measured   step, train_loss, windows, n_targets, recall
     row        step, tok_per_s, loss_scale: this step has a line in train_metrics.csv
     samples    step, samples
-    best       best_step, train_loss, windows: what best.pt holds where the events before do not say so (null: nothing)
+    best       best_step, train_loss, windows: what best.pt holds where the events before do not
+               say so (null: nothing)
     note       text
-    end        status, step, seconds, wall_seconds, error, saved: whether there is a last.pt to continue from
+    end        status, step, seconds, wall_seconds, error, saved: whether there is a last.pt
 
 A `resume` at step N supersedes what came after N: those steps are done again.
 """
@@ -44,7 +48,8 @@ _SMOOTHING = 0.9
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events of a run, up to the first line that is not one: a power cut may have left its last ones in pieces.
+    """The events of a run, up to the first line that is not one: a power cut may have left its last
+    ones in pieces.
 
     Raises:
         UserError: the file is missing or cannot be read.
@@ -76,7 +81,8 @@ def now() -> str:
 
 
 def as_line(event: Event) -> str:
-    """An event as its line of `events.jsonl`, without the newline. Numbers come back exactly; NaN is one of them."""
+    """An event as its line of `events.jsonl`, without the newline. Numbers come back exactly; NaN
+    is one of them."""
     return json.dumps(event, ensure_ascii=False)
 
 
@@ -165,7 +171,8 @@ class State:
     def reached(self, target_loss: float) -> bool:
         """Whether the training loss, measured over the whole corpus, has been below the target.
 
-        best.pt may be from a step that a killed run had reached, and this one, resumed from before, has not reached again.
+        best.pt may be from a step that a killed run had reached, and this one, resumed from before,
+        has not reached again.
         """
         return (
             self.best_train_loss is not None
@@ -386,7 +393,8 @@ def csv_line(record: Row | RecallRow) -> str:
 
 
 def samples_text(samples: Iterable[Sample]) -> str:
-    """Samples as a person reads them. No generated line can pass for a header: each begins with a bar."""
+    """Samples as a person reads them. No generated line can pass for a header: each begins with a
+    bar."""
     blocks = []
     for sample in samples:
         settings = dict(sample.settings)

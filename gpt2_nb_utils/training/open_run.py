@@ -1,7 +1,9 @@
-"""Before the first step: find the checkpoint to continue from, resolve the settings, read the text, claim the directory.
+"""Before the first step: find the checkpoint to continue from, resolve the settings, read the text,
+claim the directory.
 
-Everything is checked before anything is written, so that a run that cannot work leaves the folder as it was. What a resume
-needs is in the checkpoint: its settings, its events and its state; every other file is rendered again from these.
+Everything is checked before anything is written, so that a run that cannot work leaves the folder
+as it was. What a resume needs is in the checkpoint: its settings, its events and its state; every
+other file is rendered again from these.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ KEPT = (
     "preset", "max_tokens", "seed", "block_size", "n_layer", "n_head", "n_embd", "batch_size",
     "seq_len", "grad_accum", "randomize_batches", "optimizer", "amp",
 )  # fmt: skip
-"""Settings that a resumed run cannot change: its weights, its optimizer or its place in the data depend on them."""
+"""Settings that a resumed run cannot change: its weights, its optimizer or its place in the data
+depend on them."""
 
 
 @dataclass
@@ -66,7 +69,8 @@ class Run:
         precision: device and number format.
         run_id: drawn when it started from random weights; its events and checkpoints carry it.
         events: what happened so far, with the `start` or `resume` of this process last.
-        checkpoint: what it continues from, or None; drop it once restored, for it is as large as the whole run.
+        checkpoint: what it continues from, or None; drop it once restored, for it is as large as
+            the whole run.
         claim: keeps other processes out of the directory; None in those that rank 0 writes for.
     """
 
@@ -123,17 +127,20 @@ class ResumePoint:
 def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
     """Check everything that can be checked, then claim the run directory.
 
-    With the path of a checkpoint and no `out_dir`, the run continues in the directory that the checkpoint lies in.
+    With the path of a checkpoint and no `out_dir`, the run continues in the directory that the
+    checkpoint lies in.
 
     Args:
         dist: the processes that will train it together; all check, and the first one claims.
 
     Raises:
-        UserError: the corpus, the checkpoint, the device or the directory is not fit; nothing was written then.
+        UserError: the corpus, the checkpoint, the device or the directory is not fit; nothing was
+            written then.
     """
     if config.overwrite and config.resume not in ("", "auto"):
         raise UserError(
-            f"--resume {config.resume} continues a run and --overwrite throws one away: leave out one of the two"
+            f"--resume {config.resume} continues a run and --overwrite throws one away: leave out "
+            f"one of the two"
         )
     directory = _directory_of(config)
     point = _resume_point(config, directory)
@@ -236,14 +243,14 @@ def _read(path: Path) -> ResumePoint:
     content = read_checkpoint(path)
     if not {"optimizer", "scaler", "random_states", "state"} <= content.keys():
         raise UserError(
-            f"{path} holds weights only (best.pt is for grading), not the optimizer and the place in "
-            f"the data: name a last.pt"
+            f"{path} holds weights only (best.pt is for grading), not the optimizer and the place "
+            f"in the data: name a last.pt"
         )
     if content["format"] < FORMAT:
         raise UserError(
-            f"{path} was written by version 1 of this program (format {content['format']}): continue "
-            f"the run with that version, or start a new one in another --out_dir; `verify`, `report` "
-            f"and `sample` read it as it is"
+            f"{path} was written by version 1 of this program (format {content['format']}): "
+            f"continue the run with that version, or start a new one in another --out_dir; "
+            f"`verify`, `report` and `sample` read it as it is"
         )
     try:
         events = parse_events(content["events"])
@@ -274,8 +281,8 @@ def _refuse_if_checkpoints_are_gone(directory: RunDirectory, on_file: list[Event
         saved.append(past.end["step"])
     if any(saved):
         raise UserError(
-            f"{directory.last} is missing, so the run of {max(saved)} steps cannot continue: restore "
-            f"it, name another --out_dir, or throw the run away (--overwrite)"
+            f"{directory.last} is missing, so the run of {max(saved)} steps cannot continue: "
+            f"restore it, name another --out_dir, or throw the run away (--overwrite)"
         )
 
 
@@ -322,7 +329,8 @@ def _refuse_what_does_not_fit(
     directory: RunDirectory,
     on_file: list[Event],
 ) -> None:
-    """Raise a UserError where a checkpoint cannot be continued with these settings, on this text."""
+    """Raise a UserError where a checkpoint cannot be continued with these settings, on this
+    text."""
     path, content = point.path, point.content
     theirs, ours = content["model_config"], GPT2Config.of(config).to_dict()
     kept = {**content["config"], "amp": point.amp}
@@ -335,13 +343,14 @@ def _refuse_what_does_not_fit(
         if name in given.given and name in asked and asked[name] != kept[name]:
             raise UserError(
                 f"{name} {asked[name]} differs from {kept[name]}, with which the run in "
-                f"{config.out_dir} was started: leave it out to continue that run, or start a new one "
-                f"in another --out_dir"
+                f"{config.out_dir} was started: leave it out to continue that run, or start a new "
+                f"one in another --out_dir"
             )
     if content["corpus_sha256"] != corpus.sha256:
         raise UserError(
-            f"the checkpoint was trained on another text (sha256 {content['corpus_sha256'][:12]}…) than "
-            f"{corpus.path} ({corpus.sha256[:12]}…): name that text (--input_file) or start a new run (--out_dir)"
+            f"the checkpoint was trained on another text (sha256 {content['corpus_sha256'][:12]}…) "
+            f"than {corpus.path} ({corpus.sha256[:12]}…): name that text (--input_file) or start a "
+            f"new run (--out_dir)"
         )
     if theirs != ours:
         held, wanted = (
@@ -352,21 +361,22 @@ def _refuse_what_does_not_fit(
         )
         raise UserError(
             f"{path} holds a model of another architecture ({held}) than the run in "
-            f"{config.out_dir} ({wanted}): put back the checkpoint of that run, or start a new one in "
-            f"another --out_dir"
+            f"{config.out_dir} ({wanted}): put back the checkpoint of that run, or start a new one "
+            f"in another --out_dir"
         )
     model_from(content)  # raises where the weights are not those of that architecture
     if not fits(content["optimizer"], config):
         raise _foreign(path)
     if config.steps < point.step:
         raise UserError(
-            f"steps {config.steps} is below step {point.step}, which the run has reached: raise steps"
+            f"steps {config.steps} is below step {point.step}, which the run has reached: raise "
+            f"steps"
         )
     of_another = on_file and on_file[0].get("run_id") != content["run_id"]
     if of_another and _continues_in(directory, given, point):  # elsewhere the claim refuses
         raise UserError(
-            f"{path} belongs to another run than {directory.events}: put back the checkpoint of this run, "
-            f"or continue that one in a folder of its own (--resume {path} --out_dir NEW)"
+            f"{path} belongs to another run than {directory.events}: put back the checkpoint of "
+            f"this run, or continue that one in a folder of its own (--resume {path} --out_dir NEW)"
         )
 
 
@@ -399,8 +409,8 @@ def _events(
         events = point.events
         if run.directory.holds_run:
             notes.append(
-                f"{run.directory.events.name} was not whole: all records up to step {point.step} are "
-                f"rendered again from the checkpoint"
+                f"{run.directory.events.name} was not whole: all records up to step {point.step} "
+                f"are rendered again from the checkpoint"
             )
     if point.amp != run.precision.amp:
         notes.append(f"amp was {point.amp} and is {run.precision.amp} from step {point.step} on")

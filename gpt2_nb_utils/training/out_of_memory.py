@@ -86,8 +86,8 @@ def refuse_what_cannot_fit(
     for what, needed, fix in needs:
         if memory is not None and needed > memory:
             raise UserError(
-                f"{what} takes more than {needed / 1e9:,.1f} GB of memory, and there are {memory / 1e9:,.1f}"
-                f"{f' free on {device}' if device.type == 'cuda' else ''}: {fix}"
+                f"{what} takes more than {needed / 1e9:,.1f} GB of memory, and there are "
+                f"{memory / 1e9:,.1f}{f' free on {device}' if device.type == 'cuda' else ''}: {fix}"
             )
 
 
@@ -129,8 +129,8 @@ def step_fits(config: RunConfig, processes: int = 1) -> contextlib.AbstractConte
         )
     return _fits(
         _step(config),
-        f"close other programs and resume with --resume auto, or start a new run with {same}a lower "
-        f"--seq_len; the last good checkpoint is kept",
+        f"close other programs and resume with --resume auto, or start a new run with {same}a "
+        f"lower --seq_len; the last good checkpoint is kept",
     )
 
 

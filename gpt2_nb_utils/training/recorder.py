@@ -77,7 +77,8 @@ class Recorder:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes: not where another one does, nor once the directory is gone."""
+        """Whether this process writes: not where another one does, nor once the directory is
+        gone."""
         return self.claim is not None and not self.claim.is_lost
 
     def append(self, kind: str, **fields: Any) -> None:

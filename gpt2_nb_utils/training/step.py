@@ -110,7 +110,8 @@ class StepResult:
 def micro_batches_of(
     step: int, config: RunConfig, windows: TokenDataset, order: EpochSampler
 ) -> list[tuple[Tensor, Tensor]]:
-    """The batch of update number `step` (from 0), as `grad_accum` micro-batches (x, y), each (B, T).
+    """The batch of update number `step` (from 0), as `grad_accum` micro-batches (x, y), each (B,
+    T).
 
     The place in the data follows from the step: a resumed run has nothing else to remember.
     """

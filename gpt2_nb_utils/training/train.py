@@ -19,7 +19,7 @@ from gpt2_nb_utils.training.checkpoints import Saver
 from gpt2_nb_utils.training.corpus_loss import training_loss
 from gpt2_nb_utils.training.distributed import SINGLE, DistContext
 from gpt2_nb_utils.training.open_run import Run, open_run
-from gpt2_nb_utils.training.optimizer import set_learning_rate
+from gpt2_nb_utils.training.optimizer import learning_rate_factor, set_learning_rate
 from gpt2_nb_utils.training.out_of_memory import (
     measurement_fits,
     released_on_error,
@@ -29,7 +29,6 @@ from gpt2_nb_utils.training.out_of_memory import (
 from gpt2_nb_utils.training.recorder import Recorder
 from gpt2_nb_utils.training.records import Row
 from gpt2_nb_utils.training.samples import draw_samples, sample_prompts
-from gpt2_nb_utils.training.schedule import learning_rate_factor
 from gpt2_nb_utils.training.step import Learner, micro_batches_of, training_step
 from gpt2_nb_utils.training.stop_request import StopRequest
 
@@ -37,7 +36,8 @@ NEAR_TARGET = 1.1
 """An estimate, or a smoothed batch loss, below this multiple of the target calls for measuring the
 whole corpus."""
 SKIPS_IN_A_ROW = 20
-"""So many updates without finite gradients, one after the other, end the run: it will not recover."""
+"""So many updates without finite gradients, one after the other, end the run: it will not
+recover."""
 _LONG_MEASUREMENT = 20_000
 """Tokens from which a measurement shows a progress line of its own."""
 
@@ -98,7 +98,8 @@ class _Trainer:
             self.saved_at = self.state.step
             run.checkpoint = None  # it is as large as the whole run
         best, last, previous = run.directory.best, run.directory.last, run.directory.previous
-        # best.pt is written first: last.pt, whose state speaks of it, must never be the younger one.
+        # best.pt is written first: last.pt, whose state speaks of it, must never be the younger
+        # one.
         self.saver = Saver([best, last], previous={last: previous}, wanted=lambda: record.writes)
 
     def train(self, stop: StopRequest) -> str:
@@ -141,7 +142,8 @@ class _Trainer:
                         self.save_best()
                     if state.step % config.save_every == 0 or self.is_at_end or stop:
                         self.save_last()
-                    # While the checkpoint is written. A stop skips them: the resumed run draws them.
+                    # While the checkpoint is written. A stop skips them: the resumed run draws
+                    # them.
                     if not stop and self.samples_are_due:
                         self.draw_samples()
                     saver.check()  # a full disk must not be found out at the end only

@@ -20,7 +20,8 @@ from gpt2_nb_utils.training.records import Recalled
 PREFIX, LENGTH = 32, 32
 """Tokens given and tokens to continue, where windows are long enough."""
 _MOST_OPENINGS = 256
-"""Openings counted where more windows are measured: the head costs a tenth of their forward pass."""
+"""Openings counted where more windows are measured: the head costs a tenth of their forward
+pass."""
 
 
 def opening_of(
@@ -71,8 +72,8 @@ def tokens_right(
     wanted = targets[:, places]  # (B, R)
     # In fp32 whatever the run's format: the two largest of 50,257 logits are often equal in bf16.
     with torch.autocast(hidden.device.type, enabled=False):
-        likeliest = linear(hidden[:, places].float(), head.float()).argmax(dim=-1)  # (B, R)
-    right = (likeliest == wanted).long().cumprod(dim=1).sum(dim=1)  # ones up to the first error
+        greedy = linear(hidden[:, places].float(), head.float()).argmax(dim=-1)  # (B, R)
+    right = (greedy == wanted).long().cumprod(dim=1).sum(dim=1)  # ones up to the first error
     return [n if last >= 0 else None for n, last in zip(right.tolist(), wanted[:, -1].tolist())]
 
 
