@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from gpt2_nb_utils import dist_env
 
 
@@ -41,7 +43,7 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {release} {platform.machine()}",
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
-        "memory_gb": _memory_gb(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "packages": packages,
     }
 
@@ -53,13 +55,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _memory_gb() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None  # Windows has no sysconf
 
 
 def sources_sha256() -> str:
@@ -91,10 +86,8 @@ def command_line() -> str:
 
 def _words_of_parent() -> list[str]:
     try:
-        import psutil
-
         return psutil.Process(os.getppid()).cmdline()
-    except Exception:  # the parent may be gone or belong to somebody else
+    except psutil.Error:  # the parent may be gone or belong to somebody else
         return []
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 from gpt2_nb_utils.config import RunConfig
@@ -84,23 +84,20 @@ def refuse_what_cannot_fit(
         ids = 16 * tokens * config.grad_accum
         needs.append((_step(config), sharing * (activations + ids), "lower one of them"))
     for what, needed, fix in needs:
-        if memory is not None and needed > memory:
+        if needed > memory:
             raise UserError(
                 f"{what} takes more than {needed / 1e9:,.1f} GB of memory, and there are "
                 f"{memory / 1e9:,.1f}{f' free on {device}' if device.type == 'cuda' else ''}: {fix}"
             )
 
 
-def _memory(device: torch.device) -> int | None:
-    """Bytes of memory of a CPU, or None where that is unknown; of a GPU, what is free."""
+def _memory(device: torch.device) -> int:
+    """Bytes of memory: of a GPU what is free, of a CPU all that this process may use."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What torch keeps for this process without using it is free for its next tensors.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None  # Windows has no sysconf
+    memory = psutil.virtual_memory().total
     for path in map(Path, _LIMITS):
         with contextlib.suppress(OSError, ValueError):  # not Linux, no container, or "max"
             memory = min(memory, int(path.read_text(encoding="ascii")))
