@@ -37,13 +37,13 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.files import read_regular
 from gpt2_nb_utils.progress import duration
 from gpt2_nb_utils.text import one_line, visible
-from gpt2_nb_utils.training.records import Recalled, RecallRow, Row, Sample
+from gpt2_nb_utils.training.records import RecallRow, RecallStats, Row, Sample
 
 FORMAT = 2
 """Of events and checkpoints. Format 1 had no events: its logs were written one by one."""
 Event = dict[str, Any]
 COLUMNS = tuple(column.name for column in fields(Row))
-RECALL_COLUMNS = ("step", *(column.name for column in fields(Recalled)))
+RECALL_COLUMNS = ("step", *(column.name for column in fields(RecallStats)))
 _SMOOTHING = 0.9
 
 
@@ -221,7 +221,7 @@ class History:
             case "measured":
                 self.measurements.append(event)
                 if event["recall"] is not None:
-                    self.recall.append(RecallRow(event["step"], Recalled(**event["recall"])))
+                    self.recall.append(RecallRow(event["step"], RecallStats(**event["recall"])))
             case "row":
                 self.rows.append(self._row(event))
             case "samples":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt2_nb_utils.model.gpt2 import linear
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
-from gpt2_nb_utils.training.records import Recalled
+from gpt2_nb_utils.training.records import RecallStats
 
 PREFIX, LENGTH = 32, 32
 """Tokens given and tokens to continue, where windows are long enough."""
@@ -83,7 +83,9 @@ def counted(right: Sequence[int | None], opening: tuple[int, int]) -> tuple[int,
     return len(tried), sum(n == opening[1] for n in tried), sum(tried)
 
 
-def recalled_of(counts: Sequence[float], opening: tuple[int, int]) -> Recalled | None:
+def recall_stats(counts: Sequence[float], opening: tuple[int, int]) -> RecallStats | None:
     """What `counted` counted, summed over all windows; None where no window was long enough."""
     openings, verbatim, right = counts
-    return Recalled(int(openings), *opening, int(verbatim), right / openings) if openings else None
+    return (
+        RecallStats(int(openings), *opening, int(verbatim), right / openings) if openings else None
+    )
