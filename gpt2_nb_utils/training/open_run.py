@@ -168,12 +168,12 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
         config = config.model_copy(update={"max_tokens": 0})
     if point is not None:
         _refuse_what_does_not_fit(point, given, config, corpus, directory, on_file)
-    inside = Path(corpus.path).resolve().is_relative_to(directory.path.resolve())
-    if config.overwrite and corpus.source == "input_file" and inside:
-        raise UserError(
-            f"input_file {corpus.path} lies in out_dir {directory}, which --overwrite throws away: "
-            f"move the text elsewhere"
-        )
+    if config.overwrite and corpus.source == "input_file":
+        if Path(corpus.path).resolve().is_relative_to(directory.path.resolve()):
+            raise UserError(
+                f"input_file {corpus.path} lies in out_dir {directory}, which --overwrite throws "
+                f"away: move the text elsewhere"
+            )
     # From here on the checkpoint is this directory's own.
     config = config.model_copy(update={"resume": "auto" if point else ""})
     run = Run(
@@ -189,7 +189,8 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
     run.events, notes = _events(run, on_file, point, len(ids), dist.world_size)
     dist.check_equal(seen=(corpus.sha256, point and point.step))  # all have read: now one writes
     if dist.is_main:
-        print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
+        for note in notes:
+            print(note, file=sys.stderr)
         run.claim = _claimed(run, given, point)
         if cached is None or given.overwrite:
             write_tokens(directory.tokens, ids)
@@ -434,7 +435,7 @@ def _best_on_disk(run: Run) -> tuple[dict[str, Any], str]:
     try:
         content = read_checkpoint(path)
         state = content["state"]
-        if content["run_id"] == run.run_id:
+        if content.get("run_id") == run.run_id:
             return {
                 "best_step": int(state["best_train_loss_step"]),
                 "train_loss": float(state["best_train_loss"]),
