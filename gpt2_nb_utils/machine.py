@@ -81,7 +81,12 @@ def command_line() -> str:
         words = _words_of_parent()
         if not any("papermill" in word or "gpt2_nb_utils" in word for word in words):
             return "(notebook run by hand in Jupyter)"
-    return shlex.join(_without_folders(words))
+    # The program without its folder, which may hold the name of a user.
+    if len(words) > 1 and Path(words[1]).is_absolute():
+        words = words[1:]  # an installed script such as papermill, with the interpreter before it
+    if words and Path(words[0]).is_absolute():
+        words = [Path(words[0]).name, *words[1:]]
+    return shlex.join(words)
 
 
 def _words_of_parent() -> list[str]:
@@ -89,13 +94,3 @@ def _words_of_parent() -> list[str]:
         return psutil.Process(os.getppid()).cmdline()
     except psutil.Error:  # the parent may be gone or belong to somebody else
         return []
-
-
-def _without_folders(words: list[str]) -> list[str]:
-    """The program without its folder: that tells a reader nothing, and may hold the name of a
-    user."""
-    if len(words) > 1 and Path(words[1]).is_absolute():
-        words = words[1:]  # an installed script such as papermill, with the interpreter before it
-    if words and Path(words[0]).is_absolute():
-        words = [Path(words[0]).name, *words[1:]]
-    return words

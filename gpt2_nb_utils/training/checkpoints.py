@@ -1,4 +1,5 @@
-"""Checkpoints: written beside and renamed, the one before kept, and loaded without trusting them.
+"""Checkpoints: written beside and renamed, the one before kept, loaded without trusting them, and
+saved in the background.
 
 It knows when a file is whole and safe to load. Which file a run continues from, `open_run` decides.
 """
@@ -14,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import chain, repeat
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
@@ -256,11 +256,11 @@ class Saver:
         self,
         paths: Sequence[Path],
         share: float = SHARE,
-        previous: Mapping[Path, Path] = MappingProxyType({}),
+        previous: Mapping[Path, Path] | None = None,
         wanted: Callable[[], bool] = lambda: True,
     ):
         self._paths, self._share = tuple(paths), share
-        self._previous, self._wanted = previous, wanted
+        self._previous, self._wanted = previous or {}, wanted
         self._copies: dict[Path, Any] = {}
         self._waiting: set[Path] = set()
         self._writes: dict[Path, Future] = {}  # the last one of each file
