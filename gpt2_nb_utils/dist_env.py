@@ -20,16 +20,6 @@ def rank() -> int:
     return _variable("RANK", 0)
 
 
-def local_world_size() -> int:
-    """Processes that torchrun started on this machine."""
-    return _variable("LOCAL_WORLD_SIZE", 1)
-
-
-def local_rank() -> int:
-    """Number of this process among those of this machine: the number of its GPU."""
-    return _variable("LOCAL_RANK", 0)
-
-
 def _variable(name: str, default: int) -> int:
     return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else default
 

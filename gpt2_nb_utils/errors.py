@@ -11,7 +11,8 @@ from gpt2_nb_utils.text import one_line
 class UserError(Exception):
     """Invalid input, in one line that names the setting, the value and the fix.
 
-    The command line prints the line and exits with status 2; a notebook shows it without a traceback.
+    The command line prints the line and exits with status 2; a notebook shows it without a
+    traceback.
     """
 
     exit_status = 2
@@ -26,7 +27,8 @@ class UserError(Exception):
 
 
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-"""Numbers of the errors that say that there is no room: on the disk, in a file, or for this user."""
+"""Numbers of the errors that say that there is no room: on the disk, in a file, or for this
+user."""
 
 
 class NotWritten(UserError):

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and locks on folders.
 
-Source of the lock: the `filelock` package, which uses what the system offers (flock, or msvcrt on Windows).
+Source of the lock: the `filelock` package, which uses what the system offers (flock, or msvcrt on
+Windows).
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ MOST_BYTES = 2**30
 
 @contextlib.contextmanager
 def written_beside(path: Path, mode: int = 0o644, durable: bool = False) -> Iterator[BinaryIO]:
-    """A file beside `path` to write into, which takes that name at the end, or goes where anything failed.
+    """A file beside `path` to write into, which takes that name at the end, or goes where anything
+    failed.
 
     No reader ever meets half a file, and a kill at any moment leaves the previous one whole.
 
     Args:
-        durable: the content is on the disk before it has the name, so that a power cut does no harm either.
+        durable: the content is on the disk before it has the name, so that a power cut does no harm
+            either.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -53,7 +56,8 @@ def written_beside(path: Path, mode: int = 0o644, durable: bool = False) -> Iter
 def write_atomically(
     path: Path, content: str | bytes, mode: int = 0o644, durable: bool = False
 ) -> None:
-    """Write text (as UTF-8) or bytes beside `path` and rename it; the arguments are those of `written_beside`."""
+    """Write text (as UTF-8) or bytes beside `path` and rename it; the arguments are those of
+    `written_beside`."""
     with written_beside(path, mode, durable) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
@@ -65,7 +69,8 @@ def read_regular(path: Path, limit: int = MOST_BYTES) -> bytes:
         limit: bytes up to which a file is read.
 
     Raises:
-        OSError: it is not there, is larger, or is a pipe, a device or a folder: those may never end.
+        OSError: it is not there, is larger, or is a pipe, a device or a folder: those may never
+            end.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -73,6 +78,16 @@ def read_regular(path: Path, limit: int = MOST_BYTES) -> bytes:
     if status.st_size > limit:
         raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
     return path.read_bytes()
+
+
+def identity(path: Path) -> tuple[int, ...] | None:
+    """Which file a name stands for, and in which state: device, inode, size and time; None for no
+    file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def flush_to_disk(file: BinaryIO) -> None:
@@ -101,7 +116,8 @@ class Claim:
     Args:
         folder: the run directory.
         name: its lock file: one for the training, another for the whole of a `run` around it.
-        patience: seconds to wait, such as for the kernel of a killed `run`, which notices that and ends.
+        patience: seconds to wait, such as for the kernel of a killed `run`, which notices that and
+            ends.
 
     Raises:
         filelock.Timeout: another process holds it.
@@ -110,19 +126,17 @@ class Claim:
     def __init__(self, folder: Path, name: str = LOCK, patience: float = 2.0):
         self._lock = filelock.FileLock(folder / name, timeout=patience)
         self._lock.acquire()
-        self._file = self._seen()
+        self._file = self._identity()
 
-    def _seen(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self._lock.lock_file)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
+    def _identity(self) -> tuple[int, ...] | None:
+        # Not size and time: whoever tries the lock opens the file for writing.
+        found = identity(Path(self._lock.lock_file))
+        return found and found[:2]
 
     @property
     def is_lost(self) -> bool:
         """Whether the folder was removed meanwhile, or another one has taken its place."""
-        return self._seen() != self._file
+        return self._identity() != self._file
 
     def release(self) -> None:
         """Let others in."""

@@ -11,6 +11,8 @@ import ctypes
 import os
 import sys
 
+import psutil
+
 # Their numbers in glibc's malloc.h, where mallopt(3) explains them.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _NEVER = -1  # with the largest number, a heap with 2 GiB free at its end would still be returned
@@ -51,7 +53,7 @@ class FreedMemory:
     """
 
     def __init__(self) -> None:
-        self._least: int | None = None
+        self._least: int | None = None  # the first step still has to allocate what all share
 
     def give_back(self) -> bool:
         """Return all freed memory if this process has grown by over 1 GiB; it takes about 0.05 s.
@@ -60,23 +62,17 @@ class FreedMemory:
             Whether it did.
         """
         resident = _resident()
-        if resident is None:
-            return False
         if self._least is None or resident - self._least <= _MOST_UNUSED:
             self._least = min(resident, self._least or resident)
             return False
         try:
             ctypes.CDLL(None).malloc_trim(0)
-        except (OSError, AttributeError):
+        except (OSError, AttributeError, TypeError):  # not glibc; TypeError: Windows
             return False
         self._least = _resident()  # it may need more now than it did
         return True
 
 
-def _resident() -> int | None:
-    """Bytes of this process in memory; None where /proc does not say."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return None
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return psutil.Process().memory_info().rss

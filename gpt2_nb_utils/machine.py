@@ -1,4 +1,5 @@
-"""What a run is recorded with: the machine, the versions of its packages, and the command that started it."""
+"""What a run is recorded with: the machine, the versions of its packages, and the command that
+started it."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from gpt2_nb_utils import dist_env
 
@@ -33,13 +36,14 @@ def environment() -> dict[str, Any]:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = None
+    release = platform.release().partition("-")[0]
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
+        "platform": f"{platform.system()} {release} {platform.machine()}",
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
-        "memory_gb": _memory_gb(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "packages": packages,
     }
 
@@ -53,15 +57,9 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _memory_gb() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None  # Windows has no sysconf
-
-
 def sources_sha256() -> str:
-    """The sha256 of this package's own .py files: sorted relative paths, each with the bytes of its file."""
+    """The sha256 of this package's own .py files: sorted relative paths, each with the bytes of its
+    file."""
     package, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py")):
         digest.update(path.encode("utf-8") + b"\0" + (package / path).read_bytes() + b"\0")
@@ -69,10 +67,12 @@ def sources_sha256() -> str:
 
 
 def command_line() -> str:
-    """The command that started this process, as it was given, but for where this machine keeps its programs.
+    """The command that started this process, as it was given, but for where this machine keeps its
+    programs.
 
-    Inside a Jupyter kernel it is the command that runs the notebook, papermill or `run`. A Jupyter server's own command
-    line is not recorded: it may hold a password. In one of several processes it is torchrun's.
+    Inside a Jupyter kernel it is the command that runs the notebook, papermill or `run`. A Jupyter
+    server's own command line is not recorded: it may hold a password. In one of several processes
+    it is torchrun's.
     """
     words = sys.orig_argv
     if dist_env.world_size() > 1:
@@ -81,27 +81,16 @@ def command_line() -> str:
         words = _words_of_parent()
         if not any("papermill" in word or "gpt2_nb_utils" in word for word in words):
             return "(notebook run by hand in Jupyter)"
-    return shlex.join(_without_folders(words))
+    # The program without its folder, which may hold the name of a user.
+    if len(words) > 1 and Path(words[1]).is_absolute():
+        words = words[1:]  # an installed script such as papermill, with the interpreter before it
+    if words and Path(words[0]).is_absolute():
+        words = [Path(words[0]).name, *words[1:]]
+    return shlex.join(words)
 
 
 def _words_of_parent() -> list[str]:
     try:
-        import psutil
-
         return psutil.Process(os.getppid()).cmdline()
-    except Exception:  # the parent may be gone or belong to somebody else
+    except psutil.Error:  # the parent may be gone or belong to somebody else
         return []
-
-
-def _without_folders(words: list[str]) -> list[str]:
-    """The program without its folder: that tells a reader nothing, and may hold the name of a user."""
-    if len(words) > 1 and Path(words[1]).is_absolute():
-        return [
-            Path(words[1]).name,
-            *words[2:],
-        ]  # an installed script such as papermill, with the interpreter before it
-    return (
-        [Path(words[0]).name if Path(words[0]).is_absolute() else words[0], *words[1:]]
-        if words
-        else words
-    )

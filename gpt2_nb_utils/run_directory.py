@@ -1,6 +1,6 @@
 """The folder in which the notebooks, the commands and the grader meet: its paths and its summary.
 
-It knows names and files. It deliberately does not know how a run is trained or shown.
+It knows names and files, not how a run is trained or shown.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ _MADE_BY_A_RUN = (
     "token_losses.npz",
     "summary.json",
 )
-"""In the order in which they are thrown away: while the summary is there, the folder is known for a run's."""
+"""In the order in which they are thrown away: while the summary is there, the folder is known for a
+run's."""
 _WRITTEN_BESIDE = ("*.pt", "*.json", "*.jsonl", "*.csv", "*.bin", "train.log", "samples.txt")
 _RUN_AROUND = "GPT2_NB_UTILS_RUN"
-"""Environment variable with the run directory that the command `run`, which started this process, holds."""
+"""Environment variable with the run directory that the command `run`, which started this process,
+holds."""
 _CUT_SHORT = tuple(f".{name}." for name in _MADE_BY_A_RUN)
 _NOT_CONTENT = {LOCK, LOCK_OF_RUN, ".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
 
@@ -86,43 +88,45 @@ class RunDirectory:
             ) from None
 
     def claim(self, resume: bool = False, overwrite: bool = False) -> Claim:
-        """Make this the directory of a run that is about to start or to go on, or refuse.
+        """Make this the directory of a run that is about to start or to continue, or refuse.
 
         Returns:
-            What keeps other processes out until it is released, or this process ends in whatever way.
+            What keeps other processes out until it is released, or this process ends in whatever
+            way.
 
         Raises:
-            UserError: it holds a run that is neither resumed nor to be overwritten, another process is at work in it,
-                or it is some other folder with files in it.
+            UserError: it holds a run that is neither resumed nor to be overwritten, another process
+                is at work in it, or it is some other folder with files in it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out_dir {self} is a file: name a folder")
-        if self.holds_run and not (resume or overwrite):
+        if not self.holds_run:
+            if self.path.exists() and not self._is_free:
+                raise UserError(
+                    f"out_dir {self} holds files but no run: name a new or empty folder (--out_dir)"
+                )
+        elif not (resume or overwrite):
             raise UserError(
                 f"out_dir {self} already holds a run: go on with it (--resume auto), name another "
                 f"folder (--out_dir), or throw it away (--overwrite)"
             )
-        if not self.holds_run and self.path.exists() and not self._is_free:
+        elif overwrite and not self._is_of_a_run:
             raise UserError(
-                f"out_dir {self} holds files but no run: name a new or empty folder (--out_dir)"
-            )
-        if overwrite and self.holds_run and not self._is_of_a_run:
-            raise UserError(
-                f"out_dir {self} holds a {self.summary.name} that no run wrote: name a new or empty folder (--out_dir)"
+                f"out_dir {self} holds a {self.summary.name} that no run wrote: name a new or "
+                f"empty folder (--out_dir)"
             )
         if not overwrite:
             self._refuse_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if os.environ.get(_RUN_AROUND) != str(self.path.resolve()):
-                Claim(
-                    self.path, LOCK_OF_RUN, patience=0
-                ).release()  # refused while a `run` is at work
+                # Refused while a `run` is at work, at a notebook that does not train, say.
+                Claim(self.path, LOCK_OF_RUN, patience=0).release()
             claim = Claim(self.path)
         except filelock.Timeout:
             raise UserError(
-                f"out_dir {self}: another process is training there: wait for it, stop it, or name another "
-                f"folder (--out_dir)"
+                f"out_dir {self}: another process is training there: wait for it, stop it, or name "
+                f"another folder (--out_dir)"
             ) from None
         except OSError as error:
             raise UserError(
@@ -131,9 +135,10 @@ class RunDirectory:
         if overwrite and self.holds_run:
             for name in _MADE_BY_A_RUN:
                 target = self.path / name
-                shutil.rmtree(
-                    target
-                ) if target.is_dir() and not target.is_symlink() else target.unlink(missing_ok=True)
+                if target.is_dir() and not target.is_symlink():
+                    shutil.rmtree(target)
+                else:
+                    target.unlink(missing_ok=True)
         for folder in (self.path, self.log.parent, self.samples.parent, self.best.parent):
             for name in _WRITTEN_BESIDE:
                 for cut_short in folder.glob(f".{name}.*"):  # by a kill while it was written
@@ -142,7 +147,8 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def held_by_run(self) -> Iterator[None]:
-        """A context in which only this process and those that it starts may claim the directory, one at a time."""
+        """A context in which only this process and those that it starts may claim the directory,
+        one at a time."""
         claim = Claim(self.path, LOCK_OF_RUN, patience=0)
         os.environ[_RUN_AROUND] = str(self.path.resolve())
         try:
@@ -154,18 +160,16 @@ class RunDirectory:
     @property
     def _is_of_a_run(self) -> bool:
         """Whether more than a file by the name of `summary.json` says that a run was here."""
-        if any(
-            path.exists()
-            for path in (self.path / LOCK, self.config, self.events, self.last, self.previous)
-        ):
+        files = self.path / LOCK, self.config, self.events, self.last, self.previous
+        if any(path.exists() for path in files):
             return True
-        try:
+        with contextlib.suppress(UserError):
             return "config" in self.read_summary()
-        except UserError:
-            return False
+        return False
 
     def _refuse_links(self) -> None:
-        """Raise a UserError where a file that is appended to, or written in place, is a link: a run from elsewhere could aim it at any file."""
+        """Raise a UserError where a file that is appended to, or written in place, is a link: a run
+        from elsewhere could aim it at any file."""
         for file in (
             self.events,
             self.log,
@@ -176,13 +180,14 @@ class RunDirectory:
         ):
             if file.is_symlink():
                 raise UserError(
-                    f"{file} is a link, and what a run writes there would go elsewhere: put the file itself in its place, "
-                    f"or throw the run away (--overwrite)"
+                    f"{file} is a link, and what a run writes there would go elsewhere: put the "
+                    f"file itself in its place, or throw the run away (--overwrite)"
                 )
 
     @property
     def _is_free(self) -> bool:
-        """Whether the folder is empty, or holds only what a run leaves that is killed before it has a summary."""
+        """Whether the folder is empty, or holds only what a run leaves that is killed before it has
+        a summary."""
         names = {entry.name for entry in self.path.iterdir()} - _NOT_CONTENT
         if (self.path / LOCK).exists():
             names = {
@@ -213,8 +218,8 @@ class RunDirectory:
             raise ValueError
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
-                f"{self} holds no run ({path.name} is missing): run notebook 03 with this out_dir first, or name the "
-                f"out_dir of a run"
+                f"{self} holds no run ({path.name} is missing): run notebook 03 with this out_dir "
+                f"first, or name the out_dir of a run"
             ) from None
         except OSError as error:
             raise UserError(
@@ -222,7 +227,8 @@ class RunDirectory:
             ) from None
         except (ValueError, RecursionError):
             raise UserError(
-                f"{path} is not a valid JSON object: restore it, or start the run anew with --overwrite"
+                f"{path} is not a valid JSON object: restore it, or start the run anew with "
+                f"--overwrite"
             ) from None
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:

@@ -11,12 +11,10 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config, padded_linear
 from gpt2_nb_utils.model.sampling import generate
-from gpt2_nb_utils.training.checkpoints import read_checkpoint
-from gpt2_nb_utils.training.muon import orthogonalise
-from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer
+from gpt2_nb_utils.training.checkpoints import Saver, read_checkpoint
+from gpt2_nb_utils.training.optimizer import build_optimizer, orthogonalise
 from gpt2_nb_utils.training.precision import Precision, check_device
-from gpt2_nb_utils.training.saver import Saver
-from gpt2_nb_utils.training.step import training_step
+from gpt2_nb_utils.training.step import Learner, training_step
 from gpt2_nb_utils.training.train import train
 
 pytestmark = [
@@ -92,29 +90,25 @@ def test_an_overflow_halves_the_scale_and_holds_all_weights_back(optimizer):
         {"preset": "tiny", "device": "cuda", "amp": "fp16", "optimizer": optimizer}
     )
     precision, model = Precision.of(config), GPT2(SMALL, seed=1).to(CUDA)
-    parts = build_optimizer(model, config, precision.muon_dtype), precision.scaler()
+    optimizer, scaler = build_optimizer(model, config, precision.muon_dtype), precision.scaler()
+    learner = Learner(model, optimizer, scaler, precision, clip_grad=1.0)
     x, y = ids(2, 4, 32)
 
     def step(loss_factor: float = 1.0):
-        return training_step(
-            lambda x, y: model.loss(x, y, "sum") * loss_factor,
-            list(model.parameters()),
-            *parts,
-            precision,
-            [(x, y)],
-            1.0,
-        )
+        learner.loss_sum = lambda x, y: model.loss(x, y, "sum") * loss_factor
+        return training_step(learner, [(x, y)])
 
     while step().skipped:  # the first scale may be too large
         pass
-    before, scale = [p.detach().clone() for p in model.parameters()], parts[1].get_scale()
-    assert step(float("inf")).skipped and parts[1].get_scale() == scale / 2
+    before, scale = [p.detach().clone() for p in model.parameters()], scaler.get_scale()
+    assert step(float("inf")).skipped and scaler.get_scale() == scale / 2
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
     # A resume: everything through the CPU.
-    again = build_optimizer(model, config, precision.muon_dtype)
-    restore_optimizer(again, parts[0].state_dict())
-    parts = again, precision.scaler(parts[1].state_dict())
-    assert parts[1].get_scale() == scale / 2 and not step().skipped
+    state = learner.state()
+    optimizer, scaler = build_optimizer(model, config, precision.muon_dtype), precision.scaler()
+    learner = Learner(model, optimizer, scaler, precision, clip_grad=1.0)
+    learner.restore(state)
+    assert scaler.get_scale() == scale / 2 and not step().skipped
 
 
 def test_a_checkpoint_is_of_the_moment_in_which_it_was_saved(tmp_path):

@@ -20,11 +20,11 @@ from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.records import RecallRow
 from gpt2_nb_utils.training.train import train
 from gpt2_nb_utils.training.verbatim import (
-    Recalled,
+    RecallStats,
     counted,
     opening_of,
     openings_among,
-    recalled_of,
+    recall_stats,
     tokens_right,
 )
 
@@ -98,8 +98,8 @@ def test_a_window_too_short_for_its_opening_is_not_counted():
     ] == [True, False, True]
     assert counted([17, 3, None], (16, 17)) == (2, 1, 20)
     assert (
-        recalled_of((2, 1, 20), (16, 17)) == Recalled(2, 16, 17, 1, 10.0)
-        and recalled_of((0, 0, 0), (16, 17)) is None
+        recall_stats((2, 1, 20), (16, 17)) == RecallStats(2, 16, 17, 1, 10.0)
+        and recall_stats((0, 0, 0), (16, 17)) is None
     )
 
 
@@ -135,7 +135,7 @@ def test_recall_on_record_is_read_back_and_a_damaged_line_left_out(run, tmp_path
 
 
 def test_growth_has_one_point_a_step_the_one_that_measured_most(run, measured):
-    some, whole = Recalled(3, 16, 17, 0, 1.0), Recalled(15, 16, 17, 2, 4.5)
+    some, whole = RecallStats(3, 16, 17, 0, 1.0), RecallStats(15, 16, 17, 2, 4.5)
     rows = recall_growth.history(
         dataclasses.replace(
             run, recall=[RecallRow(0, some), RecallRow(9, some), RecallRow(9, whole)]

@@ -1,6 +1,7 @@
 """Numbers that are not finite, too large, or zero: how many steps are skipped, when a run stops, and what it keeps."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,10 +23,11 @@ def losses_times(monkeypatch):
     def install(factor: float, good: int = 3, until: int = 10_000) -> None:
         step, done = loop.training_step, []
 
-        def spoilt(loss_sum, *others):
+        def spoilt(learner, micro_batches):
             done.append(None)
-            times = factor if good < len(done) <= until else 1.0
-            return step(lambda x, y: loss_sum(x, y) * times, *others)
+            times, loss_sum = factor if good < len(done) <= until else 1.0, learner.loss_sum
+            learner = replace(learner, loss_sum=lambda x, y: loss_sum(x, y) * times)
+            return step(learner, micro_batches)
 
         monkeypatch.setattr(loop, "training_step", spoilt)
 

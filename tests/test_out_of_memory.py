@@ -219,8 +219,8 @@ def test_a_container_s_limit_counts_and_processes_of_one_machine_share_it(
 def test_a_run_that_fails_gives_its_memory_back_while_the_error_is_kept(settings, monkeypatch):
     seen = []
 
-    def refused(loss_sum, parameters, *args):
-        seen.extend(map(weakref.ref, parameters))
+    def refused(learner, micro_batches):
+        seen.extend(map(weakref.ref, learner.model.parameters()))
         torch.empty(1 << 50)  # 4 PB
 
     monkeypatch.setattr(loop, "training_step", refused)

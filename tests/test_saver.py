@@ -17,11 +17,9 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training import checkpoints
-from gpt2_nb_utils.training import saver as saver_module
 from gpt2_nb_utils.training import train as loop
-from gpt2_nb_utils.training.checkpoints import read_checkpoint, save_checkpoint
+from gpt2_nb_utils.training.checkpoints import Saver, read_checkpoint, save_checkpoint
 from gpt2_nb_utils.training.events import history, read_events
-from gpt2_nb_utils.training.saver import Saver
 from gpt2_nb_utils.training.train import train
 
 
@@ -47,7 +45,7 @@ def written(monkeypatch):
         log.append((path.name, content["step"]))
         save_checkpoint(path, content, abandoned, previous)
 
-    monkeypatch.setattr(saver_module, "save_checkpoint", save)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save)
     return log
 
 
@@ -136,7 +134,7 @@ def test_writing_takes_no_more_than_its_share_of_the_time(files, monkeypatch):
         time.sleep(0.1)
         spent.append(time.monotonic() - begun)
 
-    monkeypatch.setattr(saver_module, "save_checkpoint", slow)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", slow)
     with Saver(files, share=0.2) as saver:
         begun = time.monotonic()
         while len(spent) < 4 and time.monotonic() - begun < 120:
@@ -152,7 +150,7 @@ def test_writing_takes_no_more_than_its_share_of_the_time(files, monkeypatch):
 def test_a_copy_is_made_in_the_memory_of_the_one_before(files, monkeypatch):
     places = []
     monkeypatch.setattr(
-        saver_module,
+        checkpoints,
         "save_checkpoint",
         lambda path, content, abandoned, previous: places.append(
             [content["model"]["w"].data_ptr(), content["optimizer"][0]["mean"].data_ptr()]
@@ -181,7 +179,7 @@ def test_a_file_that_is_being_written_is_written_whole_before_a_newer_copy_is_ma
 
 def test_without_memory_for_a_copy_training_waits_for_the_file(files, written, monkeypatch):
     monkeypatch.setattr(
-        saver_module, "_copy", lambda content, before: torch.empty(1 << 50)
+        checkpoints, "_copy", lambda content, before: torch.empty(1 << 50)
     )  # 4 PB: refused for certain
     weights = torch.ones(2)
     with Saver(files, share=1e-9) as saver:

@@ -28,7 +28,7 @@ from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training import recipe, sweep_results
 from gpt2_nb_utils.training.events import history, read_events
-from gpt2_nb_utils.training.muon import orthogonalise
+from gpt2_nb_utils.training.optimizer import orthogonalise
 from gpt2_nb_utils.training.records import Row
 from gpt2_nb_utils.training.sweep_results import Outcome, Sweep, read_sweep, write_sweep
 from gpt2_nb_utils.training.train import train

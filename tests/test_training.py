@@ -20,18 +20,24 @@ from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
-from gpt2_nb_utils.training import muon, precision
+from gpt2_nb_utils.training import optimizer as rules
+from gpt2_nb_utils.training import precision
 from gpt2_nb_utils.training import train as loop
 from gpt2_nb_utils.training.checkpoints import load_model, read_checkpoint, save_checkpoint
 from gpt2_nb_utils.training.corpus_loss import training_loss
 from gpt2_nb_utils.training.events import State, history, read_events, rendered
-from gpt2_nb_utils.training.muon import Muon, orthogonalise
-from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
+from gpt2_nb_utils.training.optimizer import (
+    Muon,
+    build_optimizer,
+    learning_rate_factor,
+    orthogonalise,
+    restore_optimizer,
+    set_learning_rate,
+)
 from gpt2_nb_utils.training.precision import Precision, check_device
 from gpt2_nb_utils.training.recorder import Recorder
 from gpt2_nb_utils.training.records import TrainingLoss
-from gpt2_nb_utils.training.schedule import learning_rate_factor
-from gpt2_nb_utils.training.step import training_step
+from gpt2_nb_utils.training.step import Learner, training_step
 from gpt2_nb_utils.training.train import train
 
 CPU = Precision(torch.device("cpu"), "fp32")
@@ -140,15 +146,7 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch():
         model = small_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         batches = [windows.batch(indices[i : i + size]) for i in range(0, len(indices), size)]
-        result = training_step(
-            lambda x, y: model.loss(x, y, "sum"),
-            list(model.parameters()),
-            optimizer,
-            CPU.scaler(),
-            CPU,
-            batches,
-            0,
-        )
+        result = training_step(Learner(model, optimizer, CPU.scaler(), CPU, 0), batches)
         assert result.n_targets == windows.n_targets
         gradients.append(
             (result.loss, result.grad_norm, [p.grad.clone() for p in model.parameters()])
@@ -164,15 +162,7 @@ def test_clipping_bounds_the_norm_and_zero_means_none(clip_grad):
     model = small_model()
     x, y = torch.randint(0, 50257, (2, 2, 16), generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    result = training_step(
-        lambda x, y: model.loss(x, y, "sum"),
-        list(model.parameters()),
-        optimizer,
-        CPU.scaler(),
-        CPU,
-        [(x, y)],
-        clip_grad,
-    )
+    result = training_step(Learner(model, optimizer, CPU.scaler(), CPU, clip_grad), [(x, y)])
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
     assert result.grad_norm > 0.5
     assert norm == pytest.approx(clip_grad or result.grad_norm, rel=1e-4)
@@ -233,10 +223,10 @@ def test_orthogonalising_equalises_singular_values_and_keeps_their_vectors(shape
 
 
 def test_the_gram_iteration_is_the_plain_one():
-    a, b, c = muon.QUINTIC
+    a, b, c = rules.QUINTIC
     wide = torch.randn(16, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = wide / wide.norm()
-    for _ in range(muon.ITERATIONS):
+    for _ in range(rules.ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     torch.testing.assert_close(
@@ -244,7 +234,7 @@ def test_the_gram_iteration_is_the_plain_one():
     )  # m x 4m: by the Gram matrix
     narrower = wide[:, :24]
     x = narrower / narrower.norm()
-    for _ in range(muon.ITERATIONS):
+    for _ in range(rules.ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     torch.testing.assert_close(
@@ -420,9 +410,9 @@ def test_a_whole_measurement_outranks_every_estimate():
     state = State(step=1)
 
     def measure(loss, windows):
-        improved = state.is_improved_by(TrainingLoss(loss, windows), 1)
+        before = state.best_train_loss
         state.take({"event": "measured", "step": 1, "train_loss": loss, "windows": windows})
-        return improved
+        return state.best_train_loss != before
 
     assert measure(0.05, 1) and not state.reached(0.1)
     assert measure(0.30, "all")
@@ -448,13 +438,14 @@ def test_an_overflow_halves_the_scale_and_leaves_the_weights():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     result = training_step(
-        lambda x, y: model.loss(x, y, "sum"),
-        list(model.parameters()),
-        torch.optim.SGD(model.parameters(), lr=1.0),
-        scaler,
-        Precision(torch.device("cpu"), "fp16"),
+        Learner(
+            model,
+            torch.optim.SGD(model.parameters(), lr=1.0),
+            scaler,
+            Precision(torch.device("cpu"), "fp16"),
+            1.0,
+        ),
         [(x, y)],
-        1.0,
     )
     assert result.skipped and not math.isfinite(result.grad_norm)
     assert scaler.get_scale() == 2.0**39
@@ -466,13 +457,15 @@ def test_gradients_that_are_not_finite_leave_the_weights_in_fp32_too():
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     x = y = torch.tensor([[1, 2, 3]])
     result = training_step(
-        lambda x, y: model.loss(x, y, "sum") * float("nan"),
-        list(model.parameters()),
-        torch.optim.SGD(model.parameters(), lr=1.0),
-        CPU.scaler(),
-        CPU,
+        Learner(
+            model,
+            torch.optim.SGD(model.parameters(), lr=1.0),
+            CPU.scaler(),
+            CPU,
+            1.0,
+            loss_sum=lambda x, y: model.loss(x, y, "sum") * float("nan"),
+        ),
         [(x, y)],
-        1.0,
     )
     assert result.skipped and all(
         torch.equal(before[name], p) for name, p in model.named_parameters()
@@ -623,15 +616,7 @@ def test_an_overflow_in_the_part_of_one_optimizer_holds_both_back():
         )
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         scale = scaler.get_scale()
-        result = training_step(
-            lambda x, y: model.loss(x, y, "sum"),
-            list(model.parameters()),
-            optimizer,
-            scaler,
-            CPU,
-            [(x, y)],
-            1.0,
-        )
+        result = training_step(Learner(model, optimizer, scaler, CPU, 1.0), [(x, y)])
         handle.remove()
         assert result.skipped and scaler.get_scale() == scale / 2
         assert all(torch.equal(before[name], p) for name, p in model.named_parameters())

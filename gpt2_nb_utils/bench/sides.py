@@ -31,7 +31,7 @@ from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE
 from gpt2_nb_utils.training.checkpoints import read_checkpoint, save_checkpoint
 from gpt2_nb_utils.training.optimizer import build_optimizer
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.step import training_step
+from gpt2_nb_utils.training.step import Learner, training_step
 
 Batch = tuple[Tensor, Tensor]
 
@@ -204,15 +204,15 @@ class Side:
         return saved - begun, time.perf_counter() - saved
 
     def _step(self, micro_batches: list[Batch]) -> None:
-        self.loss = training_step(
-            self._loss_sum,
-            list(self.model.parameters()),
+        learner = Learner(
+            self.model,
             self.optimizer,
             self.scaler,
             self.precision,
-            micro_batches,
             self.config.clip_grad,
-        ).loss
+            loss_sum=self._loss_sum,
+        )
+        self.loss = training_step(learner, micro_batches).loss
 
     def _micro_batches(self, number: int) -> list[Batch]:
         config = self.config

@@ -33,7 +33,7 @@ from gpt2_nb_utils.figures.style import (
     reference_losses,
     write,
 )
-from gpt2_nb_utils.training.schedule import learning_rate_factor
+from gpt2_nb_utils.training.optimizer import learning_rate_factor
 
 if TYPE_CHECKING:
     from gpt2_nb_utils.training.records import Row

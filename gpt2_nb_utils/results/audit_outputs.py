@@ -20,7 +20,7 @@ from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.tokenization.bpe import decode
 from gpt2_nb_utils.training.records import Sample
 from gpt2_nb_utils.training.samples import draw_samples, sample_prompts
-from gpt2_nb_utils.training.verbatim import Recalled, counted, opening_of, recalled_of
+from gpt2_nb_utils.training.verbatim import RecallStats, counted, opening_of, recall_stats
 
 _RECALL_AGREES = {"fp32": 0.01, "fp16": 0.05, "bf16": 0.05}
 """The share of openings (one at least) whose count may differ between two measurements of one
@@ -90,10 +90,10 @@ def recall(evidence: Evidence) -> tuple[bool, str]:
     openings, opening = evidence.openings(measured["windows"]), opening_of(evidence.windows)
     if any(n_right.get(index) is None for index in openings):
         raise CannotCheck("a quick look has not read the openings of best.pt's measurement")
-    again = recalled_of(counted([n_right[index] for index in openings], opening), opening)
+    again = recall_stats(counted([n_right[index] for index in openings], opening), opening)
     if again is None:
         return measured["recall"] is None, "no window is long enough"
-    recorded = Recalled(**measured["recall"])
+    recorded = RecallStats(**measured["recall"])
     formats = evidence.summary.get("amp"), evidence.precision.amp
     share = max(_RECALL_AGREES.get(amp, _RECALL_AGREES["fp32"]) for amp in formats)
     most = max(1, math.ceil(share * again.openings))  # openings
@@ -106,7 +106,7 @@ def recall(evidence: Evidence) -> tuple[bool, str]:
     return ok, f"{_words(recorded)} on record, {_words(again)} counted again"
 
 
-def _words(known: Recalled) -> str:
+def _words(known: RecallStats) -> str:
     return (
         f"{known.verbatim} of {known.openings} openings verbatim, "
         f"{known.right:.4g} of {known.continued} tokens right"

@@ -20,7 +20,7 @@ from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.results.verdict import RANDOM_LOSS, RANDOM_MARGIN
 from gpt2_nb_utils.training.events import rendered
 from gpt2_nb_utils.training.open_run import KEPT
-from gpt2_nb_utils.training.schedule import learning_rate_factor
+from gpt2_nb_utils.training.optimizer import learning_rate_factor
 
 ENDED = ("target_reached", "steps_done")
 """What a summary says of a run that came to its end."""

@@ -20,8 +20,8 @@ from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
 from gpt2_nb_utils.results.evidence import Evidence, misfits, windows_per_step
 from gpt2_nb_utils.results.verdict import COURSE_MIN_PARAMS, MOST_POSITIONS, counted_parameters
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
+from gpt2_nb_utils.training.optimizer import learning_rate_factor
 from gpt2_nb_utils.training.records import TrainingLoss
-from gpt2_nb_utils.training.schedule import learning_rate_factor
 from gpt2_nb_utils.wording import loss_text
 
 _AGREEMENT = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-2}

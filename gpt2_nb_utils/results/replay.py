@@ -18,20 +18,24 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.large_blocks import keep_large_blocks
 from gpt2_nb_utils.machine import environment, sources_sha256
-from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
+from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.progress import Progress, duration
 from gpt2_nb_utils.results.audit import CANNOT_BE_RIGHT, CannotCheck, Check, Replay, audited_state
 from gpt2_nb_utils.results.audit_outputs import same_machine
 from gpt2_nb_utils.results.audit_records import same
-from gpt2_nb_utils.results.evidence import Evidence, windows_per_step
+from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.results.record import read_record
 from gpt2_nb_utils.training.corpus_loss import training_loss
-from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
+from gpt2_nb_utils.training.optimizer import (
+    build_optimizer,
+    learning_rate_factor,
+    restore_optimizer,
+    set_learning_rate,
+)
 from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit, step_fits
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.schedule import learning_rate_factor
-from gpt2_nb_utils.training.step import training_step
+from gpt2_nb_utils.training.step import Learner, micro_batches_of, training_step
 
 BOUND = 0.2
 """Relative difference of a batch loss that another machine, format or version of this package may
@@ -128,9 +132,7 @@ def _losses(evidence: Evidence, n_steps: int) -> Iterator[tuple[str, int, float,
     record)."""
     settings, windows, precision = evidence.settings_at(1), evidence.windows, evidence.precision
     refuse_what_cannot_fit(settings, parameter_count(GPT2Config.of(settings)), precision.device)
-    model = GPT2(GPT2Config.of(settings), seed=settings.seed).to(precision.device)
-    optimizer = build_optimizer(model, settings, precision.muon_dtype)
-    scaler, n_windows = precision.scaler(), windows_per_step(settings)
+    learner = Learner.of(settings, precision)
     progress = Progress(n_steps, "training again")
 
     def measured(step: int) -> Iterator[tuple[str, int, float, float]]:
@@ -138,33 +140,23 @@ def _losses(evidence: Evidence, n_steps: int) -> Iterator[tuple[str, int, float,
         for event in evidence.history.measurements:
             if event["step"] == step:
                 n = 0 if event["windows"] == "all" else event["windows"]
-                again = training_loss(model, windows, precision, n).loss
+                again = training_loss(learner.model, windows, precision, n).loss
                 yield "training loss", step, again, event["train_loss"]
 
     yield from measured(0)
     for step in range(1, n_steps + 1):
         if evidence.settings_at(step) != settings:  # it was resumed here with others
-            settings, state = evidence.settings_at(step), optimizer.state_dict()
-            optimizer = build_optimizer(model, settings, precision.muon_dtype)
-            restore_optimizer(optimizer, state)
+            settings, state = evidence.settings_at(step), learner.optimizer.state_dict()
+            learner.clip_grad = settings.clip_grad
+            learner.optimizer = build_optimizer(learner.model, settings, precision.muon_dtype)
+            restore_optimizer(learner.optimizer, state)
         row, factor = evidence.steps.get(step), learning_rate_factor(step - 1, settings)
         if evidence.earlier and row is not None and not same(row["lr"], settings.lr * factor):
             factor = row["lr"] / settings.lr  # an earlier version kept the last settings only
-        set_learning_rate(optimizer, factor)
-        indices = evidence.order.take((step - 1) * n_windows, n_windows)
+        set_learning_rate(learner.optimizer, factor)
         with step_fits(settings):
-            result = training_step(
-                lambda x, y: model.loss(x, y, reduction="sum"),
-                list(model.parameters()),
-                optimizer,
-                scaler,
-                precision,
-                [
-                    windows.batch(indices[i : i + settings.batch_size])
-                    for i in range(0, n_windows, settings.batch_size)
-                ],
-                settings.clip_grad,
-            )
+            batch = micro_batches_of(step - 1, settings, windows, evidence.order)
+            result = training_step(learner, batch)
         progress.update(step, loss=f"{result.loss:.4f}")
         if row is not None:
             yield "batch loss", step, result.loss, row["loss"]

@@ -16,7 +16,7 @@ from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.text import one_line
 from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
-from gpt2_nb_utils.training.records import Recalled
+from gpt2_nb_utils.training.records import RecallStats
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Export:
     dtype: str
     model: GPT2 | None = None
     text: str = ""
-    recalled: Recalled | None = None
+    recalled: RecallStats | None = None
 
 
 def read_export(directory: RunDirectory, dtype: str) -> Export:

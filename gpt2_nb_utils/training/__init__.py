@@ -1,1 +1,1 @@
-"""What notebook 03 trains with: optimizer and schedule, precision, the loop, checkpoints, the run's log."""
+"""What notebook 03 trains with: the loop, optimizers, number formats, checkpoints, the run's log."""

@@ -21,7 +21,7 @@ from gpt2_nb_utils.training.verbatim import (
     counted,
     opening_of,
     openings_among,
-    recalled_of,
+    recall_stats,
     tokens_right,
 )
 
@@ -119,7 +119,7 @@ def mean_loss(
         "all" if n_windows == len(windows) else n_windows,
         int(n_targets),
         n_windows,
-        recalled_of(recalled, opening),
+        recall_stats(recalled, opening),
     )
 
 

@@ -13,11 +13,11 @@ a tenth of an H100's dense fp16 peak (NVIDIA's data sheet: 989 TFLOP/s); 450 GB/
 the 8 GPUs of a machine (NVLink, same sheet: 900 GB/s both ways); 50 GB/s from each GPU to those of
 other machines (a 400 Gb/s network card each).
 
-    what a step does                                                      1 GPU      8 GPUs     64 GPUs
-    forward and backward, 6 · 124.4 M · 6,144 = 4.59 TFLOP, shared        46 ms      5.7 ms     0.7 ms
-    Muon's Newton–Schulz, 1.63 TFLOP, the same on each                    16 ms      16 ms      16 ms
-    all-reduce of 498 MB (fp32), 2(N − 1)/N · 498 MB through each GPU     –          1.9 ms     20 ms
-    in all, nothing overlapped                                            62 ms      24 ms      37 ms
+    what a step does                                                 1 GPU    8 GPUs    64 GPUs
+    forward and backward, 6 · 124.4 M · 6,144 = 4.59 TFLOP, shared   46 ms    5.7 ms     0.7 ms
+    Muon's Newton–Schulz, 1.63 TFLOP, the same on each               16 ms     16 ms      16 ms
+    all-reduce of 498 MB (fp32), 2(N − 1)/N · 498 MB a GPU               –    1.9 ms      20 ms
+    in all, nothing overlapped                                       62 ms     24 ms      37 ms
 
 So 8 GPUs gain 2.6 ×; the limit is the part of Muon that each of them repeats: sharding its matrices
 would be next. 64 GPUs are slower than 8: the gradients do not shrink with N, and 96 tokens a GPU
@@ -81,11 +81,12 @@ class DistContext:
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise a UserError where a micro-batch of so many windows cannot be shared evenly."""
-        if batch_size % self.world_size:
+        n = self.world_size
+        if batch_size % n:
             raise UserError(
-                f"batch_size {batch_size} cannot be shared evenly by {self.world_size} processes: take a multiple of "
-                f"{self.world_size}, such as --batch_size {-(-batch_size // self.world_size) * self.world_size}, or start "
-                f"a number of processes that divides {batch_size} (--nproc_per_node)"
+                f"batch_size {batch_size} cannot be shared evenly by {n} processes: take a "
+                f"multiple of {n}, such as --batch_size {-(-batch_size // n) * n}, or start a "
+                f"number of processes that divides {batch_size} (--nproc_per_node)"
             )
 
     def shard(self, rows: Tensor) -> Tensor:
@@ -141,8 +142,8 @@ class DistContext:
         for rank, (theirs, _) in enumerate(gathered):
             if theirs != gathered[0][0]:
                 raise _Reported(
-                    f"rank {rank} of {self.world_size} reads another text or checkpoint than rank 0: give all "
-                    f"processes the same files"
+                    f"rank {rank} of {self.world_size} reads another text or checkpoint than rank "
+                    f"0: give all processes the same files"
                 )
 
     @contextlib.contextmanager
@@ -169,9 +170,9 @@ class DistContext:
             isinstance(error, RuntimeError) and "gloo" in str(error)
         ):
             died = (
-                f"one of the {self.world_size} processes died (killed, or out of memory; torchrun's report names its "
-                f"rank): resume from the last checkpoint with --resume auto, on any number of processes that divides "
-                f"batch_size"
+                f"one of the {self.world_size} processes died (killed, or out of memory; "
+                f"torchrun's report names its rank): resume from the last checkpoint with --resume "
+                f"auto, on any number of processes that divides batch_size"
             )
             return RankFailed(first_failure(died)[1])
         if not isinstance(error, UserError):  # a traceback of its own follows
@@ -210,8 +211,8 @@ def connected() -> Iterator[DistContext]:
     context = DistContext(
         dist_env.rank(),
         dist_env.world_size(),
-        dist_env.local_rank(),
-        dist_env.local_world_size(),
+        int(os.environ["LOCAL_RANK"]),
+        int(os.environ["LOCAL_WORLD_SIZE"]),
     )
     on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")

@@ -1,7 +1,9 @@
-"""Before the first step: find the checkpoint to continue from, resolve the settings, read the text, claim the directory.
+"""Before the first step: find the checkpoint to continue from, resolve the settings, read the text,
+claim the directory.
 
-Everything is checked before anything is written, so that a run that cannot work leaves the folder as it was. What a resume
-needs is in the checkpoint: its settings, its events and its state; every other file is rendered again from these.
+Everything is checked before anything is written, so that a run that cannot work leaves the folder
+as it was. What a resume needs is in the checkpoint: its settings, its events and its state; every
+other file is rendered again from these.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import NotWritten, UserError
-from gpt2_nb_utils.files import Claim
+from gpt2_nb_utils.files import Claim, identity
 from gpt2_nb_utils.machine import command_line, environment, sources_sha256
 from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
@@ -51,7 +53,8 @@ KEPT = (
     "preset", "max_tokens", "seed", "block_size", "n_layer", "n_head", "n_embd", "batch_size",
     "seq_len", "grad_accum", "randomize_batches", "optimizer", "amp",
 )  # fmt: skip
-"""Settings that a resumed run cannot change: its weights, its optimizer or its place in the data depend on them."""
+"""Settings that a resumed run cannot change: its weights, its optimizer or its place in the data
+depend on them."""
 
 
 @dataclass
@@ -66,7 +69,8 @@ class Run:
         precision: device and number format.
         run_id: drawn when it started from random weights; its events and checkpoints carry it.
         events: what happened so far, with the `start` or `resume` of this process last.
-        checkpoint: what it continues from, or None; drop it once restored, for it is as large as the whole run.
+        checkpoint: what it continues from, or None; drop it once restored, for it is as large as
+            the whole run.
         claim: keeps other processes out of the directory; None in those that rank 0 writes for.
     """
 
@@ -99,14 +103,14 @@ class ResumePoint:
         path: its file.
         content: what is in it.
         events: those that it carries, parsed.
-        seen: which file it was when it was read (device, inode, size, time).
+        seen: its `identity` when it was read.
         note: why last.pt was passed over, where this is the one before it.
     """
 
     path: Path
     content: dict[str, Any]
     events: list[Event]
-    seen: tuple[int, ...]
+    seen: tuple[int, ...] | None
     note: str = ""
 
     @property
@@ -123,20 +127,24 @@ class ResumePoint:
 def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
     """Check everything that can be checked, then claim the run directory.
 
-    With the path of a checkpoint and no `out_dir`, the run continues in the directory that the checkpoint lies in.
+    With the path of a checkpoint and no `out_dir`, the run continues in the directory that the
+    checkpoint lies in.
 
     Args:
         dist: the processes that will train it together; all check, and the first one claims.
 
     Raises:
-        UserError: the corpus, the checkpoint, the device or the directory is not fit; nothing was written then.
+        UserError: the corpus, the checkpoint, the device or the directory is not fit; nothing was
+            written then.
     """
     if config.overwrite and config.resume not in ("", "auto"):
         raise UserError(
-            f"--resume {config.resume} continues a run and --overwrite throws one away: leave out one of the two"
+            f"--resume {config.resume} continues a run and --overwrite throws one away: leave out "
+            f"one of the two"
         )
-    directory, point = _find(config)
-    on_file = [] if config.overwrite else _events_of(directory)
+    directory = _directory_of(config)
+    point = _resume_point(config, directory)
+    on_file = _events_of(config, directory)
     if config.resume == "auto" and point is None:
         _refuse_if_checkpoints_are_gone(directory, on_file)
     given = config
@@ -160,10 +168,12 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
         config = config.model_copy(update={"max_tokens": 0})
     if point is not None:
         _refuse_what_does_not_fit(point, given, config, corpus, directory, on_file)
-    if config.overwrite and corpus.source == "input_file" and _lies_in(corpus.path, directory):
-        raise UserError(
-            f"input_file {corpus.path} lies in out_dir {directory}, which --overwrite throws away: move the text elsewhere"
-        )
+    if config.overwrite and corpus.source == "input_file":
+        if Path(corpus.path).resolve().is_relative_to(directory.path.resolve()):
+            raise UserError(
+                f"input_file {corpus.path} lies in out_dir {directory}, which --overwrite throws "
+                f"away: move the text elsewhere"
+            )
     # From here on the checkpoint is this directory's own.
     config = config.model_copy(update={"resume": "auto" if point else ""})
     run = Run(
@@ -176,114 +186,112 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
         [],
         point and point.content,
     )
-    run.events = _events(run, on_file, point, len(ids), dist.world_size)
+    run.events, notes = _events(run, on_file, point, len(ids), dist.world_size)
     dist.check_equal(seen=(corpus.sha256, point and point.step))  # all have read: now one writes
     if dist.is_main:
-        kinds = [event["event"] for event in run.events]
-        for event in run.events[-1 - kinds[::-1].index("resume" if point else "start") :]:
-            if event["event"] == "note":
-                print(event["text"], file=sys.stderr)
+        for note in notes:
+            print(note, file=sys.stderr)
         run.claim = _claimed(run, given, point)
         if cached is None or given.overwrite:
             write_tokens(directory.tokens, ids)
     return run
 
 
-def _find(config: RunConfig) -> tuple[RunDirectory, ResumePoint | None]:
-    """The directory of a run and the checkpoint that it continues from; None for a run that starts from random weights."""
-    directory = RunDirectory(config.out_dir)
+def _directory_of(config: RunConfig) -> RunDirectory:
+    """The run directory. A checkpoint that is named alone continues where it lies."""
+    checkpoint = Path(config.resume)
+    if not (config.resume in ("", "auto") or config.overwrite or "out_dir" in config.given):
+        own = RunDirectory(checkpoint.parent.parent)
+        if checkpoint.parent == own.last.parent and own.holds_run:
+            return own
+    return RunDirectory(config.out_dir)
+
+
+def _resume_point(config: RunConfig, directory: RunDirectory) -> ResumePoint | None:
+    """The checkpoint that the run continues from; None where it starts from random weights."""
     if not config.resume or config.overwrite:
-        return directory, None
+        return None
     if config.resume != "auto":
-        point = _read(Path(config.resume))
-        folder = Path(config.resume).parent
-        own = RunDirectory(folder.parent)
-        if folder.name == "checkpoints" and own.holds_run and "out_dir" not in config.given:
-            directory = own
-        return directory, point
-    reasons: list[str] = []
-    for path in (directory.last, directory.previous):
-        if not path.exists():
-            reasons.append(f"{path.name if reasons else path} is missing")
-            continue
+        return _read(Path(config.resume))
+    here = [path for path in (directory.last, directory.previous) if path.exists()]
+    if not here:
+        return None
+    reasons = [] if directory.last in here else [f"{directory.last} is missing"]
+    for path in here:
         try:
             point = _read(path)
         except Unreadable as error:
             reasons.append(error.reason)
-            continue
-        if reasons:
-            note = f"{reasons[0]}: continuing from the checkpoint before it, of step {point.step}"
-            point = replace(point, note=note)
-        return directory, point
-    if not directory.last.exists() and not directory.previous.exists():
-        return directory, None
-    whole = (
-        "; best.pt is whole, for `sample` and `verify`, but holds weights only"
-        if is_whole(directory.best)
-        else ""
-    )
+        else:
+            if reasons:
+                note = (
+                    f"{reasons[0]}: continuing from the checkpoint before it, of step {point.step}"
+                )
+                point = replace(point, note=note)
+            return point
+    if directory.previous not in here:
+        reasons.append(f"{directory.previous.name} is missing")
+    whole = "; best.pt is whole, for `sample` and `verify`, but holds weights only"
     raise UserError(
-        f"{' and '.join(reasons)}, so there is nothing to continue from: put back a copy, name another --out_dir, "
-        f"or throw the run away (--overwrite){whole}"
+        f"{' and '.join(reasons)}, so there is nothing to continue from: put back a copy, name "
+        f"another --out_dir, or throw the run away (--overwrite)"
+        f"{whole if is_whole(directory.best) else ''}"
     )
 
 
 def _read(path: Path) -> ResumePoint:
-    seen = _seen(path)  # before reading: what comes between is noticed
+    seen = identity(path)  # before reading: what comes between is noticed
     content = read_checkpoint(path)
     if not {"optimizer", "scaler", "random_states", "state"} <= content.keys():
         raise UserError(
-            f"{path} holds weights only (best.pt is for grading), not the optimizer and the place in the data: name "
-            f"a last.pt"
+            f"{path} holds weights only (best.pt is for grading), not the optimizer and the place "
+            f"in the data: name a last.pt"
         )
     if content["format"] < FORMAT:
         raise UserError(
-            f"{path} was written by version 1 of this program (format {content['format']}): continue the run with that "
-            f"version, or start a new one in another --out_dir; `verify`, `report` and `sample` read it as it is"
+            f"{path} was written by version 1 of this program (format {content['format']}): "
+            f"continue the run with that version, or start a new one in another --out_dir; "
+            f"`verify`, `report` and `sample` read it as it is"
         )
     try:
         events = parse_events(content["events"])
-        told = history(events)
+        past = history(events)
         random_state = content["random_states"]["cpu"]
         # The state is the sum of the events: no forged value can differ from them.
-        if not (
-            as_line(content["state"]) == as_line(told.state.to_dict())
+        if (
+            as_line(content["state"]) == as_line(asdict(past.state))
             and events[0]["run_id"] == content["run_id"]
             and random_state.dtype == torch.uint8
             and random_state.shape == torch.get_rng_state().shape
             and isinstance(content["corpus_sha256"], str)
-            and told.starts[-1]["amp"]
+            and past.starts[-1]["amp"]
+            and content["config"].keys() >= {*KEPT}
+            and content["model_config"].keys()
         ):
-            raise ValueError
+            return ResumePoint(path, content, events, seen)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError):
-        raise _foreign(path) from None
-    return ResumePoint(path, content, events, seen)
-
-
-def _seen(path: Path) -> tuple[int, ...]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        pass
+    raise _foreign(path)
 
 
 def _refuse_if_checkpoints_are_gone(directory: RunDirectory, on_file: list[Event]) -> None:
-    """A run that has saved its steps must not begin again from random weights unasked; one that has not, may."""
-    told = history(on_file)
-    saved = [start["step"] for start in told.starts[1:]]  # what was resumed had been saved
-    if told.end is not None and told.end["saved"]:
-        saved.append(told.end["step"])
+    """A run that has saved its steps must not begin again from random weights unasked."""
+    past = history(on_file)
+    saved = [start["step"] for start in past.starts[1:]]  # what was resumed had been saved
+    if past.end is not None and past.end["saved"]:
+        saved.append(past.end["step"])
     if any(saved):
         raise UserError(
-            f"{directory.last} is missing, so the run of {max(saved)} steps cannot continue: restore it, name "
-            f"another --out_dir, or throw the run away (--overwrite)"
+            f"{directory.last} is missing, so the run of {max(saved)} steps cannot continue: "
+            f"restore it, name another --out_dir, or throw the run away (--overwrite)"
         )
 
 
-def _events_of(directory: RunDirectory) -> list[Event]:
+def _events_of(config: RunConfig, directory: RunDirectory) -> list[Event]:
     """The events on file; none where they are damaged, for a checkpoint carries them as well."""
-    events = read_events(directory.events) if directory.events.exists() else []
+    if config.overwrite or not directory.events.exists():
+        return []
+    events = read_events(directory.events)
     try:
         history(events)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -292,29 +300,25 @@ def _events_of(directory: RunDirectory) -> list[Event]:
 
 
 def resumed_config(config: RunConfig) -> RunConfig:
-    """The settings with which a run will train, without opening it: those of the run that it continues, where there is one."""
-    directory = RunDirectory(config.out_dir)
-    if config.resume in ("", "auto"):
-        on_file = [] if config.overwrite else _events_of(directory)
-        return _resolved(config, directory, None, on_file)
-    return _resolved(config, *_find(config), [])
+    """The settings with which a run will train, without opening it: those of the run that it
+    continues, where there is one."""
+    directory = _directory_of(config)
+    # The events on file have the settings: no need to read last.pt.
+    point = None if config.resume == "auto" else _resume_point(config, directory)
+    return _resolved(config, directory, point, _events_of(config, directory))
 
 
 def _resolved(
     given: RunConfig, directory: RunDirectory, point: ResumePoint | None, on_file: list[Event]
 ) -> RunConfig:
-    saved = None
-    if given.resume in ("", "auto") or point is None:
+    saved = point and point.content["config"]
+    if given.resume == "auto" and on_file:
         # What was asked for last, which may be younger than the checkpoint.
-        here = history(on_file).starts if given.resume else []
-        if here and (point is None or here[0].get("run_id") == point.content.get("run_id")):
-            saved = here[-1]["config"]
-    if saved is None and point is not None:
-        saved = point.content["config"]
+        starts = history(on_file).starts
+        if point is None or starts[0].get("run_id") == point.content["run_id"]:
+            saved = starts[-1]["config"]
     if saved is None:
         return given
-    if not isinstance(saved, dict):
-        raise _foreign(point.path)
     return RunConfig.resolve({**given.given, "out_dir": str(directory)}, saved=saved)
 
 
@@ -326,47 +330,54 @@ def _refuse_what_does_not_fit(
     directory: RunDirectory,
     on_file: list[Event],
 ) -> None:
-    """Raise a UserError where a checkpoint cannot be continued with these settings, on this text."""
+    """Raise a UserError where a checkpoint cannot be continued with these settings, on this
+    text."""
     path, content = point.path, point.content
-    try:
-        theirs, ours = dict(content["model_config"]), GPT2Config.of(config).to_dict()
-        fitting = fits(content["optimizer"], config)
-        kept = {**content["config"], "amp": point.amp}
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise _foreign(path) from None
-    # The format in which it computed, not the word `auto`: where that means another one here, the run says so and continues.
-    asked = {**given.given, "max_tokens": config.max_tokens, "amp": given.given.get("amp", "auto")}
+    theirs, ours = content["model_config"], GPT2Config.of(config).to_dict()
+    kept = {**content["config"], "amp": point.amp}
+    # The format in which it computed, not the word `auto`: where that means another one here, the
+    # run says so and continues.
+    asked = {**given.given, "max_tokens": config.max_tokens}
+    if asked.get("amp") == "auto":
+        del asked["amp"]
     for name in KEPT:
-        chosen = name in given.given and (name != "amp" or asked["amp"] != "auto")
-        if chosen and asked[name] != kept[name]:
+        if name in given.given and name in asked and asked[name] != kept[name]:
             raise UserError(
-                f"{name} {asked[name]} differs from {kept[name]}, with which the run in {config.out_dir} was started: "
-                f"leave it out to continue that run, or start a new one in another --out_dir"
+                f"{name} {asked[name]} differs from {kept[name]}, with which the run in "
+                f"{config.out_dir} was started: leave it out to continue that run, or start a new "
+                f"one in another --out_dir"
             )
     if content["corpus_sha256"] != corpus.sha256:
         raise UserError(
-            f"the checkpoint was trained on another text (sha256 {content['corpus_sha256'][:12]}…) than "
-            f"{corpus.path} ({corpus.sha256[:12]}…): name that text (--input_file) or start a new run (--out_dir)"
+            f"the checkpoint was trained on another text (sha256 {content['corpus_sha256'][:12]}…) "
+            f"than {corpus.path} ({corpus.sha256[:12]}…): name that text (--input_file) or start a "
+            f"new run (--out_dir)"
         )
     if theirs != ours:
-        differing = [name for name in ours if theirs.get(name) != ours[name]]
+        held, wanted = (
+            ", ".join(
+                f"{name} {sizes.get(name)!r}" for name in ours if theirs.get(name) != ours[name]
+            )
+            for sizes in (theirs, ours)
+        )
         raise UserError(
-            f"{path} holds a model of another architecture ({_listed(theirs, differing)}) than the run in "
-            f"{config.out_dir} ({_listed(ours, differing)}): put back the checkpoint of that run, or start a new one "
+            f"{path} holds a model of another architecture ({held}) than the run in "
+            f"{config.out_dir} ({wanted}): put back the checkpoint of that run, or start a new one "
             f"in another --out_dir"
         )
     model_from(content)  # raises where the weights are not those of that architecture
-    if not fitting:
+    if not fits(content["optimizer"], config):
         raise _foreign(path)
     if config.steps < point.step:
         raise UserError(
-            f"steps {config.steps} is below step {point.step}, which the run has reached: raise steps"
+            f"steps {config.steps} is below step {point.step}, which the run has reached: raise "
+            f"steps"
         )
     of_another = on_file and on_file[0].get("run_id") != content["run_id"]
     if of_another and _continues_in(directory, given, point):  # elsewhere the claim refuses
         raise UserError(
-            f"{path} belongs to another run than {directory.events}: put back the checkpoint of this run, "
-            f"or continue that one in a folder of its own (--resume {path} --out_dir NEW)"
+            f"{path} belongs to another run than {directory.events}: put back the checkpoint of "
+            f"this run, or continue that one in a folder of its own (--resume {path} --out_dir NEW)"
         )
 
 
@@ -377,37 +388,30 @@ def _continues_in(directory: RunDirectory, given: RunConfig, point: ResumePoint 
     return point is not None and point.path.resolve().parent == directory.last.parent.resolve()
 
 
-def _listed(sizes: dict[str, Any], names: list[str]) -> str:
-    return ", ".join(f"{name} {sizes.get(name)!r}" for name in names)
-
-
 def _foreign(path: Path) -> UserError:
     return UserError(
         f"{path} lacks what this program writes into a checkpoint: name one that it wrote"
     )
 
 
-def _lies_in(path: str, directory: RunDirectory) -> bool:
-    return Path(path).resolve().is_relative_to(directory.path.resolve())
-
-
 def _events(
     run: Run, on_file: list[Event], point: ResumePoint | None, n_all: int, n_processes: int
-) -> list[Event]:
-    """The events so far, those on file where they are whole, and what this process adds before its first step."""
+) -> tuple[list[Event], list[str]]:
+    """The events so far, those on file where they are whole, with what this process adds before its
+    first step, and the notes among that."""
     opening = _opening(run, point, n_all, n_processes)
     if point is None:
-        if on_file:  # of the command `run` around this process, or of one that was killed before it saved anything
+        if on_file:  # of the command `run` around this process, or of one killed before it saved
             opening["command"] = on_file[0]["command"]
-        return [opening]
+        return [opening], []
     notes = [point.note] if point.note else []
     events = on_file
     if on_file[: len(point.events)] != point.events:
         events = point.events
         if run.directory.holds_run:
             notes.append(
-                f"{run.directory.events.name} was not whole: all records up to step {point.step} are rendered again "
-                f"from the checkpoint"
+                f"{run.directory.events.name} was not whole: all records up to step {point.step} "
+                f"are rendered again from the checkpoint"
             )
     if point.amp != run.precision.amp:
         notes.append(f"amp was {point.amp} and is {run.precision.amp} from step {point.step} on")
@@ -421,12 +425,13 @@ def _events(
     if best["best_step"] != history(events).state.best_train_loss_step:
         events.append({"event": "best", "time": now(), **best})
         notes += [reason] if reason else []
-    return events + [{"event": "note", "time": now(), "text": text} for text in notes]
+    return events + [{"event": "note", "time": now(), "text": text} for text in notes], notes
 
 
 def _best_on_disk(run: Run) -> tuple[dict[str, Any], str]:
-    """What best.pt holds, where it is of this run, or why not: it may be younger than last.pt, if a kill came between the two."""
-    path, reason = run.directory.best, ""
+    """What best.pt holds, where it is of this run, or why not: it may be younger than last.pt, if a
+    kill came between the two."""
+    path = run.directory.best
     try:
         content = read_checkpoint(path)
         state = content["state"]
@@ -451,19 +456,19 @@ def _claimed(run: Run, given: RunConfig, point: ResumePoint | None) -> Claim:
     own = _continues_in(directory, given, point)
     claim = directory.claim(own, given.overwrite)
     try:
-        moved = directory.last.exists() if point is None else _seen(point.path) != point.seen
+        moved = directory.last.exists() if point is None else identity(point.path) != point.seen
         if own and moved:
             raise UserError(
-                f"another process has just trained in {directory}: see how far it came, and start again"
+                f"another process has just trained in {directory}: see how far it came, and start "
+                f"again"
             )
         directory.last.parent.mkdir(exist_ok=True)
         if history(run.events).state.best_train_loss_step is None:
             _set_aside(directory.best)  # damaged, of another run, or from before its first last.pt
         if point is not None and point.path.resolve() != directory.last.resolve():
-            # Written before anything is moved: it may be the file set aside itself that the run continues from.
+            # Written before anything is moved: the run may continue from the file set aside itself.
             beside = directory.last.with_name(f".{directory.last.name}.resumed")
-            content = {name: part for name, part in point.content.items() if name != "format"}
-            save_checkpoint(beside, content)
+            save_checkpoint(beside, point.content)
             _set_aside(directory.last)
             os.replace(beside, directory.last)
     except BaseException as error:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 from gpt2_nb_utils.config import RunConfig
@@ -67,65 +67,66 @@ def refuse_what_cannot_fit(
     memory = _memory(device)
     sharing = 1 if device.type == "cuda" else local_processes
     tokens = config.batch_size * config.seq_len
+    # Weights, gradients and one moment or two in fp32; 30 kB of Python objects for each block.
+    model = (12 if training else 4) * n_params + 30_000 * config.n_layer
+    samples = (8 * config.max_new_tokens + 1000) * config.num_prompts
     needs = [
-        # Weights, gradients and one moment or two in fp32; about 30 kB of Python objects for each
-        # block.
         (
-            f"a model with n_layer {config.n_layer}, n_embd {config.n_embd} and block_size {config.block_size}",
-            sharing * ((12 if training else 4) * n_params + 30_000 * config.n_layer),
+            f"a model with n_layer {config.n_layer}, n_embd {config.n_embd} and block_size "
+            f"{config.block_size}",
+            sharing * model,
             "lower one of them",
         ),
-        (
-            f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once",
-            (8 * config.max_new_tokens + 1000) * config.num_prompts,
-            "lower --num_prompts or --max_new_tokens",
-        ),
+        (_sampling(config), samples, "lower --num_prompts or --max_new_tokens"),
     ]
     if training:
-        needs.append(
-            (
-                f"a step with batch_size {config.batch_size}, seq_len {config.seq_len} and grad_accum {config.grad_accum}",
-                sharing
-                * (
-                    _ACTIVATIONS * tokens // processes * config.n_embd * config.n_layer
-                    + 16 * tokens * config.grad_accum
-                ),
-                "lower one of them",
-            )
-        )
+        activations = _ACTIVATIONS * tokens // processes * config.n_embd * config.n_layer
+        ids = 16 * tokens * config.grad_accum
+        needs.append((_step(config), sharing * (activations + ids), "lower one of them"))
     for what, needed, fix in needs:
-        if memory is not None and needed > memory:
+        if needed > memory:
             raise UserError(
-                f"{what} takes more than {needed / 1e9:,.1f} GB of memory, and there are {memory / 1e9:,.1f}"
-                f"{f' free on {device}' if device.type == 'cuda' else ''}: {fix}"
+                f"{what} takes more than {needed / 1e9:,.1f} GB of memory, and there are "
+                f"{memory / 1e9:,.1f}{f' free on {device}' if device.type == 'cuda' else ''}: {fix}"
             )
 
 
-def _memory(device: torch.device) -> int | None:
-    """Bytes of memory of a CPU, or None where that is unknown; of a GPU, what is free."""
+def _memory(device: torch.device) -> int:
+    """Bytes of memory: of a GPU what is free, of a CPU all that this process may use."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What torch keeps for this process without using it is free for its next tensors.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None  # Windows has no sysconf
+    memory = psutil.virtual_memory().total
     for path in map(Path, _LIMITS):
         with contextlib.suppress(OSError, ValueError):  # not Linux, no container, or "max"
             memory = min(memory, int(path.read_text(encoding="ascii")))
     return memory
 
 
+def _step(config: RunConfig) -> str:
+    return (
+        f"a step with batch_size {config.batch_size}, seq_len {config.seq_len} and grad_accum "
+        f"{config.grad_accum}"
+    )
+
+
+def _sampling(config: RunConfig) -> str:
+    return f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once"
+
+
 def step_fits(config: RunConfig, processes: int = 1) -> contextlib.AbstractContextManager[None]:
     """A context for a training step whose micro-batches so many processes share out."""
-    batch_size, grad_accum = config.batch_size, config.grad_accum
-    each = batch_size // processes
-    smaller = processes * (each // 2 if each % 2 == 0 else 1)
-    same = f"--batch_size {smaller} --grad_accum {grad_accum * batch_size // smaller} (the same step in less memory) or "
+    each, same = config.batch_size // processes, ""
+    if each > 1:
+        smaller = processes * (each // 2 if each % 2 == 0 else 1)
+        grad_accum = config.grad_accum * config.batch_size // smaller
+        same = (
+            f"--batch_size {smaller} --grad_accum {grad_accum} (the same step in less memory) or "
+        )
     return _fits(
-        f"a step with batch_size {batch_size}, seq_len {config.seq_len} and grad_accum {grad_accum}",
-        f"close other programs and resume with --resume auto, or start a new run with {same if each > 1 else ''}a "
+        _step(config),
+        f"close other programs and resume with --resume auto, or start a new run with {same}a "
         f"lower --seq_len; the last good checkpoint is kept",
     )
 
@@ -133,17 +134,17 @@ def step_fits(config: RunConfig, processes: int = 1) -> contextlib.AbstractConte
 def measurement_fits(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """A context for measuring the training loss."""
     return _fits(
-        f"measuring the training loss (seq_len {config.seq_len}, n_layer {config.n_layer}, n_embd {config.n_embd})",
-        "close other programs and resume with --resume auto, or start a new run with a lower --seq_len or a smaller model; "
-        "the last good checkpoint is kept",
+        f"measuring the training loss (seq_len {config.seq_len}, n_layer {config.n_layer}, n_embd "
+        f"{config.n_embd})",
+        "close other programs and resume with --resume auto, or start a new run with a lower "
+        "--seq_len or a smaller model; the last good checkpoint is kept",
     )
 
 
 def samples_fit(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """A context for sampling."""
     return _fits(
-        f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once",
-        "lower --num_prompts or --max_new_tokens, or close other programs",
+        _sampling(config), "lower --num_prompts or --max_new_tokens, or close other programs"
     )
 
 

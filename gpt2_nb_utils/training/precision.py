@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -47,39 +46,36 @@ class Precision:
         Raises:
             UserError: a CUDA device that is not there, or one for several processes.
         """
-        name = config.device
+        name, n_gpus = config.device, torch.cuda.device_count()
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         if name.startswith("cuda") and context.world_size > 1:
             if ":" in name:
                 raise UserError(
-                    f"device {name} is one GPU, for {context.world_size} processes: take --device cuda, and each takes its own "
-                    f"(CUDA_VISIBLE_DEVICES chooses among them)"
+                    f"device {name} is one GPU, for {context.world_size} processes: take --device "
+                    f"cuda, and each takes its own (CUDA_VISIBLE_DEVICES chooses among them)"
                 )
-            if context.local_world_size > torch.cuda.device_count():
+            if context.local_world_size > n_gpus:
                 raise UserError(
-                    f"device {config.device}: {context.local_world_size} processes on a machine with "
-                    f"{torch.cuda.device_count()} CUDA devices: start no more than that (--nproc_per_node), or take "
-                    f"--device cpu"
+                    f"device {config.device}: {context.local_world_size} processes on a machine "
+                    f"with {n_gpus} CUDA devices: start no more than that (--nproc_per_node), or "
+                    f"take --device cpu"
                 )
             name = f"cuda:{context.local_rank}"
         elif name.startswith("cuda"):
-            index = int(name.partition(":")[2] or 0)
-            if index >= torch.cuda.device_count():
+            if int(name.partition(":")[2] or 0) >= n_gpus:
                 raise UserError(
-                    f"device {config.device}: this machine has {torch.cuda.device_count()} CUDA devices; "
-                    f"take --device cpu or auto"
+                    f"device {config.device}: this machine has {n_gpus} CUDA devices; take "
+                    f"--device cpu or auto"
                 )
+        device = torch.device(name)
         if config.amp != "auto":
-            return cls(torch.device(name), config.amp)
-        if name.startswith("cuda"):
-            return cls(torch.device(name), "fp16", "the default on a GPU")
+            return cls(device, config.amp)
+        if device.type == "cuda":
+            return cls(device, "fp16", "the default on a GPU")
         units = cpu_bf16_units()
-        return cls(
-            torch.device(name),
-            "bf16" if units else "fp32",
-            f"this processor has {units or 'no bf16 units'}",
-        )
+        reason = f"this processor has {units or 'no bf16 units'}"
+        return cls(device, "bf16" if units else "fp32", reason)
 
     @property
     def description(self) -> str:
@@ -97,17 +93,9 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def scaler(self, state: dict[str, Any] | None = None) -> torch.amp.GradScaler:
-        """A GradScaler, which scales in fp16 and passes everything through otherwise.
-
-        Args:
-            state: of the scaler in a checkpoint. It is empty where that run did not scale: then
-                scaling starts afresh.
-        """
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        if state:
-            scaler.load_state_dict(state)
-        return scaler
+    def scaler(self) -> torch.amp.GradScaler:
+        """A GradScaler, which scales in fp16 and passes everything through otherwise."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
 
     @property
     def has_bf16_units(self) -> bool:
@@ -173,8 +161,8 @@ def check_device(precision: Precision, compile: bool = False) -> str:
         else:
             fix = "take --device cpu"
         raise UserError(
-            f"device {device} ({precision.device_name}) cannot be used with torch {torch.__version__} "
-            f"({_first_line(error)}): {fix}"
+            f"device {device} ({precision.device_name}) cannot be used with torch "
+            f"{torch.__version__} ({_first_line(error)}): {fix}"
         ) from None
     if compile:
         try:
@@ -182,12 +170,13 @@ def check_device(precision: Precision, compile: bool = False) -> str:
         except Exception as error:  # of a dozen kinds, by what is missing
             needed = "Triton" if device.type == "cuda" else "a C++ compiler"
             raise UserError(
-                f"compile does not work on this machine ({_first_line(error)}): install {needed}, or leave out --compile"
+                f"compile does not work on this machine ({_first_line(error)}): install {needed}, "
+                f"or leave out --compile"
             ) from None
     if device.type == "cpu" and precision.amp == "bf16" and not precision.has_bf16_units:
         return (
-            f"amp bf16: this processor has no bf16 units, and a product of the model takes {_slowdown():.1f} × as long "
-            f"as in fp32: --amp fp32 is faster"
+            f"amp bf16: this processor has no bf16 units, and a product of the model takes "
+            f"{_slowdown():.1f} × as long as in fp32: --amp fp32 is faster"
         )
     return ""
 

@@ -59,7 +59,8 @@ def share_of_rare(update: Tensor, rare: Tensor, frequent: Tensor) -> float:
 
 
 def comparison(sweep: Sweep) -> HTML:
-    """Each run of a sweep: which of the usual settings it changes, and how far from the best it is."""
+    """Each run of a sweep: which of the usual settings it changes, and how far from the best it
+    is."""
     rows = []
     for run in sweep.outcomes:
         loss, above = run.ending, ""

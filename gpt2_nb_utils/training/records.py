@@ -12,7 +12,7 @@ Number = Annotated[float, Field(gt=-1e15, lt=1e15, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
-class Recalled:
+class RecallStats:
     """How far a model continues openings of its corpus, always taking the most likely token.
 
     Attributes:
@@ -52,7 +52,7 @@ class TrainingLoss:
     windows: str | int | None
     n_targets: int | None = None
     n_windows: int | None = None
-    recall: Recalled | None = None
+    recall: RecallStats | None = None
 
     @property
     def whole(self) -> bool:
@@ -116,7 +116,7 @@ class RecallRow:
     """
 
     step: int
-    recalled: Recalled
+    recalled: RecallStats
 
     def cells(self) -> list[str]:
         """The row as text."""

@@ -14,7 +14,8 @@ _OPENING_TOKENS = 12
 
 
 def sample_prompts(config: RunConfig, text: str) -> list[str]:
-    """The prompts of every sampling: the config's own, then openings of passages spread evenly over the corpus.
+    """The prompts of every sampling: the config's own, then openings of passages spread evenly over
+    the corpus.
 
     Args:
         config: `prompt` and `num_prompts` are used.
@@ -26,7 +27,8 @@ def sample_prompts(config: RunConfig, text: str) -> list[str]:
         passage = text.find("\n\n", place)
         start = passage + 2 if 0 <= passage < len(text) - 2 else place
         opening = decode(encode(text[start : start + 20 * _OPENING_TOKENS])[:_OPENING_TOKENS])
-        # A token can end within a letter; the replacement character stands for the half that is there.
+        # A token can end within a letter; the replacement character stands for the half that is
+        # there.
         prompts.append(opening.rstrip("\ufffd ") or config.prompt)
     return prompts
 
@@ -37,9 +39,10 @@ def draw_samples(
     """Continue each prompt; the same model, config and step give the same text.
 
     Args:
-        step: updates that the model has had; it is part of the seed, so that each sampling draws anew.
-        final: continue the first prompt once more, always with the likeliest token: nothing is drawn, so any program
-            with these weights writes the same.
+        step: updates that the model has had; it is part of the seed, so that each sampling draws
+            others.
+        final: continue the first prompt once more, with the most likely token each time: nothing is
+            drawn, so any program with these weights writes the same.
 
     Returns:
         One sample per prompt, and the greedy one last; its text starts with the prompt.
@@ -67,7 +70,7 @@ def draw_samples(
         for number, (prompt, row) in enumerate(zip(prompts, drawn), start=1)
     ]
     if final and config.temperature > 0:  # otherwise they all are
-        (likeliest,) = generate(
+        (greedy,) = generate(
             model, ids[:1], config.max_new_tokens, temperature=0, context=config.seq_len
         )
         samples.append(
@@ -75,7 +78,7 @@ def draw_samples(
                 step,
                 len(prompts) + 1,
                 prompts[0],
-                decode(likeliest.numpy()),
+                decode(greedy.numpy()),
                 {"temperature": 0, "top_k": 0},
             )
         )
@@ -85,9 +88,11 @@ def draw_samples(
 def _generators(
     generator: torch.Generator, ids: list[torch.Tensor], model: GPT2, config: RunConfig
 ) -> list[torch.Generator]:
-    """A generator for each prompt: the numbers that it gets when prompts of one length are drawn after those of another.
+    """A generator for each prompt: the numbers that it gets when prompts of one length are drawn
+    after those of another.
 
-    Runs have always drawn them in that order, shortest first; so their records can be drawn again, all in one batch.
+    Runs have always drawn them in that order, shortest first; so their records can be drawn again,
+    all in one batch.
     """
     V = model.config.vocab_size
     of_length: dict[int, torch.Generator] = {}

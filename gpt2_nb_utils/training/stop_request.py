@@ -1,4 +1,5 @@
-"""Ctrl-C, a stop button, `kill` or a closed terminal: finish the step, save, and only then leave."""
+"""Ctrl-C, a stop button, `kill` or a closed terminal: finish the step, save, and only then
+leave."""
 
 from __future__ import annotations
 
@@ -12,22 +13,24 @@ _latest: int | None = None
 
 
 def exit_status() -> int:
-    """That of a command which was asked to stop: 128 + the number of the signal, as shells have it; Ctrl-C if there was none."""
+    """That of a command which was asked to stop: 128 + the number of the signal, as shells have it;
+    Ctrl-C if there was none."""
     return 128 + (_latest or signal.SIGINT)
 
 
 class StopRequest:
     """A context in which SIGINT, SIGTERM and SIGHUP are remembered instead of obeyed.
 
-    A second SIGINT or SIGTERM leaves at once. A second SIGHUP does not: a terminal that closes sends
-    one, and the shell in it another. Where SIGHUP is ignored (`nohup`), it stays so.
+    A second SIGINT or SIGTERM leaves at once. A second SIGHUP does not: a terminal that closes
+    sends one, and the shell in it another. Where SIGHUP is ignored (`nohup`), it stays so.
 
     Whether it is True, all processes of a run agree upon: then all must ask equally often.
 
     Args:
         on_first: called when the first signal comes.
         agree: whether a flag is up in any process.
-        patient: a second SIGTERM does not leave at once either: torchrun sends two to those that are left.
+        patient: a second SIGTERM does not leave at once either: torchrun sends two to those that
+            are left.
 
     Attributes:
         signal_number: the signal that came, or None.

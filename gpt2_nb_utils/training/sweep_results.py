@@ -59,7 +59,8 @@ class Outcome:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """Sort key: runs that reached the target by their tokens, the others by loss, then the rest."""
+        """Sort key: runs that reached the target by their tokens, the others by loss, then the
+        rest."""
         if not self.ranked:
             return 2, 0.0
         return (0, self.tokens_seen) if self.status == "target_reached" else (1, self.train_loss)
@@ -94,7 +95,8 @@ class Sweep:
         return next(iter(self.finished), None)
 
     def changes(self, outcome: Outcome) -> str:
-        """The settings in which a run differs from most others: `lr 0.01 (not 0.03), steps 9 (not 8)`."""
+        """The settings in which a run differs from most others: `lr 0.01 (not 0.03), steps 9 (not
+        8)`."""
         changed = []
         for name, value in outcome.settings.items():
             usual = statistics.mode(other.settings[name] for other in self.outcomes)

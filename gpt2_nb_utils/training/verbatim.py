@@ -15,12 +15,13 @@ from torch import Tensor
 
 from gpt2_nb_utils.model.gpt2 import linear
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
-from gpt2_nb_utils.training.records import Recalled
+from gpt2_nb_utils.training.records import RecallStats
 
 PREFIX, LENGTH = 32, 32
 """Tokens given and tokens to continue, where windows are long enough."""
 _MOST_OPENINGS = 256
-"""Openings counted where more windows are measured: the head costs a tenth of their forward pass."""
+"""Openings counted where more windows are measured: the head costs a tenth of their forward
+pass."""
 
 
 def opening_of(
@@ -71,8 +72,8 @@ def tokens_right(
     wanted = targets[:, places]  # (B, R)
     # In fp32 whatever the run's format: the two largest of 50,257 logits are often equal in bf16.
     with torch.autocast(hidden.device.type, enabled=False):
-        likeliest = linear(hidden[:, places].float(), head.float()).argmax(dim=-1)  # (B, R)
-    right = (likeliest == wanted).long().cumprod(dim=1).sum(dim=1)  # ones up to the first error
+        greedy = linear(hidden[:, places].float(), head.float()).argmax(dim=-1)  # (B, R)
+    right = (greedy == wanted).long().cumprod(dim=1).sum(dim=1)  # ones up to the first error
     return [n if last >= 0 else None for n, last in zip(right.tolist(), wanted[:, -1].tolist())]
 
 
@@ -82,7 +83,9 @@ def counted(right: Sequence[int | None], opening: tuple[int, int]) -> tuple[int,
     return len(tried), sum(n == opening[1] for n in tried), sum(tried)
 
 
-def recalled_of(counts: Sequence[float], opening: tuple[int, int]) -> Recalled | None:
+def recall_stats(counts: Sequence[float], opening: tuple[int, int]) -> RecallStats | None:
     """What `counted` counted, summed over all windows; None where no window was long enough."""
     openings, verbatim, right = counts
-    return Recalled(int(openings), *opening, int(verbatim), right / openings) if openings else None
+    return (
+        RecallStats(int(openings), *opening, int(verbatim), right / openings) if openings else None
+    )
