@@ -22,9 +22,9 @@ from gpt2_nb_utils.figures.html import (
     caption,
     key,
     mark_whitespace,
+    marked,
     shown,
     table,
-    tokens_text,
 )
 from gpt2_nb_utils.tokenization.bpe import token_strings
 
@@ -53,7 +53,7 @@ def step(loss: float) -> int:
 
 def _look(number: int) -> str:
     _, colour, line = STEPS[number]
-    return f"background:{colour}; text-decoration:{line};"
+    return f"color:{INK}; background:{colour}; text-decoration:{line};"
 
 
 def probability_text(loss: float) -> str:
@@ -78,12 +78,12 @@ def painted(
         losses: the loss of each (t,), nats.
         before, after: tokens around them that are shown in grey, without a loss.
     """
-    parts = [_given(before)]
+    parts = [marked(before, FAINT, breaks=True)]
     for text, loss in zip(token_strings(ids), (float(loss) for loss in losses), strict=True):
         figures = f"loss {loss:.3f} nats, probability {probability_text(loss)}"
         title = html.escape(f"{mark_whitespace(text)}   {figures}")
         parts.append(f'<span style="{_look(step(loss))}" title="{title}">{shown(text)}</span>')
-    parts.append(_given(after))
+    parts.append(marked(after, FAINT, breaks=True))
     return HTML(box("".join(parts)))
 
 
@@ -113,7 +113,7 @@ def painted_windows(measured: Measured, at_most_tokens: int = 500) -> HTML:
 def legend() -> HTML:
     """The colours with the probabilities and the losses that they stand for."""
     names = [
-        _class_key(number, f"{name}: loss {losses}")
+        key(f"{name}: loss {losses}", _look(number))
         for number, (name, losses) in enumerate(classes())
     ]
     names.append(key("grey: given, not predicted", FAINT))
@@ -123,15 +123,11 @@ def legend() -> HTML:
     )
 
 
-def _class_key(number: int, text: str) -> str:
-    return key(text, f"color:{INK}; {_look(number)}")
-
-
 def classes_table(measured: Measured) -> HTML:
     """How many of the measured predictions have each colour, and their share of the loss."""
     counted = shares(torch.cat([window.losses for window in measured.read]).double())
     rows = [
-        (HTML(_class_key(number, name)), limits, *counts)
+        (HTML(key(name, _look(number))), limits, *counts)
         for number, ((name, limits), counts) in enumerate(zip(classes(), counted))
     ]
     return table(
@@ -150,14 +146,11 @@ def classes_table(measured: Measured) -> HTML:
 def shares(losses: Tensor) -> list[tuple[int, str, str]]:
     """How many of these losses (n,) have each colour, as a share of all, and of their sum."""
     numbers = torch.tensor([step(loss) for loss in losses.tolist()])
-    members = [losses[numbers == number] for number in range(len(STEPS))]
+    counts = numbers.bincount(minlength=len(STEPS))
+    sums = numbers.bincount(losses, minlength=len(STEPS)) / losses.sum().clamp(min=1e-12)
     return [
-        (
-            len(each),
-            f"{len(each) / len(losses):.1%}",
-            f"{float(each.sum() / losses.sum().clamp(min=1e-12)):.1%}",
-        )
-        for each in members
+        (count, f"{count / len(losses):.1%}", f"{total:.1%}")
+        for count, total in zip(counts.tolist(), sums.tolist())
     ]
 
 
@@ -167,8 +160,3 @@ def classes() -> list[tuple[str, str]]:
     limits = [f"up to {limit:.2f}" for limit in _LIMITS]
     names = [f"at least {text}" for text in texts] + [f"below {texts[-1]}"]
     return list(zip(names, [*limits, f"above {_LIMITS[-1]:.2f}"]))
-
-
-def _given(ids: Iterable[int]) -> str:
-    text = tokens_text(ids)
-    return f'<span style="{FAINT}" title="given, not predicted">{text}</span>' if text else ""

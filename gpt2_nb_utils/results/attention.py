@@ -59,26 +59,20 @@ def strongest(maps: Sequence[Tensor], habit: str) -> Head:
 
 def habits_table(maps: Sequence[Tensor]) -> HTML:
     """For each of HABITS the head that has most of it, how much, and how much an average head has."""
-    rows = []
-    for habit, shares in habits(maps).items():
-        rows.append(
-            (
-                f"looks at {habit}",
-                str(strongest(maps, habit)),
-                f"{shares.max():.0%}",
-                f"{shares.mean():.0%}",
-            )
-        )
-    return table(
-        ("habit", "the head that has most of it", "share of its attention", "average head"), rows
-    )
+    rows = [
+        (f"looks at {habit}", strongest(maps, habit), f"{shares.max():.0%}", f"{shares.mean():.0%}")
+        for habit, shares in habits(maps).items()
+    ]
+    head = ("habit", "the head that has most of it", "share of its attention", "average head")
+    return table(head, rows)
 
 
-def in_words(maps: Sequence[Tensor], which: Head, pieces: Sequence[str]) -> str:
+def attention_text(maps: Sequence[Tensor], which: Head, pieces: Sequence[str]) -> str:
     """What the enlarged map says, for those who cannot see it: where each of the last tokens looks most."""
-    weights = maps[which.layer][0, which.head].float().cpu().numpy()
-    said = [
-        f"“{mark_whitespace(pieces[t])}” at “{mark_whitespace(pieces[int(weights[t].argmax())])}” ({weights[t].max():.0%})"
+    shares, keys = maps[which.layer][0, which.head].max(dim=-1)  # of each token: (T,)
+    texts = [f"“{mark_whitespace(piece)}”" for piece in pieces]
+    looks = [
+        f"{texts[t]} at {texts[keys[t]]} ({shares[t]:.0%})"
         for t in range(max(1, len(pieces) - 6), len(pieces))
     ]
-    return f"Where the last tokens look most, {which}: {', '.join(said)}."
+    return f"Where the last tokens look most, {which}: {', '.join(looks)}."

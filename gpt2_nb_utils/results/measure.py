@@ -112,8 +112,8 @@ def affordable_tokens(n_params: int, seconds: float, device_type: str = "cpu") -
         n_params: parameters of the model.
         device_type: `cpu` or `cuda`.
     """
-    kind = "cuda" if device_type == "cuda" else "cpu"
-    return int(seconds / (n_params * _SECONDS_PER_PARAMETER[kind] + _SECONDS_PER_TOKEN[kind]))
+    per_token = n_params * _SECONDS_PER_PARAMETER[device_type] + _SECONDS_PER_TOKEN[device_type]
+    return int(seconds / per_token)
 
 
 def windows_to_measure(
@@ -127,10 +127,10 @@ def windows_to_measure(
     """
     if windows.n_targets <= n_affordable:
         return windows.evenly_spread(0)
-    affordable = max(1, n_affordable // windows.seq_len)
-    if isinstance(recorded, int) and 0 < recorded <= affordable:
-        return windows.evenly_spread(recorded)
-    return windows.evenly_spread(affordable)
+    n_windows = max(1, n_affordable // windows.seq_len)
+    if isinstance(recorded, int) and recorded > 0:
+        n_windows = min(n_windows, recorded)
+    return windows.evenly_spread(n_windows)
 
 
 def measure(run: Record, device: str = "auto", seconds: float = 8.0) -> Measured:
@@ -158,7 +158,8 @@ def measure(run: Record, device: str = "auto", seconds: float = 8.0) -> Measured
         openings_among(indices),
     )
     progress.close()
-    return Measured(trained, run.windows, tuple(read))
+    measured = Measured(trained, run.windows, tuple(read))
+    return replace(measured, audited=_audited(run, measured))
 
 
 def measure_or_say(
@@ -176,7 +177,6 @@ def measure_or_say(
         measured = measure(run, device, seconds)
     except UserError as error:
         return None, f"Not measured, and what follows from it is not shown: {error}."
-    measured = replace(measured, audited=_audited(run, measured))
     losses = {window.index: window.losses for window in measured.read}
     keep(run.directory, run.summary, run.windows, losses)
     return measured, measured.comparison
@@ -188,10 +188,10 @@ def _audited(run: Record, measured: Measured) -> TokenLosses | None:
     except UserError:
         return None  # nobody kept any
     shape = len(run.windows), run.windows.seq_len
-    if kept.whole and kept.is_of(run.summary) and (kept.n_windows, kept.seq_len) == shape:
-        difference = abs(kept.mean_on(measured.indices) - measured.result.loss)
-        return kept if difference < _AGREES_WITHIN else None
-    return None
+    if not kept.whole or not kept.is_of(run.summary) or (kept.n_windows, kept.seq_len) != shape:
+        return None
+    difference = abs(kept.mean_on(measured.indices) - measured.result.loss)
+    return kept if difference < _AGREES_WITHIN else None
 
 
 def precision_here(run: Record, device: str) -> Precision:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from IPython.display import HTML
 from torch import Tensor
 
-from gpt2_nb_utils.figures.html import beside, box, table, tokens_text
+from gpt2_nb_utils.figures.html import FAINT, beside, marked, table
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.sampling import generate
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
@@ -58,18 +58,14 @@ def recall(
         prefix: tokens given (less where a window or the corpus is too short), P.
         length: tokens generated (less likewise), R.
     """
-    seq_len, tokens = windows.seq_len, windows.tokens
+    seq_len, tokens = windows.seq_len, windows.tokens.cpu()
     prefix, length = opening_of(windows, prefix, length)
-    n_fitting = (len(tokens) - prefix - length) // seq_len + 1
-    starts = (
-        [(2 * i + 1) * n_fitting // (2 * n) * seq_len for i in range(n)]
-        if n < n_fitting
-        else [i * seq_len for i in range(n_fitting)]
-    )
+    starts = [number * seq_len for number in windows.evenly_spread(n)]
+    starts = [start for start in starts if start + prefix + length <= len(tokens)]
     prompts = [tokens[start : start + prefix] for start in starts]
     texts = generate(model, prompts, length, temperature=0, context=seq_len)
     return [
-        Recall(start, prompt, tokens[start + prefix : start + prefix + length].cpu(), text[prefix:])
+        Recall(start, prompt, tokens[start + prefix : start + prefix + length], text[prefix:])
         for start, prompt, text in zip(starts, prompts, texts)
     ]
 
@@ -79,7 +75,7 @@ def share_verbatim(recalls: list[Recall]) -> float:
     return sum(one.verbatim for one in recalls) / len(recalls)
 
 
-def in_words(recalls: list[Recall]) -> str:
+def recall_text(recalls: list[Recall]) -> str:
     """The result in a sentence."""
     P, R = len(recalls[0].prefix), len(recalls[0].truth)
     right = [one.n_right for one in recalls]
@@ -113,17 +109,15 @@ def side_by_side(recalls: list[Recall], at_most: int = 4) -> HTML:
     step = max(1, -(-len(recalls) // at_most))
     rows = []
     for one in recalls[::step]:
-        truth = marked(one.truth[: one.n_right], _RIGHT) + marked(one.truth[one.n_right :])
-        said = marked(one.generated[: one.n_right], _RIGHT) + _from_first_error(one)
-        rows.append(
-            beside(
-                [
-                    (f"given, from token {one.start:,}", box(marked(one.prefix), faint=True)),
-                    ("truth", box(truth)),
-                    (f"model: {one.n_right} of {len(one.truth)} right", box(said)),
-                ]
-            )
+        n = one.n_right
+        truth = marked(one.truth[:n], _RIGHT) + marked(one.truth[n:])
+        said = marked(one.generated[:n], _RIGHT) + _from_first_error(one)
+        columns = (
+            (f"given, from token {one.start:,}", marked(one.prefix, FAINT)),
+            ("truth", truth),
+            (f"model: {n} of {len(one.truth)} right", said),
         )
+        rows.append(beside(columns))
     return HTML("".join(rows))
 
 
@@ -134,9 +128,3 @@ def _from_first_error(one: Recall) -> str:
     for said, true in zip(one.generated[one.n_right :], one.truth[one.n_right :]):
         parts.append(marked(said[None], "" if said == true else _WRONG))
     return "".join(parts)
-
-
-def marked(ids: Tensor, style: str = "") -> str:
-    """The text of some tokens as HTML in one line, in a style of its own."""
-    text = tokens_text(ids, breaks=False)
-    return f'<span style="{style}">{text}</span>' if style and text else text

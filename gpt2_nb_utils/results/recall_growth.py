@@ -22,6 +22,7 @@ from gpt2_nb_utils.training.records import RecallRow
 _OF_RANDOM_WEIGHTS = 8
 """Openings for which random weights are asked: they know none, and eight say so cheaply."""
 _TABLE_ROWS = 12
+_RIGHT = "tokens right before the first error"
 
 
 def history(run: Record, measured: Measured) -> list[RecallRow]:
@@ -30,24 +31,19 @@ def history(run: Record, measured: Measured) -> list[RecallRow]:
     Args:
         measured: the best weights, which the windows of the run were read with.
     """
-    by_step: dict[int, RecallRow] = {}
-    for row in run.recall:
-        before = by_step.get(row.step)
-        # A step that was estimated first and then measured whole has two rows: the one with more openings says more.
-        if before is None or row.recalled.openings >= before.recalled.openings:
-            by_step[row.step] = row
-    if not by_step:
-        untrained = GPT2(GPT2Config.of(run.config), seed=run.config.seed)
-        at_start = training_loss(
-            untrained, run.windows, Precision(untrained.device, "fp32"), _OF_RANDOM_WEIGHTS
-        ).recall
-        for step, recalled in ((0, at_start), (measured.trained.step, measured.result.recall)):
-            if recalled is not None:
-                by_step[step] = RecallRow(step, recalled)
-    return [by_step[step] for step in sorted(by_step)]
+    if run.recall:
+        # A step that was estimated first and then measured whole has two rows: the one with more
+        # openings comes last, and stays.
+        rows = sorted(run.recall, key=lambda row: (row.step, row.recalled.openings))
+        return list({row.step: row for row in rows}.values())
+    untrained = GPT2(GPT2Config.of(run.config), seed=run.config.seed)
+    precision = Precision(untrained.device, "fp32")
+    at_start = training_loss(untrained, run.windows, precision, _OF_RANDOM_WEIGHTS).recall
+    counted = ((0, at_start), (measured.trained.step, measured.result.recall))
+    return [RecallRow(step, recalled) for step, recalled in counted if recalled]
 
 
-def in_words(rows: Sequence[RecallRow]) -> str:
+def growth_text(rows: Sequence[RecallRow]) -> str:
     """What the figure says, in a sentence."""
     first, last = rows[0].recalled, rows[-1].recalled
     return (
@@ -61,23 +57,12 @@ def growth_table(rows: Sequence[RecallRow], run: Record) -> HTML:
     """Recall beside the training loss of the same step; of many measurements some, the first and the last among them."""
     losses = {row.step: row.train_loss for row in run.rows}
     n_shown = min(len(rows), _TABLE_ROWS)
-    chosen = [rows[i * (len(rows) - 1) // max(1, n_shown - 1)] for i in range(n_shown)]
-    return table(
-        (
-            "step",
-            "training loss",
-            "openings",
-            "continued verbatim",
-            "tokens right before the first error",
-        ),
-        [
-            (
-                row.step,
-                loss_text(losses.get(row.step)),
-                row.recalled.openings,
-                f"{row.recalled.verbatim:,} ({row.recalled.share:.0%})",
-                f"{row.recalled.right:.1f} of {row.recalled.continued}",
-            )
-            for row in chosen
-        ],
-    )
+    shown = []
+    for i in range(n_shown):
+        row = rows[i * (len(rows) - 1) // max(1, n_shown - 1)]
+        verbatim = f"{row.recalled.verbatim:,} ({row.recalled.share:.0%})"
+        right = f"{row.recalled.right:.1f} of {row.recalled.continued}"
+        loss = loss_text(losses.get(row.step))
+        shown.append((row.step, loss, row.recalled.openings, verbatim, right))
+    head = ("step", "training loss", "openings", "continued verbatim", _RIGHT)
+    return table(head, shown)
