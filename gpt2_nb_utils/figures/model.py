@@ -202,19 +202,17 @@ def attention_steps(q: Tensor, k: Tensor, v: Tensor) -> Figure:
     scores = (q @ k.T).numpy() / D**0.5  # (T, T)
     masked = np.where(np.tri(T), scores, -np.inf)
     weights = np.exp(masked) / np.exp(masked).sum(axis=1, keepdims=True)
-    times, channels = [f"t={t}" for t in range(T)], [f"d={d}" for d in range(D)]
     steps = (
-        ("scores  q kᵀ / √D", scores, times, "key"),
-        ("future masked", masked, times, "key"),
-        ("softmax of each row", weights, times, "key"),
-        ("weights times v", weights @ v.numpy(), channels, "channel"),
+        ("scores  q kᵀ / √D", scores, "key"),
+        ("future masked", masked, "key"),
+        ("softmax of each row", weights, "key"),
+        ("weights times v", weights @ v.numpy(), "channel"),
     )
     figure = Figure(figsize=(9.5, 2.9))
     panels = figure.subplots(1, 4, sharey=True, width_ratios=[T, T, T, D])
-    for axes, (title, matrix, columns, xlabel) in zip(panels, steps):
-        sizes = np.nan_to_num(abs(matrix), posinf=0)
+    for axes, (title, matrix, xlabel) in zip(panels, steps):
         texts = np.char.replace(np.char.mod("%.2f", matrix), "-inf", "−∞")
-        cells(axes, 0.4 * sizes / max(1.0, sizes.max()), texts, times, columns)
+        cells(axes, np.clip(matrix / 8, 0, 0.5), texts, range(T), range(matrix.shape[1]))
         axes.set(title=title, xlabel=xlabel)
     panels[0].set_ylabel("query")
     return figure

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from gpt2_nb_utils.results.measure import Measured
 
 STEPS = (
-    (0.9, "#ffffff", "none"),
-    (0.5, "#fdf0c4", "underline dotted"),
-    (0.1, "#fbd98c", "underline dashed"),
-    (0.01, "#f4b46a", "underline"),
-    (0.001, "#e2935c", "underline double"),
-    (0.0, "#c97b5b", "underline wavy"),
+    (0.9, "#ffffff", "none", "at least 90 %", "up to 0.11"),
+    (0.5, "#fdf0c4", "underline dotted", "at least 50 %", "up to 0.69"),
+    (0.1, "#fbd98c", "underline dashed", "at least 10 %", "up to 2.30"),
+    (0.01, "#f4b46a", "underline", "at least 1 %", "up to 4.61"),
+    (0.001, "#e2935c", "underline double", "at least 0.1 %", "up to 6.91"),
+    (0.0, "#c97b5b", "underline wavy", "below 0.1 %", "above 6.91"),
 )
-"""(Probability from which a colour holds, colour, the line below a token).
+"""(Probability from which a colour holds, colour, the line below a token, both limits as text).
 
 Each colour is darker than the one before, in grey too.
 """
@@ -52,7 +52,7 @@ def step(loss: float) -> int:
 
 
 def _look(number: int) -> str:
-    _, colour, line = STEPS[number]
+    _, colour, line, *_ = STEPS[number]
     return f"color:{INK}; background:{colour}; text-decoration:{line};"
 
 
@@ -156,7 +156,4 @@ def shares(losses: Tensor) -> list[tuple[int, str, str]]:
 
 def classes() -> list[tuple[str, str]]:
     """Each colour as (probabilities in words, losses in words)."""
-    texts = [f"{100 * probability:g} %" for probability, *_ in STEPS[:-1]]
-    limits = [f"up to {limit:.2f}" for limit in _LIMITS]
-    names = [f"at least {text}" for text in texts] + [f"below {texts[-1]}"]
-    return list(zip(names, [*limits, f"above {_LIMITS[-1]:.2f}"]))
+    return [(probabilities, losses) for *_, probabilities, losses in STEPS]

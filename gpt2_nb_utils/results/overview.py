@@ -156,9 +156,9 @@ def samples_shown(samples: Sequence[Sample]) -> HTML:
     columns: dict[int, list[tuple[str, str]]] = {}
     for one in sorted(samples, key=lambda sample: (sample.prompt_index, sample.step)):
         if one.step in names:
-            prompt = f"prompt {one.prompt_index}"
-            if one.final:
-                prompt += ", the greedy continuation"
+            prompt = (
+                "prompt 1, the greedy continuation" if one.final else f"prompt {one.prompt_index}"
+            )
             caption = f"{prompt}, after {plural(one.step, 'step')} ({names[one.step]})"
             columns.setdefault(one.prompt_index, []).append((caption, _continued(one)))
     return HTML("".join(map(beside, columns.values())))

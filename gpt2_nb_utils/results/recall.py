@@ -70,11 +70,6 @@ def recall(
     ]
 
 
-def share_verbatim(recalls: list[Recall]) -> float:
-    """The share of continuations that are right to the last token."""
-    return sum(one.verbatim for one in recalls) / len(recalls)
-
-
 def recall_text(recalls: list[Recall]) -> str:
     """The result in a sentence."""
     P, R = len(recalls[0].prefix), len(recalls[0].truth)
@@ -82,7 +77,7 @@ def recall_text(recalls: list[Recall]) -> str:
     n_verbatim = sum(one.verbatim for one in recalls)
     return (
         f"Given {P} tokens, the model continued {n_verbatim} of {len(recalls)} openings verbatim for all {R} "
-        f"tokens ({share_verbatim(recalls):.0%}). Tokens right before the first error: "
+        f"tokens ({n_verbatim / len(recalls):.0%}). Tokens right before the first error: "
         f"{sum(right) / len(right):.1f} of {R} on average, {max(right)} at best."
     )
 
