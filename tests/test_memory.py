@@ -12,7 +12,7 @@ from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.figures import results as figures
 from gpt2_nb_utils.figures.model import map_grid
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
-from gpt2_nb_utils.results import attention, measure, provenance, recall, recall_growth
+from gpt2_nb_utils.results import attention, measure, provenance, recall
 from gpt2_nb_utils.results.record import read_recall, read_record
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.dataset import IGNORE_INDEX, TokenDataset
@@ -137,7 +137,7 @@ def test_recall_on_record_is_read_back_and_a_damaged_line_left_out(run, tmp_path
 
 def test_growth_has_one_point_a_step_the_one_that_measured_most(run, measured):
     some, whole = Recalled(3, 16, 17, 0, 1.0), Recalled(15, 16, 17, 2, 4.5)
-    rows = recall_growth.history(
+    rows = recall.history(
         dataclasses.replace(
             run, recall=[RecallRow(0, some), RecallRow(9, some), RecallRow(9, whole)]
         ),
@@ -149,7 +149,7 @@ def test_growth_has_one_point_a_step_the_one_that_measured_most(run, measured):
         pytest.approx([100 / 17, 450 / 17]),
         pytest.approx([0, 200 / 15]),
     ]
-    assert "0 of 3 (0%) at step 0, 2 of 15 (13%) at step 9" in recall_growth.growth_text(rows)
+    assert "0 of 3 (0%) at step 0, 2 of 15 (13%) at step 9" in recall.growth_text(rows)
 
 
 def test_a_run_that_recorded_no_recall_shows_its_random_and_its_best_weights(
@@ -159,7 +159,7 @@ def test_a_run_that_recorded_no_recall_shows_its_random_and_its_best_weights(
     for name in ("recall.csv", "events.jsonl"):
         (tmp_path / "run" / "logs" / name).unlink()
     old = read_record(tmp_path / "run")
-    first, last = recall_growth.history(old, measured)
+    first, last = recall.history(old, measured)
     assert not any("recall" in line for line in old.missing) and (first.step, last.step) == (
         0,
         measured.trained.step,
@@ -167,7 +167,7 @@ def test_a_run_that_recorded_no_recall_shows_its_random_and_its_best_weights(
     assert (
         first.recalled.right < 1 < last.recalled.right and last.recalled == measured.result.recall
     )
-    table = recall_growth.growth_table([first, last], old).data
+    table = recall.growth_table([first, last], old).data
     assert f"{old.rows[0].train_loss:.4f}" in table and f"{last.recalled.right:.1f} of 17" in table
 
 

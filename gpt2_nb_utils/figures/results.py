@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 _LOG_FROM = 5.0
 """A largest value so many times the smallest gets a logarithmic axis."""
 _BOUND_WITHIN = 200
-"""A lower bound so many times below all else is not drawn: it would leave the curves too little space."""
+"""A lower bound so many times below all else is not drawn: the curves would shrink to a strip."""
 _BOUND_FROM = 0.03
-"""A lower bound below this share of a linear axis is not drawn: it would lie on the target's line."""
+"""A lower bound below this share of a linear axis is not drawn: the target's line is there."""
 _BETWEEN = "#c9dbec"
 """The colour between two attention maps, whose own upper right is white."""
 _MANY = 60
@@ -65,8 +65,8 @@ def loss_figure(
     Args:
         rows: the metrics so far; one row, or none, will do.
         target: the training loss to reach, nats per token.
-        lower_bound: the training loss that no model can beat (`loss_lower_bound`), nats per token; drawn
-            where the axis of the curves can reach down to it. None where it is not known.
+        lower_bound: the training loss that no model can beat (`loss_lower_bound`), nats per token;
+            drawn where the axis of the curves can reach down to it. None where it is not known.
     """
     figure, axes = panel(8, 4.2, ylabel="loss (nats per token)")
     reference_losses(axes, target)
@@ -176,7 +176,7 @@ def curve_text(rows: Sequence[Row], name: str) -> str:
 def loss_figure_text(
     rows: Sequence[Row], target: float = TARGET_LOSS, lower_bound: float | None = None
 ) -> str:
-    """What the loss figure says, for those who cannot see it; it always names a known lower bound."""
+    """What the loss figure says, for those who cannot see it; it names a known lower bound."""
     levels = f"Target {target:g}, random guess {RANDOM_LOSS:.3f}"
     if lower_bound is not None:
         levels += f", lower bound that no training can beat {loss_text(lower_bound)}"

@@ -99,11 +99,8 @@ def painted_windows(measured: Measured, at_most_tokens: int = 500) -> HTML:
     for i in range(n_shown):
         window = measured.read[(2 * i + 1) * len(measured.read) // (2 * n_shown)]
         losses = window.losses[:at_most_tokens]
-        parts.append(
-            caption(
-                f"window {window.index:,} of {len(measured.windows):,}: mean loss {window.mean:.3f} nats per token"
-            )
-        )
+        number = f"window {window.index:,} of {len(measured.windows):,}"
+        parts.append(caption(f"{number}: mean loss {window.mean:.3f} nats per token"))
         # The first token of a window is given, not predicted.
         given, predicted = window.tokens[:1], window.tokens[1 : len(losses) + 1]
         parts.append(painted(predicted, losses.tolist(), before=given).data)

@@ -192,8 +192,8 @@ class _LinearCrossEntropySum(torch.autograd.Function):
 def _to_gradients(products: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Overwrite logits (n, V) with their gradients times the softmax's normaliser.
 
-    Returns losses and normalisers, (n, 1) each. The gradient is softmax minus truth. It is formed in fp32: near a certain target it is a small
-    difference of numbers near 1, of which bf16 would leave nothing.
+    Returns losses and normalisers, (n, 1) each. The gradient is softmax minus truth. It is formed
+    in fp32: near a certain target it is a small difference of numbers near 1, of which bf16 would leave nothing.
     """
     logits, y = products.to(torch.promote_types(products.dtype, torch.float32)), y[:, None]
     at_target = logits.gather(1, y)

@@ -1,4 +1,4 @@
-"""Where the heads of a trained model look: counts of attention weights, and the heads with a plain habit by name.
+"""Where the heads of a trained model look, and the heads with a plain habit by name.
 
 What a head is for, these counts do not say: where it looks is not yet what it does.
 """
@@ -30,13 +30,14 @@ class Head:
 
 
 def habits(maps: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """The share of its attention that each head gives to each of HABITS, averaged over the tokens of a line.
+    """The share of its attention that each head gives to each of HABITS, averaged over tokens.
 
     Args:
         maps: one (1, H, T, T) per layer, as `GPT2.attention_maps` returns them; T at least 3.
 
     Returns:
-        (L, H) for each habit; together they are 1. The first two tokens are left out: theirs cannot be told apart.
+        (L, H) for each habit; together they are 1. The first two tokens are left out: theirs
+        cannot be told apart.
     """
     weights = np.stack([layer[0].float().cpu().numpy() for layer in maps])[
         :, :, 2:
@@ -68,7 +69,7 @@ def habits_table(maps: Sequence[Tensor]) -> HTML:
 
 
 def attention_text(maps: Sequence[Tensor], which: Head, pieces: Sequence[str]) -> str:
-    """What the enlarged map says, for those who cannot see it: where each of the last tokens looks most."""
+    """What the enlarged map says, for those who cannot see it: where the last tokens look most."""
     shares, keys = maps[which.layer][0, which.head].max(dim=-1)  # of each token: (T,)
     texts = [f"“{mark_whitespace(piece)}”" for piece in pieces]
     looks = [

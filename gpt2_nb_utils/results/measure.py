@@ -20,12 +20,12 @@ from gpt2_nb_utils.training.records import TrainingLoss
 from gpt2_nb_utils.training.verbatim import openings_among
 
 _SECONDS_PER_PARAMETER = {"cpu": 25e-12, "cuda": 0.1e-12}
-"""Cost of one token in a forward pass, by parameter: 124M on two laptop cores take about 3 ms a token."""
+"""Cost of one token in a forward pass, by parameter: 124M on two laptop cores take 3 ms a token."""
 _SECONDS_PER_TOKEN = {"cpu": 250e-6, "cuda": 1e-6}
 """Cost of one token whatever the model: the softmax over 50,257 logits."""
 
 _AGREES_WITHIN = 0.01
-"""Nats by which two measurements of one model may differ: number format and device change the last digits."""
+"""Nats by which two measurements of one model may differ: format and device change the last digits."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,6 @@ class Measured:
         return f"{len(self.read):,} windows of {len(self.windows):,}"
 
     @property
-    def comparable(self) -> bool:
-        """Whether the recorded loss of this checkpoint was measured on the very same windows."""
-        recorded = self.trained.recorded
-        return recorded is not None and recorded.windows == self.result.windows
-
-    @property
     def comparison(self) -> str:
         """The recorded loss beside the one measured now, in a sentence or two."""
         recorded, now, trained = self.trained.recorded, self.result, self.trained
@@ -88,7 +82,7 @@ class Measured:
             f"On record for {trained.file} (step {trained.step:,}), measured on {on}: "
             f"{recorded.loss:.6f}. {measured}"
         )
-        if self.comparable:
+        if recorded.windows == now.windows:
             difference = abs(now.loss - recorded.loss)
             agrees = (
                 "they agree"
@@ -119,7 +113,7 @@ def affordable_tokens(n_params: int, seconds: float, device_type: str = "cpu") -
 def windows_to_measure(
     windows: TokenDataset, n_affordable: int, recorded: str | int | None
 ) -> list[int]:
-    """Which windows to measure: all where that is affordable, else those of the run's own measurement, else fewer.
+    """Which windows to measure: all, those of the run's own measurement, or fewer, as affordable.
 
     Args:
         n_affordable: tokens that may be read.
@@ -165,9 +159,9 @@ def measure(run: Record, device: str = "auto", seconds: float = 8.0) -> Measured
 def measure_or_say(
     run: Record, device: str = "auto", seconds: float = 8.0
 ) -> tuple[Measured | None, str]:
-    """What `measure` finds and its comparison in words; or nothing and the reason, where checkpoint or text is missing.
+    """What `measure` finds and its comparison in words.
 
-    The losses are kept in the run directory, for the report to paint.
+    Where checkpoint or text is missing, it is None and the reason. The losses are kept in the run directory, for the report to paint.
 
     Raises:
         UserError: no such device.
@@ -195,7 +189,10 @@ def _audited(run: Record, measured: Measured) -> TokenLosses | None:
 
 
 def precision_here(run: Record, device: str) -> Precision:
-    """Where and how to compute: the run's own number format if this is the kind of device that it ran on, else fp32."""
+    """Where and how to compute: in the run's own number format on the kind of device it ran on.
+
+    Elsewhere in fp32.
+    """
     config = RunConfig.resolve({"device": device, "amp": "fp32"}, saved=run.config.model_dump())
     precision = Precision.of(config)
     amp, ran_on_cpu = run.summary.amp, (run.summary.device or "").startswith("cpu")
@@ -204,7 +201,10 @@ def precision_here(run: Record, device: str) -> Precision:
 
 
 def lower_bound(run: Record) -> float | None:
-    """The loss that no training of this run can beat (`loss_lower_bound`), nats per token; None where its text is missing."""
+    """The loss that no training of this run can beat (`loss_lower_bound`), nats per token.
+
+    None where its text is missing.
+    """
     try:
         return loss_lower_bound(run.windows)
     except UserError:
@@ -212,9 +212,9 @@ def lower_bound(run: Record) -> float | None:
 
 
 def unigram_entropy(windows: TokenDataset) -> float:
-    """The lowest loss of a model that knows how often each token occurs and nothing else, nats per token.
+    """The lowest loss of a model that knows how often each token occurs and nothing else.
 
-    It is the entropy of the frequencies of the targets: −Σ p ln p.
+    In nats per token; it is the entropy of the frequencies of the targets: −Σ p ln p.
     """
     counts = torch.bincount(windows.tokens[1:]).double()
     shares = counts[counts > 0] / counts.sum()

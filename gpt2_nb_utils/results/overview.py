@@ -1,4 +1,4 @@
-"""What notebook 04 says in words and tables: which run this is, how far it came, its samples and the verdict."""
+"""What notebook 04 says in words and tables: which run, how far it came, samples, the verdict."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def caveats(run: Record) -> list[str]:
         share = f"{epoch:.1%}" if epoch < 0.995 else "nearly all"
         said.append(
             f"This was a short run: {count(summary.step)} steps saw {share} of the text once. It "
-            f"has learned only a little, and samples and recall below will be poor. That is no error: "
-            f"training to the target takes many epochs."
+            f"has learned only a little, and samples and recall below will be poor. That is no "
+            f"error: training to the target takes many epochs."
         )
     return said + list(run.missing)
 
@@ -69,7 +69,10 @@ def facts(run: Record) -> HTML:
 
 
 def lower_bounds(run: Record) -> HTML:
-    """The lower bound of the training loss by length of the windows, on the tokens of this run; its own `seq_len` in bold."""
+    """The lower bound of the training loss by length of the windows, on the tokens of this run.
+
+    Its own `seq_len` is in bold.
+    """
     try:
         tokens = run.windows.tokens
     except UserError as error:
@@ -128,25 +131,32 @@ def what_it_learned(loss: float, frequencies: float, target: float) -> str:
         return f"{start} is that of a blind guess: the model has learned nothing yet."
     if loss > frequencies:
         return (
-            f"{start} is below a blind guess ({RANDOM_LOSS:.3f}), but above {frequencies:.3f}: the model does "
-            f"not even know yet how often each token occurs. It has learned only a little."
+            f"{start} is below a blind guess ({RANDOM_LOSS:.3f}), but above {frequencies:.3f}: the "
+            f"model does not even know yet how often each token occurs. It has learned only a "
+            f"little."
         )
     if loss > frequencies / 2:
         return (
-            f"{start} is below {frequencies:.3f}: the model has learned how often tokens occur, and something "
-            f"about which token follows which. It is far from knowing the text."
+            f"{start} is below {frequencies:.3f}: the model has learned how often tokens occur, "
+            f"and something about which token follows which. It is far from knowing the text."
         )
     if loss > math.log(2):
         return (
             f"{start} shows that the model knows much of how this text goes on, but not by heart."
         )
     if loss >= target:
-        return f"{start}: the model knows most of these tokens by heart; the target is {target:g}, over the whole text."
+        return (
+            f"{start}: the model knows most of these tokens by heart; the target is {target:g}, "
+            f"over the whole text."
+        )
     return f"{start} is below the target of {target:g}: the model knows these tokens by heart."
 
 
 def samples_shown(samples: Sequence[Sample]) -> HTML:
-    """The first and the last generation for each prompt, side by side, the prompt in bold; below them the greedy one."""
+    """The first and the last generation for each prompt, side by side, the prompt in bold.
+
+    The greedy one stands below them.
+    """
     if not samples:
         return say("This run has no samples.")
     steps = [sample.step for sample in samples]

@@ -1,4 +1,4 @@
-"""What the model knows worst and best among the windows that were measured: passages, and the least expected token."""
+"""What the model knows worst and best among the windows that were measured."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Passage:
 def worst_and_best(
     measured: Measured, n: int = 3, length: int = 24
 ) -> tuple[list[Passage], list[Passage]]:
-    """The `n` passages with the highest and the `n` with the lowest mean loss, no two of a list overlapping.
+    """The `n` passages with the highest and the `n` with the lowest mean loss.
+
+    No two of a list overlap.
 
     Args:
         n: how many of each; fewer where the measured text is short.
@@ -125,13 +127,13 @@ def least_expected(measured: Measured, n: int = 5) -> LeastExpected:
 def least_expected_text(one: LeastExpected) -> str:
     """What stands there, in a sentence."""
     return (
-        f"The least expected token got a probability of {one.probability:.2g}; {one.rank - 1:,} tokens were more "
-        f"likely to the model."
+        f"The least expected token got a probability of {one.probability:.2g}; {one.rank - 1:,} "
+        f"tokens were more likely to the model."
     )
 
 
 def least_expected_shown(one: LeastExpected, context: int = 12) -> HTML:
-    """The last tokens that the model saw, the most likely ones after them, and the actual next token.
+    """The last tokens the model saw, the most likely ones after them, and the actual next token.
 
     Args:
         context: tokens shown before the place.

@@ -1,4 +1,4 @@
-"""Where a generated text comes from: what of it appears verbatim in the corpus, by token ids, and what does not."""
+"""Where a generated text comes from: what of it appears verbatim in the corpus, by token ids."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def n_tokens(windows: TokenDataset) -> int:
 
 
 def continued(model: GPT2, windows: TokenDataset, prompts: Sequence[str]) -> list[Provenance]:
-    """Let the model continue prompts, always with the most likely token, and compare what it says with its corpus."""
+    """Let the model continue prompts greedily, and compare what it writes with its corpus."""
     given = [torch.from_numpy(encode(prompt))[: max(1, windows.seq_len // 2)] for prompt in prompts]
     texts = generate(model, given, n_tokens(windows), temperature=0, context=windows.seq_len)
     tokens = windows.tokens.cpu()
@@ -134,13 +134,14 @@ def provenance_text(provenances: Sequence[Provenance], usual: int) -> str:
     said = len(provenances[0].said)
     longest = ", ".join(str(one.longest) for one in provenances)
     return (
-        f"Of {said} tokens each, the longest stretch that stands in the text word for word: {longest} tokens. Two places of the "
-        f"text itself usually share {usual}: a stretch much longer than that was remembered, one no longer may have been composed."
+        f"Of {said} tokens each, the longest stretch that appears verbatim in the text: {longest} "
+        f"tokens. Two places of the text itself usually share {usual}: a stretch much longer than "
+        f"that was remembered, one no longer may have been composed."
     )
 
 
 def shown(provenances: Sequence[Provenance], windows: TokenDataset, context: int = 10) -> HTML:
-    """Each continuation beside the place of its longest stretch in the corpus, and the passage that shares most tokens.
+    """Each continuation beside its longest stretch in the corpus and the nearest passage.
 
     Args:
         context: tokens of the corpus around the stretch, in grey.

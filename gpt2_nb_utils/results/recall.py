@@ -2,21 +2,36 @@
 
 Prefixes are taken from the start of windows, so that every token stands at the position at which
 training showed it: a learned position is part of what is memorised.
+
+How recall grew, training counts at each measurement (`training.verbatim`), since the weights of
+every measurement are not kept. Of a run of an earlier version, which did not, there are two points:
+its random weights and its best ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from IPython.display import HTML
 from torch import Tensor
 
 from gpt2_nb_utils.figures.html import FAINT, beside, marked, table
-from gpt2_nb_utils.model.gpt2 import GPT2
+from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.model.sampling import generate
+from gpt2_nb_utils.results.measure import Measured
+from gpt2_nb_utils.results.record import Record
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
+from gpt2_nb_utils.training.corpus_loss import training_loss
+from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.records import RecallRow
 from gpt2_nb_utils.training.verbatim import LENGTH, PREFIX, opening_of
+from gpt2_nb_utils.wording import loss_text
 
+_OF_RANDOM_WEIGHTS = 8
+"""Openings for which random weights are asked: they know none, and eight say so cheaply."""
+_TABLE_ROWS = 12
+_RIGHT_BEFORE = "tokens right before the first error"
 _RIGHT, _WRONG = "background:#d3e6f7;", "text-decoration:underline wavy #7a2b12;"
 
 
@@ -51,7 +66,7 @@ class Recall:
 def recall(
     model: GPT2, windows: TokenDataset, n: int = 8, prefix: int = PREFIX, length: int = LENGTH
 ) -> list[Recall]:
-    """Continue the openings of windows spread evenly over the corpus, always with the most likely token.
+    """The greedy continuation of the openings of windows spread evenly over the corpus.
 
     Args:
         n: how many openings; fewer where the corpus has fewer windows.
@@ -76,8 +91,8 @@ def recall_text(recalls: list[Recall]) -> str:
     right = [one.n_right for one in recalls]
     n_verbatim = sum(one.verbatim for one in recalls)
     return (
-        f"Given {P} tokens, the model continued {n_verbatim} of {len(recalls)} openings verbatim for all {R} "
-        f"tokens ({n_verbatim / len(recalls):.0%}). Tokens right before the first error: "
+        f"Given {P} tokens, the model continued {n_verbatim} of {len(recalls)} openings verbatim for "
+        f"all {R} tokens ({n_verbatim / len(recalls):.0%}). Tokens right before the first error: "
         f"{sum(right) / len(right):.1f} of {R} on average, {max(right)} at best."
     )
 
@@ -96,7 +111,9 @@ def recall_table(recalls: list[Recall]) -> HTML:
 
 
 def side_by_side(recalls: list[Recall], at_most: int = 4) -> HTML:
-    """Given text, truth and continuation beside each other; ✗ stands at the first error, wrong tokens are underlined.
+    """Given text, truth and continuation beside each other.
+
+    ✗ stands at the first error, wrong tokens are underlined.
 
     Args:
         at_most: how many to show, spread over the corpus.
@@ -123,3 +140,51 @@ def _from_first_error(one: Recall) -> str:
     for said, true in zip(one.generated[one.n_right :], one.truth[one.n_right :]):
         parts.append(marked(said[None], "" if said == true else _WRONG))
     return "".join(parts)
+
+
+def history(run: Record, measured: Measured) -> list[RecallRow]:
+    """Recall at each measurement, in order, one row a step.
+
+    It is the one on record, or else that of the random and of the best weights.
+
+    Args:
+        measured: the best weights, which the windows of the run were read with.
+    """
+    if run.recall:
+        # A step that was estimated first and then measured whole has two rows: the one with more
+        # openings comes last, and stays.
+        rows = sorted(run.recall, key=lambda row: (row.step, row.recalled.openings))
+        return list({row.step: row for row in rows}.values())
+    untrained = GPT2(GPT2Config.of(run.config), seed=run.config.seed)
+    precision = Precision(untrained.device, "fp32")
+    at_start = training_loss(untrained, run.windows, precision, _OF_RANDOM_WEIGHTS).recall
+    counted = ((0, at_start), (measured.trained.step, measured.result.recall))
+    return [RecallRow(step, recalled) for step, recalled in counted if recalled]
+
+
+def growth_text(rows: Sequence[RecallRow]) -> str:
+    """What the figure says, in a sentence."""
+    first, last = rows[0].recalled, rows[-1].recalled
+    return (
+        f"Openings of {last.given} tokens continued verbatim for {last.continued} tokens: "
+        f"{first.verbatim:,} of {first.openings:,} ({first.share:.0%}) at step {rows[0].step:,}, "
+        f"{last.verbatim:,} of {last.openings:,} ({last.share:.0%}) at step {rows[-1].step:,}."
+    )
+
+
+def growth_table(rows: Sequence[RecallRow], run: Record) -> HTML:
+    """Recall beside the training loss of the same step.
+
+    Of many measurements it shows some, the first and the last among them.
+    """
+    losses = {row.step: row.train_loss for row in run.rows}
+    n_shown = min(len(rows), _TABLE_ROWS)
+    shown = []
+    for i in range(n_shown):
+        row = rows[i * (len(rows) - 1) // max(1, n_shown - 1)]
+        verbatim = f"{row.recalled.verbatim:,} ({row.recalled.share:.0%})"
+        right = f"{row.recalled.right:.1f} of {row.recalled.continued}"
+        loss = loss_text(losses.get(row.step))
+        shown.append((row.step, loss, row.recalled.openings, verbatim, right))
+    head = ("step", "training loss", "openings", "continued verbatim", _RIGHT_BEFORE)
+    return table(head, shown)
