@@ -59,7 +59,7 @@ def strongest(maps: Sequence[Tensor], habit: str) -> Head:
 
 
 def habits_table(maps: Sequence[Tensor]) -> HTML:
-    """For each of HABITS the head that has most of it, how much, and how much an average head has."""
+    """For each of HABITS the head that has most of it, its share, and that of an average head."""
     rows = [
         (f"looks at {habit}", strongest(maps, habit), f"{shares.max():.0%}", f"{shares.mean():.0%}")
         for habit, shares in habits(maps).items()

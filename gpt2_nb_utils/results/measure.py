@@ -25,7 +25,7 @@ _SECONDS_PER_TOKEN = {"cpu": 250e-6, "cuda": 1e-6}
 """Cost of one token whatever the model: the softmax over 50,257 logits."""
 
 _AGREES_WITHIN = 0.01
-"""Nats by which two measurements of one model may differ: format and device change the last digits."""
+"""Nats by which two measurements of one model may differ, by number format and device."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Measured:
 
     @property
     def training_loss(self) -> float:
-        """Over every prediction where that is known, else over the measured windows; nats per token."""
+        """Over every prediction where that is known, else over the measured windows, in nats."""
         return self.audited.loss if self.audited else self.result.loss
 
     @property
@@ -93,8 +93,8 @@ class Measured:
         if self.audited:
             return (
                 f"{both} These are not the same windows. But `verify` read all of them with these "
-                f"weights: {self.audited.loss:.6f}, and {self.audited.mean_on(self.indices):.6f} on "
-                f"those measured here."
+                f"weights: {self.audited.loss:.6f}, and {self.audited.mean_on(self.indices):.6f} "
+                f"on those measured here."
             )
         return f"{both} These are not the same windows, so the two figures need not agree."
 
@@ -161,7 +161,8 @@ def measure_or_say(
 ) -> tuple[Measured | None, str]:
     """What `measure` finds and its comparison in words.
 
-    Where checkpoint or text is missing, it is None and the reason. The losses are kept in the run directory, for the report to paint.
+    Where checkpoint or text is missing, it is None and the reason. The losses are kept in the run
+    directory, for the report to paint.
 
     Raises:
         UserError: no such device.

@@ -87,7 +87,8 @@ def lower_bounds(run: Record) -> HTML:
             row = [HTML(f"<b>{cell}</b>") for cell in row]
             if bound >= target:
                 shown = note(
-                    f"Windows of {own:,} tokens cannot reach the target of {target:g}: raise seq_len."
+                    f"Windows of {own:,} tokens cannot reach the target of {target:g}: raise "
+                    f"seq_len."
                 )
         rows.append(row)
     head = ("seq_len", "lower bound (nats per token)", "share of the target")

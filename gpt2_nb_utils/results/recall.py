@@ -91,8 +91,8 @@ def recall_text(recalls: list[Recall]) -> str:
     right = [one.n_right for one in recalls]
     n_verbatim = sum(one.verbatim for one in recalls)
     return (
-        f"Given {P} tokens, the model continued {n_verbatim} of {len(recalls)} openings verbatim for "
-        f"all {R} tokens ({n_verbatim / len(recalls):.0%}). Tokens right before the first error: "
+        f"Given {P} tokens, the model continued {n_verbatim} of {len(recalls)} openings verbatim "
+        f"for all {R} tokens ({n_verbatim / len(recalls):.0%}). Tokens right before the first error: "
         f"{sum(right) / len(right):.1f} of {R} on average, {max(right)} at best."
     )
 
