@@ -27,7 +27,7 @@ from gpt2_nb_utils.figures.style import (
     plain_log_axis,
     reference_losses,
 )
-from gpt2_nb_utils.results.verdict import loss_text
+from gpt2_nb_utils.wording import loss_text
 
 if TYPE_CHECKING:
     from gpt2_nb_utils.training.records import RecallRow, Row

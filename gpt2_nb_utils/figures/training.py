@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gpt2_nb_utils.config import TARGET_LOSS, RunConfig
 from gpt2_nb_utils.figures.model import cells, lines
+from gpt2_nb_utils.figures.results import curve_text
 from gpt2_nb_utils.figures.style import (
     BLUE,
     GREY,
@@ -203,20 +204,14 @@ class LiveFigure:
         # fit there. So it runs at once, and looks at the new objects only.
         gc.freeze()
         figure = live(self._rows, self._target, self._steps)
-        data, metadata = display_data(figure, self._alt())
+        alt = (
+            f"{curve_text(self._rows, 'loss')} Target {self._target}, {self._steps:,} steps at "
+            f"most. Below, the learning rate of each step."
+        )
+        data, metadata = display_data(figure, alt)
         del figure
         gc.collect()
         gc.unfreeze()
         send = self._handle.update if self._drawn_at else self._handle.display
         send(data, metadata=metadata, raw=True)
         self._drawn_at = time.monotonic()
-
-    def _alt(self) -> str:
-        _, losses = column(self._rows, "loss")
-        if not losses:
-            return "Loss over steps; nothing trained yet."
-        return (
-            f"Batch loss over steps: from {losses[0]:.3f} to {losses[-1]:.3f} nats per token at "
-            f"step {self._rows[-1].step} of {self._steps}; target {self._target}. Below it the "
-            f"learning rate of each step."
-        )
