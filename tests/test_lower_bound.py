@@ -157,7 +157,7 @@ def _rows(last):
 
 
 def _labels(figure):
-    return " ".join(text.get_text() for text in figure.axes[0].texts)
+    return " ".join(text.get_text() for text in figure.axes[0].get_legend().get_texts())
 
 
 def _levels(figure):
@@ -201,10 +201,10 @@ def test_a_lower_bound_that_the_axis_cannot_show_leaves_the_figure_as_it_was(
 
 @pytest.mark.parametrize("last", [7.0, 0.09])
 def test_the_words_for_the_loss_figure_name_the_lower_bound_also_where_it_is_not_drawn(last):
-    assert "lower bound that no training can beat 0.017284" in figures.loss_in_words(
+    assert "lower bound that no training can beat 0.017284" in figures.loss_figure_text(
         _rows(last), lower_bound=0.0172837
     )
-    assert "lower bound" not in figures.loss_in_words(_rows(last))
+    assert "lower bound" not in figures.loss_figure_text(_rows(last))
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.figures import results as figures
+from gpt2_nb_utils.figures.model import map_grid
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
-from gpt2_nb_utils.results import attention, measure, provenance, recall, recall_growth
+from gpt2_nb_utils.results import attention, measure, provenance, recall
 from gpt2_nb_utils.results.record import read_recall, read_record
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.dataset import IGNORE_INDEX, TokenDataset
@@ -136,7 +137,7 @@ def test_recall_on_record_is_read_back_and_a_damaged_line_left_out(run, tmp_path
 
 def test_growth_has_one_point_a_step_the_one_that_measured_most(run, measured):
     some, whole = RecallStats(3, 16, 17, 0, 1.0), RecallStats(15, 16, 17, 2, 4.5)
-    rows = recall_growth.history(
+    rows = recall.history(
         dataclasses.replace(
             run, recall=[RecallRow(0, some), RecallRow(9, some), RecallRow(9, whole)]
         ),
@@ -148,7 +149,7 @@ def test_growth_has_one_point_a_step_the_one_that_measured_most(run, measured):
         pytest.approx([100 / 17, 450 / 17]),
         pytest.approx([0, 200 / 15]),
     ]
-    assert "0 of 3 (0%) at step 0, 2 of 15 (13%) at step 9" in recall_growth.in_words(rows)
+    assert "0 of 3 (0%) at step 0, 2 of 15 (13%) at step 9" in recall.growth_text(rows)
 
 
 def test_a_run_that_recorded_no_recall_shows_its_random_and_its_best_weights(
@@ -158,7 +159,7 @@ def test_a_run_that_recorded_no_recall_shows_its_random_and_its_best_weights(
     for name in ("recall.csv", "events.jsonl"):
         (tmp_path / "run" / "logs" / name).unlink()
     old = read_record(tmp_path / "run")
-    first, last = recall_growth.history(old, measured)
+    first, last = recall.history(old, measured)
     assert not any("recall" in line for line in old.missing) and (first.step, last.step) == (
         0,
         measured.trained.step,
@@ -166,7 +167,7 @@ def test_a_run_that_recorded_no_recall_shows_its_random_and_its_best_weights(
     assert (
         first.recalled.right < 1 < last.recalled.right and last.recalled == measured.result.recall
     )
-    table = recall_growth.growth_table([first, last], old).data
+    table = recall.growth_table([first, last], old).data
     assert f"{old.rows[0].train_loss:.4f}" in table and f"{last.recalled.right:.1f} of 17" in table
 
 
@@ -186,7 +187,7 @@ def test_the_longest_stretch_and_the_nearest_passage_are_those_of_an_exhaustive_
         for j in range(200 - n + 1)
         if ids[i : i + n] == text[j : j + n]
     )
-    begin, end = one.stretch
+    begin, end = one.begin, one.begin + one.longest
     assert (
         one.longest == longest == end - begin
         and ids[begin:end] == text[one.place : one.place + longest]
@@ -214,16 +215,10 @@ def test_a_recited_passage_is_one_stretch_and_strange_words_are_none():
 
 def test_a_passage_does_not_count_as_a_repetition_of_itself():
     tokens = torch.arange(60)
-    tokens[50:54] = tokens[20:24]
-    (*_, last) = provenance.matching_runs(tokens[20:30], tokens, own_place=20)
-    assert (
-        max(
-            int(runs.max())
-            for runs in provenance.matching_runs(tokens[20:30], tokens, own_place=20)
-        )
-        == 4
-        and last.max() == 0
-    )
+    tokens[50:54] = tokens[27:31]
+    windows = TokenDataset(tokens, 20)
+    assert provenance.n_tokens(windows) == 10  # one passage of so many begins at token 25
+    assert provenance.usual_stretch(windows, n=1) == 4
 
 
 def test_prompts_are_told_from_the_text_and_nothing_said_becomes_html(run, measured):
@@ -236,7 +231,7 @@ def test_prompts_are_told_from_the_text_and_nothing_said_becomes_html(run, measu
     assert "<script" not in fragment and "<b>bold" not in fragment and "&lt;script&gt;" in fragment
     assert fragment.count("does not stand in the text") == 1
     usual = provenance.usual_stretch(run.windows)
-    assert 1 <= usual <= 16 and f"usually share {usual}:" in provenance.in_words(said, usual)
+    assert 1 <= usual <= 16 and f"usually share {usual}:" in provenance.provenance_text(said, usual)
 
 
 # -- heads -----------------------------------------------------------------------------------------------------------
@@ -286,11 +281,11 @@ def test_every_head_has_its_picture_and_the_enlarged_one_its_tokens(run, measure
         np.testing.assert_array_equal(mosaic[rows, columns], maps[layer][0, head].numpy())
     assert mosaic.mask.sum() == mosaic.size - 6 * 100  # between the maps
     pieces = ["$a", "\n", " b", *"cdefghi"]
-    figure = figures.one_head(maps, attention.Head(1, 2), pieces)
+    figure = map_grid(maps, [1], [2], pieces)
     figure.canvas.draw()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()][:3] == ["$a", "↵", "·b"]
     weights = maps[1][0, 2].numpy()
     assert re.search(
         rf"“i” at “.+” \({weights[9].max():.0%}\)",
-        attention.in_words(maps, attention.Head(1, 2), pieces),
+        attention.attention_text(maps, attention.Head(1, 2), pieces),
     )

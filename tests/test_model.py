@@ -412,19 +412,20 @@ def test_logits_through_a_cache_whose_rows_hold_unequally_much_are_those_of_each
             torch.testing.assert_close(torch.cat([two[row], one[row]]), alone, atol=1e-5, rtol=1e-5)
 
 
-def test_rows_taken_from_another_cache_are_that_caches():
+def test_a_pass_about_some_rows_leaves_the_others_as_they_are():
     model, x = shaken(SMALL, amount=0.15), ids(3, 8)
-    cache, other = KVCache(SMALL.n_layer, 12), KVCache(SMALL.n_layer, 3)
+    cache = KVCache(SMALL.n_layer, 12)
     with torch.no_grad():
         model(x[:, :5], cache)
-        model(x[[2, 0], 5:8], other)
-        cache.take([2, 0], other)
-        cache.lengths = [3, 5, 2]
+        cache.lengths, cache.rows = [0, 5, 0], [2, 0]  # these two begin again
+        again = model(x[[2, 0], 5:8], cache)
+        assert cache.lengths == [3, 5, 3]
+        torch.testing.assert_close(again, model(x[[2, 0], 5:8]), atol=1e-5, rtol=1e-5)
+        cache.lengths, cache.rows = [3, 5, 2], None
         last = model(x[:, :1], cache)[:, 0]
         for row, before in enumerate((x[0, 5:8], x[1, :5], x[2, 5:7])):
-            torch.testing.assert_close(
-                last[row], model(torch.cat([before, x[row, :1]])[None])[0, -1], atol=1e-5, rtol=1e-5
-            )
+            alone = model(torch.cat([before, x[row, :1]])[None])[0, -1]
+            torch.testing.assert_close(last[row], alone, atol=1e-5, rtol=1e-5)
 
 
 # -- what notebook 02 shows ------------------------------------------------------------------------------------------

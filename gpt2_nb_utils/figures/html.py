@@ -35,9 +35,7 @@ _BOX = (
 )
 _CODE = "color:inherit; background:transparent; padding:0; white-space:pre-wrap;"
 _BELOW = f"display:block; font-size:.72em; color:{INK}; border-top:1px dotted #666;"
-_HEAD = (
-    f'<th scope="{{scope}}" style="{_CELL} text-align:{{align}}; font-weight:600;">{{text}}</th>'
-)
+_HEAD = f'<th scope="col" style="{_CELL} text-align:left; font-weight:600;">'
 _TABLE = (
     "border-collapse:collapse; margin:.3em 0; color:inherit; font-size:.95em; table-layout:auto;"
 )
@@ -68,32 +66,23 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]], caption: s
         rows: the cells; a cell that is an `HTML` object goes in as it is, anything else is escaped.
         caption: what the table shows, in a sentence.
     """
-    head = "".join(_head(h) for h in header)
+    head = "".join(f"{_HEAD}{html.escape(str(text))}</th>" for text in header)
     body = "".join(
         f'<tr style="background:transparent;">{"".join(map(_cell, row))}</tr>' for row in rows
     )
-    return _scrolling(caption, f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>")
-
-
-def _head(text: object, scope: str = "col", align: str = "left") -> str:
-    return _HEAD.format(scope=scope, align=align, text=html.escape(str(text)))
+    title = f'<caption style="{_CAPTION}">{html.escape(caption)}</caption>' if caption else ""
+    return HTML(
+        f'<div style="overflow-x:auto; max-width:100%;"><table style="{_TABLE}">{title}'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, HTML):
-        return f'<td style="{_CELL} text-align:left;">{value.data}</td>'
-    if isinstance(value, (int, np.integer)):
-        style = f"{_CELL} text-align:right; font-variant-numeric:tabular-nums;"
-        return f'<td style="{style}">{value:,}</td>'
-    return f'<td style="{_CELL} text-align:left;">{html.escape(str(value))}</td>'
-
-
-def _scrolling(caption: str, content: str) -> HTML:
-    title = f'<caption style="{_CAPTION}">{html.escape(caption)}</caption>' if caption else ""
-    return HTML(
-        f'<div style="overflow-x:auto; max-width:100%;"><table style="{_TABLE}">{title}{content}'
-        f"</table></div>"
-    )
+    is_count = isinstance(value, (int, np.integer))
+    text = html.escape(f"{value:,}" if is_count else str(value))
+    align = "right; font-variant-numeric:tabular-nums" if is_count else "left"
+    inner = value.data if isinstance(value, HTML) else text
+    return f'<td style="{_CELL} text-align:{align};">{inner}</td>'
 
 
 def code(text: str) -> HTML:
@@ -128,9 +117,8 @@ def coloured_tokens(ids: Iterable[int], show_ids: bool = True, first_tint: int =
     ids = [int(i) for i in ids]
     texts = token_strings(ids)
     parts = []
-    for number, (token, text) in enumerate(zip(ids, texts)):
-        parts.append(_box(text, first_tint + number, str(token) if show_ids else ""))
-        following = texts[number + 1] if number + 1 < len(texts) else ""
+    for tint, (token, text, following) in enumerate(zip(ids, texts, [*texts[1:], ""]), first_tint):
+        parts.append(_box(text, tint, str(token) if show_ids else ""))
         if "\n" in text and "\n" not in following:
             parts.append("<br>")
     return _wrapping(parts)
@@ -142,23 +130,17 @@ def merge_table(merges: Sequence[Sequence[bytes]]) -> HTML:
     Args:
         merges: what `merge_steps` returned.
     """
-    rows: list[tuple[object, ...]] = [(0, "", "", _row_of_boxes(merges[0]))]
+    rows: list[tuple[object, ...]] = [(0, "", "", boxes(map(printable, merges[0])))]
     for number, (before, after) in enumerate(zip(merges, merges[1:]), start=1):
         i = merged_at(before, after)
-        rows.append(
-            (number, _row_of_boxes(before[i : i + 2]), token_id(after[i]), _row_of_boxes(after))
-        )
+        pair, parts = (boxes(map(printable, some)) for some in (before[i : i + 2], after))
+        rows.append((number, pair, token_id(after[i]), parts))
     return table(("merge", "merged pair", "rank", "parts now"), rows)
 
 
 def merged_at(before: Sequence[bytes], after: Sequence[bytes]) -> int:
     """Index of the part of `after` that one merge made out of two neighbours in `before`."""
     return next(i for i, part in enumerate(after) if part != before[i])
-
-
-def _row_of_boxes(parts: Sequence[bytes]) -> HTML:
-    inside = "".join(_box(printable(part), number) for number, part in enumerate(parts))
-    return HTML(f'<span style="white-space:nowrap;">{inside}</span>')
 
 
 def shifted_pair(x: Tensor, y: Tensor) -> HTML:
@@ -170,17 +152,14 @@ def shifted_pair(x: Tensor, y: Tensor) -> HTML:
         x: inputs `(t,)`.
         y: targets `(t,)`, the inputs moved one place to the left.
     """
-    places = "".join(_head(t, align="center") for t in range(len(x)))
-    body = ""
-    for name, ids, first in (("input x", x, 0), ("target y", y, 1)):
-        cells = "".join(
-            f'<td style="{_CELL} text-align:center;">{_box(text, first + t, str(token))}</td>'
-            for t, (token, text) in enumerate(zip(ids.tolist(), token_strings(ids)))
+    rows = [
+        (
+            name,
+            *(coloured_tokens([token], first_tint=tint) for tint, token in enumerate(ids, first)),
         )
-        body += f'<tr style="background:transparent;">{_head(name, scope="row")}{cells}</tr>'
-    return _scrolling(
-        "", f"<thead><tr>{_head('position t')}{places}</tr></thead><tbody>{body}</tbody>"
-    )
+        for name, ids, first in (("input x", x, 0), ("target y", y, 1))
+    ]
+    return table(("position t", *range(len(x))), rows)
 
 
 def batch_table(x: Tensor, y: Tensor) -> HTML:
@@ -191,26 +170,20 @@ def batch_table(x: Tensor, y: Tensor) -> HTML:
         y: targets `(B, T)`; `IGNORE_INDEX` where x is padding.
     """
     rows = []
-    for b in range(len(x)):
+    for b, padded in enumerate((y == IGNORE_INDEX).tolist()):
         for name, ids in (("x", x[b]), ("y", y[b])):
-            cells = [
-                HTML(f"<i>{i} (padding)</i>")
-                if padded
-                else HTML(f'<span style="{_MONO}">{i}</span>')
-                for i, padded in zip(ids.tolist(), (y[b] == IGNORE_INDEX).tolist())
-            ]
-            rows.append((HTML(f"<b>{name}[{b}]</b>"), *cells))
+            cells = [f"{i} (padding)" if gap else str(i) for i, gap in zip(ids.tolist(), padded)]
+            rows.append((f"{name}[{b}]", *cells))
     return table(("", *(f"t={t}" for t in range(x.shape[1]))), rows)
 
 
-def box(inner: str, faint: bool = False) -> str:
+def box(inner: str) -> str:
     """A box with monospaced text.
 
     Args:
         inner: HTML, escaped by the caller.
-        faint: grey, for text that was given to the model.
     """
-    return f'<div style="{_TEXT_BOX}{FAINT if faint else ""}">{inner}</div>'
+    return f'<div style="{_TEXT_BOX}">{inner}</div>'
 
 
 def caption(text: str) -> str:
@@ -222,10 +195,10 @@ def beside(columns: Iterable[tuple[str, str]]) -> str:
     """Captioned boxes beside each other, or below each other where there is no room.
 
     Args:
-        columns: (caption, HTML of the box).
+        columns: (caption, HTML inside the box, escaped by the caller).
     """
     cells = "".join(
-        f'<div style="flex:1 1 17em; min-width:0;">{caption(name)}{inner}</div>'
+        f'<div style="flex:1 1 17em; min-width:0;">{caption(name)}{box(inner)}</div>'
         for name, inner in columns
     )
     return (
@@ -257,11 +230,13 @@ def shown(text: str) -> str:
     return html.escape(text.replace("\n", "↵\n"))
 
 
-def tokens_text(ids: Iterable[int], breaks: bool = True) -> str:
-    """The text of some tokens, escaped, with a visible ↵ at each line break.
+def marked(ids: Iterable[int], style: str = "", breaks: bool = False) -> str:
+    """The text of some tokens in a style of its own, escaped, with a visible ↵ at each line break.
 
     Args:
         breaks: False continues in the same line after ↵: a model may say nothing but line breaks.
     """
     text = shown("".join(token_strings(ids)))
-    return text if breaks else text.replace("↵\n", "↵")
+    if not breaks:
+        text = text.replace("↵\n", "↵")
+    return f'<span style="{style}">{text}</span>' if style and text else text

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -16,19 +18,16 @@ from gpt2_nb_utils.figures.style import (
     BLUE,
     PALE,
     WARM,
-    arrow,
-    box,
-    canvas,
-    label_ends,
+    diagram,
+    legend_beside,
     panel,
-    write,
 )
 
 if TYPE_CHECKING:
     from gpt2_nb_utils.model.gpt2 import GPT2Config
 
-_STROKES = (("-", "o"), ("--", "s"), (":", "^"))
-"""Line and marker of the first, second and third series of a figure."""
+_STROKES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
+"""Line and marker of the first, second, third and fourth series of a figure."""
 DARKEST = 0.5
 """The attention weight from which a map is black: rarely does a head put more on a single token."""
 
@@ -36,58 +35,56 @@ DARKEST = 0.5
 def architecture(config: GPT2Config) -> Figure:
     """The network as a drawing, read from top to bottom: left the whole, right one block."""
     C, V, n_layer = config.n_embd, config.vocab_size, config.n_layer
-    figure, axes = canvas(9.5, 8, 19, 16)
-    for x, top, bottom in ((4, 0.9, 14.7), (11, 1.7, 14.2)):  # the two residual streams
-        axes.plot([x, x], [top, bottom - 0.4], color="0.35", linewidth=5, solid_capstyle="butt")
-        axes.plot([x], [bottom - 0.35], marker="v", markersize=13, color="0.35")
-    embeddings = f"token embedding {V:,} × {C}\n+ position embedding {config.block_size:,} × {C}"
-    head = "head: times the token embedding,\ntransposed (the same weights)"
-    box(axes, 4, 0.7, 5.4, "token ids (B, T)", "white")
-    box(axes, 4, 2.5, 6.4, embeddings, WARM, 1.5)
-    for y, number in zip([5.2, 6.5, 9.0] if n_layer > 2 else [5.2, 7.5], [1, 2, n_layer]):
-        if number <= n_layer:
-            box(axes, 4, y, 4.6, f"block {number}", PALE)
+    blocks = [f"block {number}" for number in range(1, n_layer + 1)]
     if n_layer > 3:
-        write(axes, 3.6, 7.75, f"{n_layer} blocks in all", ha="right")
-    box(axes, 4, 11.0, 4.6, "last LayerNorm", "white")
-    box(axes, 4, 12.9, 6.4, head, WARM, 1.5)
-    box(axes, 4, 15.3, 5.4, f"logits (B, T, {V:,})", "white")
-    axes.fill(
-        [6.3, 8.6, 8.6, 6.3], [4.75, 1.7, 14.2, 5.65], color="0.93", zorder=0
-    )  # opens block 1
-    write(axes, 11, 1.2, "inside one block: the residual stream (B, T, C)")
-    attention = f"attention, {config.n_head} heads\n(tokens exchange information)"
-    mlp = f"MLP, {C} → {4 * C:,} → {C}\n(each token on its own)"
-    for y, number, branch in ((2.6, 1, attention), (8.7, 2, mlp)):
-        arrow(axes, (11, y), (15.6, y), (15.6, y + 4.2), (11.4, y + 4.2))
-        box(axes, 15.6, y + 1.1, 4.6, f"LayerNorm {number}", "white")
-        box(axes, 15.6, y + 2.65, 5.6, branch, PALE, 1.3)
-        circle = dict(boxstyle="circle,pad=0.15", facecolor="white", edgecolor="black")
-        write(axes, 11, y + 4.2, "+", fontsize=15, bbox=circle)
+        blocks[2:-1] = [f"… {n_layer} blocks in all …"]
+    whole = [
+        ("token ids (B, T)", "white"),
+        (f"token embedding {V:,} × {C}\n+ position embedding {config.block_size:,} × {C}", WARM),
+        *((block, PALE) for block in blocks),
+        ("last LayerNorm", "white"),
+        ("head: times the token embedding,\ntransposed (the same weights)", WARM),
+        (f"logits (B, T, {V:,})", "white"),
+    ]
+    left, stream, branch, height = 2.0, 5.5, 7.7, 0.8 * len(whole)
+    boxes = [(left, 0.4 + 0.8 * row, *step) for row, step in enumerate(whole)]
+    attention = (
+        f"LayerNorm 1, then\nattention, {config.n_head} heads\n(tokens exchange information)"
+    )
+    mlp = f"LayerNorm 2, then\nMLP, {C} → {4 * C:,} → {C}\n(each token on its own)"
+    inside = [
+        (stream, 0.1, "inside one block: the residual stream (B, T, C)", "white"),
+        (branch, 0.3, attention, PALE),
+        (stream, 0.5, "+", "white"),
+        (branch, 0.7, mlp, PALE),
+        (stream, 0.9, "+", "white"),
+    ]
+    boxes += [(x, share * height, text, fill) for x, share, text, fill in inside]
+    first = len(whole)
+    arrows = [(number, number + 1) for number in range(first, first + 4)]
+    figure, axes = diagram(9.5, height, boxes, arrows)
+    for x, top in ((left, 0.4), (stream, 0.1 * height)):  # the residual streams
+        axes.plot([x, x], [top, height - 0.4], color="0.35", linewidth=5, zorder=0)
     return figure
 
 
 def heads_figure(config: GPT2Config) -> Figure:
     """Multi-head attention from top to bottom: channels cut into heads, attention, joined again."""
-    C, H = config.n_embd, config.n_head
-    figure, axes = canvas(9.5, 4.6, 19, 9.4)
-    box(axes, 9.5, 0.7, 12, f"a token's vector after LayerNorm 1: C = {C} channels", "white")
-    box(axes, 9.5, 2.2, 16, f"c_attn: queries, keys and values, {C} channels each", WARM)
-    box(axes, 9.5, 7.0, 16, f"the {H} results side by side: {C} channels again", "white")
-    box(axes, 9.5, 8.6, 12, f"c_proj mixes them: {C} → {C}, added to the residual stream", WARM)
-    arrow(axes, (9.5, 1.2), (9.5, 1.7))
-    arrow(axes, (9.5, 7.5), (9.5, 8.1))
-    shown = [1, 2, 3, H] if H > 4 else range(1, H + 1)
-    width = 16 / len(shown)
-    for number, head in enumerate(shown):
-        x = 1.5 + width * (number + 0.5)
-        text = f"head {head}\nattention with\n{C // H} channels"
-        box(axes, x, 4.6, width - 0.7, text, PALE, 1.9)
-        arrow(axes, (x, 2.7), (x, 3.6))
-        arrow(axes, (x, 5.6), (x, 6.5))
-        if head > number + 1:
-            write(axes, x - width / 2, 4.6, "…", fontsize=15)
-    return figure
+    C, H, middle = config.n_embd, config.n_head, 4.75
+    boxes = [
+        (middle, 0.3, f"a token's vector after LayerNorm 1: C = {C} channels", "white"),
+        (middle, 1.1, f"c_attn: queries, keys and values, {C} channels each", WARM),
+        (middle, 3.5, f"the {H} results side by side: {C} channels again", "white"),
+        (middle, 4.3, f"c_proj mixes them: {C} → {C}, added to the residual stream", WARM),
+    ]
+    heads = [1, 2, 3, "…", H] if H > 4 else range(1, H + 1)
+    for number, head in enumerate(heads):
+        x = 2 * middle * (number + 0.5) / len(heads)
+        boxes.append((x, 2.3, f"head {head}\nattention with\n{C // H} channels", PALE))
+    arrows = [(0, 1), (2, 3)]
+    for head in range(4, len(boxes)):
+        arrows += [(1, head), (head, 2)]
+    return diagram(2 * middle, 4.6, boxes, arrows)[0]
 
 
 def parts_figure(parts: Sequence[tuple[str, str, int]]) -> Figure:
@@ -97,33 +94,27 @@ def parts_figure(parts: Sequence[tuple[str, str, int]]) -> Figure:
         parts: rows (part, arithmetic, parameters), as `parameter_parts` returns them.
     """
     names, _, counts = zip(*parts)
-    unit, name = (1e6, "millions") if sum(counts) > 1e7 else (1e3, "thousands")
-    figure, axes = panel(8, 3.4, xlabel=f"parameters ({name})", xmargin=0.12)
-    shown = axes.barh(names, np.divide(counts, unit), color=BLUE, height=0.65)
-    axes.bar_label(shown, fmt="{:.2f}", padding=4)
+    figure, axes = panel(8, 3.4, xlabel="parameters", xmargin=0.15, xticks=[])
+    axes.bar_label(axes.barh(names, counts, color=BLUE, height=0.65), fmt="{:,.0f}", padding=4)
     axes.invert_yaxis()
     return figure
 
 
 def weight_figure(stds: Sequence[tuple[str, int, float, float]]) -> Figure:
-    """The measured standard deviation of every weight matrix by layer, the expected one as a line.
+    """The measured standard deviation of every weight matrix by its kind, the expected as lines.
 
     Args:
         stds: rows (name, count, expected, measured), as `weight_stds` returns them.
     """
-    figure, axes = panel(8, 3.8, xlabel="block (0: the embeddings)", ylim=(0, 0.024))
-    axes.set_ylabel("standard deviation")
-    kinds = ("wte", "wpe", "attn.c_attn", "mlp.c_fc", "attn.c_proj", "mlp.c_proj")
-    for number, (kind, marker) in enumerate(zip(kinds, "PXs^oD")):
-        fill = "white" if kind.startswith("mlp") else BLUE
-        measured = [std for name, _, _, std in stds if name.endswith(f"{kind}.weight")]
-        blocks = np.arange(len(measured)) + (number > 1) + (0.18 if number % 2 else -0.18)
-        look = dict(color="black", markerfacecolor=fill, markersize=7)
-        axes.plot(blocks, measured, marker, label=kind, **look)
-    expected = {f"expected {std:.5f}": std for _, _, std, _ in stds if std}
-    _levels(axes, expected, linestyle="-", zorder=0)
-    axes.locator_params(axis="x", integer=True)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=6)
+    figure, axes = panel(8, 3.8, ylabel="standard deviation", ylim=(0, 0.024))
+    axes.set_xlabel("weight matrix (a circle for each block)")
+    weights = [row for row in stds if row[2]]  # biases begin at 0, LayerNorms at 1
+    kinds = [re.sub(r"transformer\.(h\.\d+\.)?|\.weight", "", name) for name, *_ in weights]
+    measured = [std for *_, std in weights]
+    axes.plot(kinds, measured, "o", color=BLUE, markerfacecolor="none", markersize=8)
+    for std in sorted({std for _, _, std, _ in weights}, reverse=True):
+        axes.axhline(std, linestyle=":", label=f"expected {std:.5f}")
+    legend_beside(axes)
     return figure
 
 
@@ -146,31 +137,13 @@ def lines(
     """
     figure, axes = panel(8, 3.6, xlabel=xlabel, ylabel=ylabel, yscale="log" if log_y else "linear")
     for (name, (xs, ys)), (stroke, marker) in zip(series.items(), _STROKES):
-        axes.plot(xs, ys, stroke, label=name, marker=marker if markers else "")
+        axes.plot(xs, ys, linestyle=stroke, label=name, marker=marker if markers else "")
     if from_zero:
         axes.set_ylim(bottom=0)
-    if levels:
-        _levels(axes, levels, linestyle=(0, (1, 2)))
-    if len(series) > 1:
-        axes.legend()
-    return figure
-
-
-def _levels(axes: Axes, levels: Mapping[str, float], **look: Any) -> None:
-    for level in levels.values():
-        axes.axhline(level, **look)
-    label_ends(axes, [(name, level, "black") for name, level in levels.items()])
-
-
-def before_after(before: Tensor, after: Tensor, xlabel: str, operation: str) -> Figure:
-    """Two vectors (2, C) before an operation (left) and after it, each side with its own scale."""
-    figure = Figure(figsize=(9, 3.4))
-    sides = {f"before {operation}": before, f"after {operation}": after}
-    for axes, (title, pair) in zip(figure.subplots(1, 2), sides.items()):
-        axes.set(xlabel=xlabel, ylabel="value", title=title)
-        axes.plot(pair[0], "o-", label="first vector", markersize=9)
-        axes.plot(pair[1], "s--", label="second vector")
-        axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, -0.42))
+    for name, level in (levels or {}).items():
+        axes.axhline(level, linestyle=":", label=name)
+    if len(series) > 1 or levels:
+        legend_beside(axes)
     return figure
 
 
@@ -179,17 +152,31 @@ def bars(heights: Sequence[float], xlabel: str, ylabel: str, mark: int) -> Figur
     places = range(len(heights))
     figure, axes = panel(8, 2.8, xlabel=xlabel, ylabel=ylabel, xticks=places)
     axes.bar(places, heights, color=BLUE, width=0.7)
-    axes.axvline(mark - 0.5, linestyle="--")
-    axes.text(mark - 0.6, 0.95 * max(heights), f"changed here: {mark}", ha="right", va="top")
+    axes.axvline(mark - 0.5, linestyle="--", label=f"changed here: {mark}")
+    axes.legend()
     return figure
 
 
-def histogram(values: Tensor, xlabel: str, marks: Mapping[str, float]) -> Figure:
-    """How often each value occurs, with named vertical lines."""
-    figure, axes = panel(8, 3.0, xlabel=xlabel, ylabel="targets")
-    axes.hist(values.numpy(), bins=min(40, max(8, len(values) // 12)), color=PALE, edgecolor=BLUE)
+def histogram(
+    series: Mapping[str, Tensor],
+    xlabel: str,
+    ylabel: str,
+    marks: Mapping[str, float],
+    log_x: bool = False,
+) -> Figure:
+    """How often each value occurs, with named vertical lines.
+
+    Args:
+        series: name: values (n,), above 0 where `log_x`.
+    """
+    figure, axes = panel(8, 3, xlabel=xlabel, ylabel=ylabel, xscale="log" if log_x else "linear")
+    every = torch.cat(list(series.values()))
+    spaced = np.geomspace if log_x else np.linspace
+    bins = spaced(every.min(), every.max(), 60)
+    for (name, values), fill in zip(series.items(), (PALE, "none")):
+        axes.hist(values, bins, histtype="stepfilled", label=name, facecolor=fill, edgecolor=BLUE)
     for (name, place), (stroke, _) in zip(marks.items(), _STROKES):
-        axes.axvline(place, linestyle=stroke, label=f"{name} = {float(place):.3f}")
+        axes.axvline(place, linestyle=stroke, label=f"{name}: {place:.4g}")
     axes.legend()
     return figure
 
@@ -201,7 +188,7 @@ def mask_figure(pieces: Sequence[str]) -> Figure:
         side, side, xlabel="token looked at (key)", ylabel="token that looks (query)"
     )
     allowed = np.tri(len(pieces))
-    _cells(axes, 0.55 * allowed, np.where(allowed, "", "×"), pieces, pieces)
+    cells(axes, 0.55 * allowed, np.where(allowed, "", "×"), pieces, pieces)
     return figure
 
 
@@ -215,19 +202,17 @@ def attention_steps(q: Tensor, k: Tensor, v: Tensor) -> Figure:
     scores = (q @ k.T).numpy() / D**0.5  # (T, T)
     masked = np.where(np.tri(T), scores, -np.inf)
     weights = np.exp(masked) / np.exp(masked).sum(axis=1, keepdims=True)
-    times, channels = [f"t={t}" for t in range(T)], [f"d={d}" for d in range(D)]
     steps = (
-        ("scores  q kᵀ / √D", scores, times, "key"),
-        ("future masked", masked, times, "key"),
-        ("softmax of each row", weights, times, "key"),
-        ("weights times v", weights @ v.numpy(), channels, "channel"),
+        ("scores  q kᵀ / √D", scores, "key"),
+        ("future masked", masked, "key"),
+        ("softmax of each row", weights, "key"),
+        ("weights times v", weights @ v.numpy(), "channel"),
     )
     figure = Figure(figsize=(9.5, 2.9))
     panels = figure.subplots(1, 4, sharey=True, width_ratios=[T, T, T, D])
-    for axes, (title, matrix, columns, xlabel) in zip(panels, steps):
-        sizes = np.nan_to_num(abs(matrix), posinf=0)
+    for axes, (title, matrix, xlabel) in zip(panels, steps):
         texts = np.char.replace(np.char.mod("%.2f", matrix), "-inf", "−∞")
-        _cells(axes, 0.4 * sizes / max(1.0, sizes.max()), texts, times, columns)
+        cells(axes, np.clip(matrix / 8, 0, 0.5), texts, range(T), range(matrix.shape[1]))
         axes.set(title=title, xlabel=xlabel)
     panels[0].set_ylabel("query")
     return figure
@@ -242,14 +227,18 @@ def cache_figure(n_prompt: int, n_new: int) -> Figure:
     cases = {"without a cache": there, "with a KV cache": new}
     for axes, (case, computed) in zip(figure.subplots(1, 2), cases.items()):
         shades, texts = 0.12 * there + 0.58 * computed, np.where(there & ~computed, "c", "")
-        _cells(axes, shades, texts, range(1, n_new + 1), range(1, n_prompt + n_new))
+        cells(axes, shades, texts, range(1, n_new + 1), range(1, n_prompt + n_new))
         title = f"{case}: {computed.sum()} positions computed"
         axes.set(xlabel="position in the context", ylabel="new token number", title=title)
     return figure
 
 
 def map_grid(
-    maps: Sequence[Tensor], layers: Sequence[int], heads: Sequence[int], pieces: Sequence[str]
+    maps: Sequence[Tensor],
+    layers: Sequence[int],
+    heads: Sequence[int],
+    pieces: Sequence[str],
+    inches: float = 2.6,
 ) -> Figure:
     """Attention maps, a row per layer and a column per head, with one scale of darkness for all.
 
@@ -258,15 +247,22 @@ def map_grid(
         layers: indices of the layers to draw.
         heads: indices of the heads to draw.
         pieces: the T tokens as text.
+        inches: side of each map.
     """
-    figure = Figure(figsize=(1.0 + 2.3 * len(heads), 1.0 + 2.3 * len(layers)))
-    grid = figure.subplots(len(layers), len(heads), squeeze=False)
+    figure = Figure(figsize=(1.5 + inches * len(heads), 1 + inches * len(layers)))
+    grid = figure.subplots(len(layers), len(heads), squeeze=False, sharex=True, sharey=True)
     for (row, column), axes in np.ndenumerate(grid):
         layer, head = layers[row], heads[column]
-        attention_map(axes, maps[layer][0, head], f"layer {layer + 1}, head {head + 1}")
-        name_ticks(axes.yaxis, [] if column else pieces, fontsize=7)
-    figure.supxlabel("token looked at (same order as on the left)")
-    attention_scale(figure)
+        weights = maps[layer][0, head].float().cpu().numpy()  # (T, T)
+        image = axes.imshow(weights, vmin=0, vmax=DARKEST)
+        axes.set_title(f"layer {layer + 1}, head {head + 1}")
+        axes.grid(False)
+        name_ticks(axes.xaxis, pieces, rotation=90)
+        name_ticks(axes.yaxis, pieces)
+    figure.supxlabel("token looked at (key)")
+    figure.supylabel("token that looks (query)")
+    label = f"attention weight (darkest: {DARKEST:g} and more)"
+    figure.colorbar(image, ax=grid, label=label, shrink=0.8)
     return figure
 
 
@@ -281,35 +277,21 @@ def choices(ways: Mapping[str, Tensor], candidates: Sequence[str]) -> Figure:
     panels = figure.subplots(1, len(ways), sharey=True, squeeze=False)[0]
     for axes, (name, probabilities) in zip(panels, ways.items()):
         heights = axes.bar(range(len(candidates)), probabilities, color=BLUE)
-        axes.bar_label(heights, [f"{p:.2f}" if p else "0" for p in probabilities], fontsize=9)
+        axes.bar_label(heights, fmt=lambda p: f"{p:.2f}" if p else "0", fontsize=9)
         axes.set(title=name, ylim=(0, 1.05))
         name_ticks(axes.xaxis, candidates, rotation=45)
     panels[0].set_ylabel("probability")
     return figure
 
 
-def attention_map(axes: Axes, weights: Tensor, title: str) -> None:
-    """Draw the attention weights (T, T) of one head, without names at the ticks."""
-    axes.imshow(weights.float().cpu().numpy(), vmin=0, vmax=DARKEST)
-    axes.grid(False)
-    axes.set(title=title, xticks=[], yticks=[])
-
-
-def attention_scale(figure: Figure) -> None:
-    """Draw beside the maps of a figure what their darkness means."""
-    label = f"attention weight (darkest: {DARKEST:g} and more)"
-    figure.colorbar(figure.axes[0].images[0], ax=figure.axes, label=label, shrink=0.8)
-
-
-def name_ticks(axis: Axis, names: Sequence[object], rotation: float = 0, fontsize: int = 9) -> None:
+def name_ticks(axis: Axis, names: Sequence[object], rotation: float = 0) -> None:
     """Name the ticks 0, 1, 2, … of an axis by tokens or numbers."""
     texts = [mark_whitespace(str(name)) for name in names]
     # A corpus may hold dollar signs, which would start a formula.
-    look = dict(parse_math=False, rotation=rotation, fontsize=fontsize)
-    axis.set_ticks(range(len(texts)), texts, **look)
+    axis.set_ticks(range(len(texts)), texts, parse_math=False, rotation=rotation, fontsize=8)
 
 
-def _cells(
+def cells(
     axes: Axes,
     shades: np.ndarray,
     texts: np.ndarray,
@@ -317,14 +299,13 @@ def _cells(
     columns: Sequence[object],
 ) -> None:
     """Draw cells, white (0) to black (1), each with its text; name rows and columns."""
-    n_rows, n_columns = shades.shape
-    x, y = np.arange(n_columns + 1) - 0.5, np.arange(n_rows + 1) - 0.5  # the borders
-    axes.pcolormesh(x, y, shades, cmap="Greys", vmin=0, vmax=1, edgecolors="0.6", linewidth=0.6)
-    axes.set(aspect="equal", ylim=(n_rows - 0.5, -0.5))
+    places = range(len(columns)), range(len(rows))
+    axes.pcolormesh(*places, shades, vmin=0, vmax=1, edgecolors="0.6", linewidth=0.6)
+    axes.set(aspect="equal", ylim=(len(rows) - 0.5, -0.5))  # rows from above
     axes.grid(False)
     axes.tick_params(length=0)
     is_long = any(len(str(column)) > 3 for column in columns)
     name_ticks(axes.xaxis, columns, rotation=90 if is_long else 0)
     name_ticks(axes.yaxis, rows)
     for (row, column), text in np.ndenumerate(texts):
-        write(axes, column, row, text, fontsize=9)
+        axes.text(column, row, text, ha="center", va="center", fontsize=9)

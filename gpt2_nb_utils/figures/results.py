@@ -15,31 +15,29 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gpt2_nb_utils.config import TARGET_LOSS
-from gpt2_nb_utils.figures.model import DARKEST, attention_map, attention_scale, name_ticks
+from gpt2_nb_utils.figures.model import DARKEST
 from gpt2_nb_utils.figures.style import (
     BLUE,
     GREY,
     RANDOM_LOSS,
     column,
-    label_ends,
+    legend_beside,
     moving_average,
     panel,
     plain_log_axis,
     reference_losses,
-    write,
 )
-from gpt2_nb_utils.results.verdict import loss_text
+from gpt2_nb_utils.wording import loss_text
 
 if TYPE_CHECKING:
-    from gpt2_nb_utils.results.attention import Head
     from gpt2_nb_utils.training.records import RecallRow, Row
 
 _LOG_FROM = 5.0
 """A largest value so many times the smallest gets a logarithmic axis."""
 _BOUND_WITHIN = 200
-"""A lower bound so many times below all else is not drawn: it would leave the curves too little space."""
+"""A lower bound so many times below all else is not drawn: the curves would shrink to a strip."""
 _BOUND_FROM = 0.03
-"""A lower bound below this share of a linear axis is not drawn: it would lie on the target's line."""
+"""A lower bound below this share of a linear axis is not drawn: the target's line is there."""
 _BETWEEN = "#c9dbec"
 """The colour between two attention maps, whose own upper right is white."""
 _MANY = 60
@@ -55,6 +53,7 @@ _NAMES = {
     "tok_per_s": "speed",
     "loss_scale": "loss scale",
 }
+_STEPS = "step (optimizer updates)"
 _UNITS = {"tok_per_s": " (tokens/s)", "loss_scale": " (factor)"}
 
 
@@ -66,37 +65,31 @@ def loss_figure(
     Args:
         rows: the metrics so far; one row, or none, will do.
         target: the training loss to reach, nats per token.
-        lower_bound: the training loss that no model can beat (`loss_lower_bound`), nats per token; drawn
-            where the axis of the curves can reach down to it. None where it is not known.
+        lower_bound: the training loss that no model can beat (`loss_lower_bound`), nats per token;
+            drawn where the axis of the curves can reach down to it. None where it is not known.
     """
     figure, axes = panel(8, 4.2, ylabel="loss (nats per token)")
-    ends = reference_losses(axes, target)
+    reference_losses(axes, target)
     steps, losses = column(rows, "loss")
     if losses:
-        marker = "." if len(losses) <= _MANY else ""
-        axes.plot(steps, losses, color=GREY, linewidth=0.8, marker=marker)
-        if len(losses) >= _AVERAGED_FROM:
-            smooth = moving_average(losses)
-            axes.plot(steps, smooth, color="black", linewidth=1.8)
-            ends.append(("moving average", smooth[-1], "black"))
-        ends.append(("batch loss", losses[-1], "0.4"))
+        axes.plot(steps, losses, color=GREY, linewidth=0.8, marker=_dot(losses), label="batch loss")
+    if len(losses) >= _AVERAGED_FROM:
+        look = dict(color="black", linewidth=1.8, label="moving average")
+        axes.plot(steps, moving_average(losses), **look)
     measured_at, measured = column(rows, "train_loss")
     if measured:
-        axes.plot(measured_at, measured, markeredgewidth=1.5, zorder=4, **_DIAMONDS)
-        ends.append(("training loss ◇", measured[-1], BLUE))
-    if _loss_axis(axes, losses + measured, target, lower_bound):
+        axes.plot(measured_at, measured, zorder=4, label="training loss", **_DIAMONDS)
+    if _loss_axis(axes, [*losses, *measured], target, lower_bound or 0):
         axes.axhline(lower_bound)
-        below = dict(facecolor="none", edgecolor="0.6", linewidth=0, hatch="////")
-        axes.axhspan(axes.get_ylim()[0], lower_bound, **below)
-        ends.append((f"lower bound {lower_bound:.3g}", lower_bound, "black"))
+        name = f"lower bound {lower_bound:.3g}"
+        look = dict(fill=False, edgecolor="0.6", hatch="////", label=name)
+        axes.axhspan(axes.get_ylim()[0], lower_bound, **look)
     _steps_and_epochs(axes, rows)
-    label_ends(axes, ends)
+    legend_beside(axes)
     return figure
 
 
-def _loss_axis(
-    axes: Axes, drawn: Sequence[float], target: float, lower_bound: float | None
-) -> bool:
+def _loss_axis(axes: Axes, drawn: Sequence[float], target: float, lower_bound: float) -> bool:
     """Set a logarithmic axis when the losses span much: each factor down is then the same distance.
 
     Returns:
@@ -104,15 +97,18 @@ def _loss_axis(
     """
     top = max([RANDOM_LOSS, *drawn])
     positive = [loss for loss in drawn if loss > 0]
-    if positive and max(positive) > _LOG_FROM * min(positive):
-        lowest = min([target, *positive])
-        has_bound = lower_bound is not None and lower_bound > lowest / _BOUND_WITHIN
-        plain_log_axis(
-            axes, min(0.75 * lowest, 0.6 * lower_bound if has_bound else lowest), 1.25 * top
-        )
-        return has_bound
-    axes.set_ylim(0, 1.08 * top)
-    return lower_bound is not None and lower_bound > _BOUND_FROM * top
+    if not positive or max(positive) <= _LOG_FROM * min(positive):
+        axes.set_ylim(0, 1.08 * top)
+        return lower_bound > _BOUND_FROM * top
+    lowest = min([target, *positive])
+    has_room = lower_bound > lowest / _BOUND_WITHIN
+    bottom = min(0.75 * lowest, 0.6 * lower_bound) if has_room else 0.75 * lowest
+    plain_log_axis(axes, bottom, 1.25 * top)
+    return has_room
+
+
+def _dot(values: Sequence[float]) -> str:
+    return "." if len(values) <= _MANY else ""
 
 
 def curve_figure(rows: Sequence[Row], name: str, clip_grad: float = 0.0) -> Figure:
@@ -125,31 +121,25 @@ def curve_figure(rows: Sequence[Row], name: str, clip_grad: float = 0.0) -> Figu
     figure, axes = panel(8, 2.8, ylabel=_NAMES[name] + _UNITS.get(name, ""))
     _steps_and_epochs(axes, rows)
     steps, values = column(rows, name)
-    if not values:
-        write(axes, 0.5, 0.5, "nothing logged yet", transform=axes.transAxes, color="0.4")
-        axes.set_yticks([])
-        return figure
-    marker = "o" if len(values) <= _MANY else ""
-    axes.plot(steps, values, color=BLUE, marker=marker)
-    shown = [*values, clip_grad or values[0]]
+    axes.plot(steps, values, color=BLUE, marker=_dot(values))
+    shown = [*values, clip_grad or max(values, default=1)]
     low, high = min(shown), max(shown)
-    if name == "loss_scale" and low > 0:
-        axes.set_yscale("log", base=2)
-        axes.set_ylim(low / 2, high * 2)
-    elif name == "grad_norm" and low > 0 and high > _LOG_FROM * low:
+    if name in ("grad_norm", "loss_scale") and low > 0 and high > _LOG_FROM * low:
         plain_log_axis(axes, low / 1.3, high * 1.3)
     else:
         axes.set_ylim(0, 1.08 * high or 1)
         axes.yaxis.set_major_formatter("{x:,g}")
     if clip_grad:
-        axes.axhline(clip_grad, linestyle="--")
-        label_ends(axes, [(f"clipped to {clip_grad:g}", clip_grad, "black")])
+        axes.axhline(clip_grad, linestyle="--", label=f"clipped to {clip_grad:g}")
+        axes.legend()
+    if not values:
+        axes.set_title("nothing logged yet")
     return figure
 
 
 def _steps_and_epochs(axes: Axes, rows: Sequence[Row]) -> None:
     last_step = max([1, *(row.step for row in rows)])
-    axes.set(xlim=(-0.01 * last_step, 1.01 * last_step), xlabel="step (optimizer updates)")
+    axes.set(xlim=(-0.01 * last_step, 1.01 * last_step), xlabel=_STEPS)
     axes.locator_params(axis="x", integer=True)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if rows and rows[-1].step and rows[-1].epoch:
@@ -161,7 +151,7 @@ def _steps_and_epochs(axes: Axes, rows: Sequence[Row]) -> None:
         above.spines["top"].set_visible(False)
 
 
-def in_words(rows: Sequence[Row], name: str) -> str:
+def curve_text(rows: Sequence[Row], name: str) -> str:
     """What the curve of one column says, for those who cannot see it.
 
     Args:
@@ -183,14 +173,14 @@ def in_words(rows: Sequence[Row], name: str) -> str:
     return f"{text} from {at(first)} to {at(last)}; highest {at(highest)}, lowest {at(lowest)}."
 
 
-def loss_in_words(
+def loss_figure_text(
     rows: Sequence[Row], target: float = TARGET_LOSS, lower_bound: float | None = None
 ) -> str:
-    """What the loss figure says, for those who cannot see it; it always names a known lower bound."""
+    """What the loss figure says, for those who cannot see it; it names a known lower bound."""
     levels = f"Target {target:g}, random guess {RANDOM_LOSS:.3f}"
     if lower_bound is not None:
         levels += f", lower bound that no training can beat {loss_text(lower_bound)}"
-    return f"{in_words(rows, 'loss')} {in_words(rows, 'train_loss')} {levels}."
+    return f"{curve_text(rows, 'loss')} {curve_text(rows, 'train_loss')} {levels}."
 
 
 def recall_figure(rows: Sequence[RecallRow]) -> Figure:
@@ -199,18 +189,17 @@ def recall_figure(rows: Sequence[RecallRow]) -> Figure:
     Args:
         rows: at least one. Two are not joined: the line would show a course that nobody measured.
     """
-    labels = dict(xlabel="step (optimizer updates)", ylabel="share (%)")
-    figure, axes = panel(8, 3.4, ylim=(-2, 102), **labels)
+    figure, axes = panel(8, 3.4, ylim=(-2, 102), xlabel=_STEPS, ylabel="share (%)")
     steps = [row.step for row in rows]
     verbatim = [100 * row.recalled.share for row in rows]
     right = [100 * row.recalled.right / row.recalled.continued for row in rows]
-    unjoined = {} if len(rows) > 2 else {"linestyle": "none"}
-    circles = dict(color="black", marker="o")
-    axes.plot(steps, right, **(_DIAMONDS | unjoined))
-    axes.plot(steps, verbatim, linewidth=1.8, **(circles | unjoined))
+    width = 1.8 if len(rows) > 2 else 0
+    look = dict(linewidth=width, label="tokens right before\nthe first error")
+    axes.plot(steps, right, **_DIAMONDS, **look)
+    look = dict(linewidth=width, label="openings continued\nverbatim")
+    axes.plot(steps, verbatim, color="black", marker="o", **look)
     axes.locator_params(axis="x", integer=True)
-    texts = "openings continued\nverbatim ●", "tokens right before\nthe first error ◇"
-    label_ends(axes, [(texts[0], verbatim[-1], "black"), (texts[1], right[-1], BLUE)])
+    legend_beside(axes)
     return figure
 
 
@@ -223,9 +212,8 @@ def all_heads(maps: Sequence[Tensor]) -> Figure:
     n_layers, (_, n_heads, T, _) = len(maps), maps[0].shape
     gap = 1 + T // 16  # cells around each map
     side = T + 2 * gap
-    tiles = pad(
-        torch.cat(list(maps)).float().cpu(), [gap] * 4, value=math.nan
-    )  # (L, H, side, side)
+    weights = torch.cat(list(maps)).float().cpu()  # (L, H, T, T)
+    tiles = pad(weights, [gap] * 4, value=math.nan)  # (L, H, side, side)
     # One picture of all: a hundred and more panels would take matplotlib many times as long.
     mosaic = tiles.transpose(1, 2).reshape(n_layers * side, n_heads * side).numpy()
     inches = min(2.0, 9.0 / n_heads)  # for a map
@@ -235,25 +223,7 @@ def all_heads(maps: Sequence[Tensor]) -> Figure:
     axes.set_xticks((np.arange(n_heads) + 0.5) * side - 0.5, range(1, n_heads + 1))
     axes.set_yticks((np.arange(n_layers) + 0.5) * side - 0.5, range(1, n_layers + 1))
     axes.set(xlabel="head", ylabel="layer")
+    axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
-    axes.spines[:].set_visible(False)
     axes.grid(False)
-    return figure
-
-
-def one_head(maps: Sequence[Tensor], which: Head, pieces: Sequence[str]) -> Figure:
-    """The map of one head with its tokens: row by row, where each token looks.
-
-    Args:
-        maps: one (1, H, T, T) per layer.
-        which: the head.
-        pieces: the T tokens as text.
-    """
-    side = 1.6 + 0.27 * len(pieces)
-    figure, axes = panel(side + 0.8, side, xlabel="token looked at", ylabel="token that looks")
-    attention_map(axes, maps[which.layer][0, which.head], str(which))
-    name_ticks(axes.xaxis, pieces, rotation=90)
-    name_ticks(axes.yaxis, pieces)
-    attention_scale(figure)
     return figure

@@ -1,4 +1,4 @@
-"""One style for all figures: colours, axes, boxes and arrows, labels at line ends, the PNG.
+"""One style for all figures: colours, axes, diagrams, legends, the PNG.
 
 Importing it sets the defaults of matplotlib, so what a reader draws in a notebook looks like the
 rest.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,6 @@ from cycler import cycler
 from matplotlib import pyplot, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, NullLocator
 
 from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE
@@ -59,39 +57,30 @@ def panel(width: float, height: float, **settings: Any) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot(**settings)
 
 
-def canvas(width: float, height: float, right: float, bottom: float) -> tuple[Figure, Axes]:
-    """A figure for a drawing: x from 0 to `right`, y from 0 (above) to `bottom`, no axes."""
-    figure, axes = panel(width, height, xlim=(0, right), ylim=(bottom, 0))
-    axes.axis("off")
-    return figure, axes
-
-
-def write(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
-    """Write a text around this point."""
-    axes.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": 11, **look})
-
-
-def box(
-    axes: Axes,
-    x: float,
-    y: float,
+def diagram(
     width: float,
-    text: str,
-    fill: str,
-    height: float = 0.9,
-    **look: Any,
-) -> None:
-    """Draw a box with rounded corners around its text."""
-    corner = x - width / 2, y - height / 2
-    shape = dict(boxstyle="round,pad=0.02,rounding_size=0.15", facecolor=fill, zorder=3)
-    axes.add_patch(FancyBboxPatch(corner, width, height, **shape))
-    write(axes, x, y, text, zorder=4, **look)
+    height: float,
+    boxes: Sequence[tuple[float, float, str, str]],
+    arrows: Iterable[tuple[int, int]],
+) -> tuple[Figure, Axes]:
+    """A drawing of this size in inches: boxes around texts, and arrows between them; no axes.
 
-
-def arrow(axes: Axes, *places: tuple[float, float]) -> None:
-    """Draw a line through these places with its head at the last one."""
-    look = dict(arrowstyle="-|>", mutation_scale=14, linewidth=1.4, facecolor="black")
-    axes.add_patch(FancyArrowPatch(path=Path(places), **look))
+    Args:
+        boxes: (x, y, text, fill); x from the left and y from above, in inches.
+        arrows: (from, to), numbers of boxes.
+    """
+    figure, axes = panel(width, height, xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    drawn = []
+    for x, y, text, fill in boxes:
+        frame = dict(boxstyle="round,pad=0.6", facecolor=fill)
+        drawn.append(axes.text(x, y, text, ha="center", va="center", bbox=frame))
+    for start, end in arrows:
+        look = dict(arrowstyle="-|>", facecolor="black", shrinkA=0, shrinkB=0)
+        # From middle to middle, cut off at the borders of both boxes.
+        look |= dict(patchA=drawn[start].get_bbox_patch(), patchB=drawn[end].get_bbox_patch())
+        axes.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=look)
+    return figure, axes
 
 
 def column(
@@ -122,34 +111,16 @@ def plain_log_axis(axes: Axes, low: float, high: float) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def reference_losses(axes: Axes, target: float) -> list[tuple[str, float, str]]:
-    """Draw the target and a random guess as lines; returns what `label_ends` writes beside them."""
-    axes.axhline(target, linestyle="--")
-    axes.axhline(RANDOM_LOSS, linestyle=(0, (1, 2)))
+def reference_losses(axes: Axes, target: float) -> None:
+    """Draw the target and a random guess as lines."""
+    axes.axhline(target, linestyle="--", label=f"target {target:g}")
     guess = f"random guess\nln {VOCAB_SIZE:,} = {RANDOM_LOSS:.3f}"
-    return [(f"target {target:g}", target, "black"), (guess, RANDOM_LOSS, "black")]
+    axes.axhline(RANDOM_LOSS, linestyle=(0, (1, 2)), label=guess)
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
-    """Write (text, y value, colour) beside the right edge, pushed apart where they would overlap.
-
-    Call it last: it reads the limits of the axes.
-    """
-    ends = sorted(ends, key=lambda end: end[1])
-    to_share = axes.transData + axes.transAxes.inverted()
-    shares = to_share.transform([(0, y) for _, y, _ in ends])[:, 1]
-    line = 11.5 / 72 / (axes.figure.get_size_inches()[1] * 0.78)  # height, as a share of the axes
-    heights = np.array([line * (1 + text.count("\n")) for text, _, _ in ends])
-    pile = heights.cumsum() - heights / 2  # their places where they lie on each other from 0
-    places = np.maximum.accumulate(shares - pile) + pile  # up from below
-    places = np.minimum(
-        places, 1 - pile[-1] + pile
-    )  # a pile that grew over the top comes down again
-    leader = dict(arrowstyle="-", color="0.6", linewidth=0.7, shrinkA=0, shrinkB=0, relpos=(0, 0.5))
-    for (text, _, colour), share, place in zip(ends, shares, places):
-        moved = dict(arrowprops=leader) if abs(place - share) > 0.01 else {}
-        look = dict(va="center", fontsize=9, color=colour, annotation_clip=False, **moved)
-        axes.annotate(text, (1, share), (1.03, place), "axes fraction", **look)
+def legend_beside(axes: Axes) -> None:
+    """Put the legend to the right of the axes, where it covers nothing."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
 
 
 def png(figure: Figure, alt: str) -> bytes:

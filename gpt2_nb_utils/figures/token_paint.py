@@ -22,9 +22,9 @@ from gpt2_nb_utils.figures.html import (
     caption,
     key,
     mark_whitespace,
+    marked,
     shown,
     table,
-    tokens_text,
 )
 from gpt2_nb_utils.tokenization.bpe import token_strings
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from gpt2_nb_utils.results.measure import Measured
 
 STEPS = (
-    (0.9, "#ffffff", "none"),
-    (0.5, "#fdf0c4", "underline dotted"),
-    (0.1, "#fbd98c", "underline dashed"),
-    (0.01, "#f4b46a", "underline"),
-    (0.001, "#e2935c", "underline double"),
-    (0.0, "#c97b5b", "underline wavy"),
+    (0.9, "#ffffff", "none", "at least 90 %", "up to 0.11"),
+    (0.5, "#fdf0c4", "underline dotted", "at least 50 %", "up to 0.69"),
+    (0.1, "#fbd98c", "underline dashed", "at least 10 %", "up to 2.30"),
+    (0.01, "#f4b46a", "underline", "at least 1 %", "up to 4.61"),
+    (0.001, "#e2935c", "underline double", "at least 0.1 %", "up to 6.91"),
+    (0.0, "#c97b5b", "underline wavy", "below 0.1 %", "above 6.91"),
 )
-"""(Probability from which a colour holds, colour, the line below a token).
+"""(Probability from which a colour holds, colour, the line below a token, both limits as text).
 
 Each colour is darker than the one before, in grey too.
 """
@@ -52,8 +52,8 @@ def step(loss: float) -> int:
 
 
 def _look(number: int) -> str:
-    _, colour, line = STEPS[number]
-    return f"background:{colour}; text-decoration:{line};"
+    _, colour, line, *_ = STEPS[number]
+    return f"color:{INK}; background:{colour}; text-decoration:{line};"
 
 
 def probability_text(loss: float) -> str:
@@ -78,12 +78,12 @@ def painted(
         losses: the loss of each (t,), nats.
         before, after: tokens around them that are shown in grey, without a loss.
     """
-    parts = [_given(before)]
+    parts = [marked(before, FAINT, breaks=True)]
     for text, loss in zip(token_strings(ids), (float(loss) for loss in losses), strict=True):
         figures = f"loss {loss:.3f} nats, probability {probability_text(loss)}"
         title = html.escape(f"{mark_whitespace(text)}   {figures}")
         parts.append(f'<span style="{_look(step(loss))}" title="{title}">{shown(text)}</span>')
-    parts.append(_given(after))
+    parts.append(marked(after, FAINT, breaks=True))
     return HTML(box("".join(parts)))
 
 
@@ -99,11 +99,8 @@ def painted_windows(measured: Measured, at_most_tokens: int = 500) -> HTML:
     for i in range(n_shown):
         window = measured.read[(2 * i + 1) * len(measured.read) // (2 * n_shown)]
         losses = window.losses[:at_most_tokens]
-        parts.append(
-            caption(
-                f"window {window.index:,} of {len(measured.windows):,}: mean loss {window.mean:.3f} nats per token"
-            )
-        )
+        number = f"window {window.index:,} of {len(measured.windows):,}"
+        parts.append(caption(f"{number}: mean loss {window.mean:.3f} nats per token"))
         # The first token of a window is given, not predicted.
         given, predicted = window.tokens[:1], window.tokens[1 : len(losses) + 1]
         parts.append(painted(predicted, losses.tolist(), before=given).data)
@@ -113,7 +110,7 @@ def painted_windows(measured: Measured, at_most_tokens: int = 500) -> HTML:
 def legend() -> HTML:
     """The colours with the probabilities and the losses that they stand for."""
     names = [
-        _class_key(number, f"{name}: loss {losses}")
+        key(f"{name}: loss {losses}", _look(number))
         for number, (name, losses) in enumerate(classes())
     ]
     names.append(key("grey: given, not predicted", FAINT))
@@ -123,15 +120,11 @@ def legend() -> HTML:
     )
 
 
-def _class_key(number: int, text: str) -> str:
-    return key(text, f"color:{INK}; {_look(number)}")
-
-
 def classes_table(measured: Measured) -> HTML:
     """How many of the measured predictions have each colour, and their share of the loss."""
     counted = shares(torch.cat([window.losses for window in measured.read]).double())
     rows = [
-        (HTML(_class_key(number, name)), limits, *counts)
+        (HTML(key(name, _look(number))), limits, *counts)
         for number, ((name, limits), counts) in enumerate(zip(classes(), counted))
     ]
     return table(
@@ -150,25 +143,14 @@ def classes_table(measured: Measured) -> HTML:
 def shares(losses: Tensor) -> list[tuple[int, str, str]]:
     """How many of these losses (n,) have each colour, as a share of all, and of their sum."""
     numbers = torch.tensor([step(loss) for loss in losses.tolist()])
-    members = [losses[numbers == number] for number in range(len(STEPS))]
+    counts = numbers.bincount(minlength=len(STEPS))
+    sums = numbers.bincount(losses, minlength=len(STEPS)) / losses.sum().clamp(min=1e-12)
     return [
-        (
-            len(each),
-            f"{len(each) / len(losses):.1%}",
-            f"{float(each.sum() / losses.sum().clamp(min=1e-12)):.1%}",
-        )
-        for each in members
+        (count, f"{count / len(losses):.1%}", f"{total:.1%}")
+        for count, total in zip(counts.tolist(), sums.tolist())
     ]
 
 
 def classes() -> list[tuple[str, str]]:
     """Each colour as (probabilities in words, losses in words)."""
-    texts = [f"{100 * probability:g} %" for probability, *_ in STEPS[:-1]]
-    limits = [f"up to {limit:.2f}" for limit in _LIMITS]
-    names = [f"at least {text}" for text in texts] + [f"below {texts[-1]}"]
-    return list(zip(names, [*limits, f"above {_LIMITS[-1]:.2f}"]))
-
-
-def _given(ids: Iterable[int]) -> str:
-    text = tokens_text(ids)
-    return f'<span style="{FAINT}" title="given, not predicted">{text}</span>' if text else ""
+    return [(probabilities, losses) for *_, probabilities, losses in STEPS]

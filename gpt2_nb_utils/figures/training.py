@@ -10,28 +10,26 @@ from itertools import cycle
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-import torch
 from IPython.display import DisplayHandle
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from gpt2_nb_utils.config import TARGET_LOSS, RunConfig
+from gpt2_nb_utils.figures.model import cells, lines
+from gpt2_nb_utils.figures.results import curve_text
 from gpt2_nb_utils.figures.style import (
     BLUE,
     GREY,
     PALE,
     RANDOM_LOSS,
-    arrow,
-    box,
-    canvas,
     column,
+    diagram,
     display_data,
-    label_ends,
+    legend_beside,
     moving_average,
     panel,
     plain_log_axis,
     reference_losses,
-    write,
 )
 from gpt2_nb_utils.training.optimizer import learning_rate_factor
 
@@ -41,6 +39,8 @@ if TYPE_CHECKING:
 
 SMALLEST_FP16 = 2.0**-24
 """The smallest positive fp16 number."""
+_FORMATS = {"fp32": (8, 23), "fp16": (5, 10), "bf16": (8, 7)}
+"""Bits of the exponent and of the fraction; the sign has one."""
 _ROUNDING = 1e-5
 """Singular values below this share of the largest are rounding errors: no gradient there."""
 _SECONDS_BETWEEN_DRAWINGS = 3.0
@@ -48,23 +48,16 @@ _SECONDS_BETWEEN_DRAWINGS = 3.0
 
 def training_step() -> Figure:
     """One training step as a circle of five boxes, each with what comes out of it."""
-    figure, axes = canvas(9, 2.7, 20, 6)
-    boxes = (
-        ("batch", "windows of\ntokens"),
-        ("forward", "a probability for\neach next token"),
-        ("loss", "how surprising\nwas the truth?"),
-        ("backward", "a gradient for\nevery weight"),
-        ("update", "each weight\nmoves a little"),
+    texts = (
+        "batch:\nwindows of\ntokens",
+        "forward:\na probability for\neach next token",
+        "loss:\nhow surprising\nwas the truth?",
+        "backward:\na gradient for\nevery weight",
+        "update:\neach weight\nmoves a little",
     )
-    for x, (name, what) in zip(range(2, 20, 4), boxes):
-        box(axes, x, 1.7, 2.6, name, PALE, 1.3, weight="bold")
-        write(axes, x, 3.5, what, fontsize=10)
-    for x in range(2, 18, 4):
-        arrow(axes, (x + 1.3, 1.7), (x + 2.7, 1.7))
-    arrow(axes, (18, 4.4), (18, 5.3), (2, 5.3), (2, 4.3))
-    paper = dict(facecolor="white", edgecolor="none")
-    write(axes, 10, 5.3, "the next batch, with the moved weights", fontsize=10, bbox=paper)
-    return figure
+    boxes = [(1 + 2 * number, 0.6, text, PALE) for number, text in enumerate(texts)]
+    boxes.append((5, 1.9, "the next batch, with the moved weights", "white"))
+    return diagram(10, 2.2, boxes, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 0)])[0]
 
 
 def surprise(marks: Mapping[str, float]) -> Figure:
@@ -73,76 +66,39 @@ def surprise(marks: Mapping[str, float]) -> Figure:
     Args:
         marks: name: probability, each drawn as a dot on the curve.
     """
-    figure, axes = panel(8, 3, xscale="log", ylim=(-0.6, 12), ylabel="loss −ln p (nats)")
+    figure, axes = panel(8, 3, xscale="log", ylabel="loss −ln p (nats)")
     axes.set_xlabel("probability of the actual next token")
     probabilities = np.geomspace(1e-5, 1, 200)
     axes.plot(probabilities, -np.log(probabilities))
-    for name, p in marks.items():
+    for (name, p), marker in zip(marks.items(), "os^Dv"):
         loss = -math.log(p)
-        axes.plot(p, loss, "o", color="black", markersize=7)
-        above = 0.7 if loss > 0.5 else -0.1
-        axes.text(1.2 * p, loss + above, f"{name}: {loss:.3g}", va="center")
+        axes.plot(p, loss, marker, markersize=8, label=f"{name}: {loss:.3g}")
+    axes.legend()
     return figure
 
 
 def number_formats() -> Figure:
     """How fp32, fp16 and bf16 spend their bits."""
-    figure, axes = panel(8, 1.9, xlabel="bits (the first one is the sign)", xlim=(0, 32.2))
-    parts = (  # IEEE 754; bf16 is the upper half of fp32
-        ("", "0.4", (1, 1, 1)),
-        ("exponent {:.0f}", "0.65", (8, 5, 8)),
-        ("fraction {:.0f}", "0.9", (23, 10, 7)),
-    )
-    left = np.zeros(3)
-    for text, shade, bits in parts:
-        look = dict(left=left, color=shade, edgecolor="black")
-        drawn = axes.barh(["fp32", "fp16", "bf16"], bits, **look)
-        axes.bar_label(drawn, fmt=text, label_type="center", fontsize=9)
-        left = left + bits
-    axes.invert_yaxis()
-    return figure
-
-
-def gradient_sizes(sizes: Tensor, factor: float) -> Figure:
-    """Gradients by size, as they are and scaled, against the smallest fp16 number.
-
-    Args:
-        sizes: absolute values of gradients, (n,), none of them 0.
-        factor: the loss scale.
-    """
-    figure, axes = panel(8, 3, xlabel="size of a gradient", ylabel="number of gradients")
-    bins = np.logspace(-14, 4, 145)
-    axes.hist(sizes.numpy(), bins, color="0.75", label="as they are")
-    scaled = (sizes * factor).numpy()
-    axes.hist(scaled, bins, histtype="step", color="black", label=f"loss × {factor:,.0f}")
-    axes.set_xscale("log")
-    axes.axvline(SMALLEST_FP16, linestyle="--")
-    top = axes.get_ylim()[1]
-    axes.text(SMALLEST_FP16, 0.95 * top, "smallest fp16 number ", ha="right", va="top")
-    axes.legend(loc="upper right")
-    return figure
-
-
-def loss_scales(scales: Sequence[float]) -> Figure:
-    """The loss scale at each attempt to take a step."""
-    figure, axes = panel(8, 2.6, xlabel="attempt", ylabel="loss scale")
-    axes.step(range(1, len(scales) + 1), scales, where="mid")
-    axes.set_yscale("log", base=2)
+    xlabel = "bits (s: the sign, e: exponent, f: fraction)"
+    figure, axes = panel(9, 1.8, xlabel=xlabel)
+    # IEEE 754; bf16 is the upper half of fp32
+    formats = {name: "s" + "e" * e + "f" * f for name, (e, f) in _FORMATS.items()}
+    texts = np.array([list(bits.ljust(32)) for bits in formats.values()])  # (3, 32)
+    shades = np.select([texts == "s", texts == "e", texts == "f"], [0.6, 0.35, 0.1])
+    cells(axes, shades, texts, list(formats), range(1, 33))
     return figure
 
 
 def schedules(config: RunConfig) -> Figure:
     """The learning rate of each step under every schedule; that of the config thick."""
-    figure, axes = panel(8, 2.8, xlabel="step (optimizer updates)", ylabel="learning rate")
-    names = get_args(RunConfig.model_fields["lr_schedule"].annotation)
-    for name, stroke in zip(names, ("-", "--", "-.", ":")):
+    rates, names = {}, get_args(RunConfig.model_fields["lr_schedule"].annotation)
+    for name in names:
         other = config.model_copy(update={"lr_schedule": name})
-        rates = [config.lr * learning_rate_factor(step, other) for step in range(config.steps)]
-        look = dict(color=GREY, label=name)
-        if name == config.lr_schedule:
-            look = dict(color="black", linewidth=2.5, label=f"{name} (this run)")
-        axes.plot(range(1, config.steps + 1), rates, stroke, **look)
-    axes.legend()
+        label = f"{name} (this run)" if name == config.lr_schedule else name
+        steps = range(1, config.steps + 1)
+        rates[label] = steps, [config.lr * learning_rate_factor(n - 1, other) for n in steps]
+    figure = lines(rates, "step (optimizer updates)", "learning rate", markers=False)
+    figure.axes[0].lines[names.index(config.lr_schedule)].set_linewidth(3)
     return figure
 
 
@@ -152,18 +108,13 @@ def singular_values(before: Tensor, after: Tensor) -> Figure:
     Args:
         before, after: singular values, (n,), falling.
     """
-    figure, axes = panel(8, 3.4, ylabel="length (share of the mean)")
-    axes.set_xlabel("direction (singular vector), the longest first")
     real = before > _ROUNDING * before.max()
-    before, after = (values[real] / values[real].mean() for values in (before, after))
-    directions = range(1, len(before) + 1)
-    axes.plot(directions, before, "o:", color="0.45")
-    axes.plot(directions, after, "D-", color=BLUE)
-    lowest, highest = torch.cat([before, after]).aminmax()
-    plain_log_axis(axes, lowest.item() / 1.6, 1.6 * highest.item())
-    last = before[-1].item(), after[-1].item()
-    label_ends(axes, [("the gradient", last[0], "0.45"), ("made orthogonal", last[1], BLUE)])
-    return figure
+    series = {
+        name: (range(1, int(real.sum()) + 1), values[real] / values[real].mean())
+        for name, values in (("the gradient", before), ("made orthogonal", after))
+    }
+    xlabel = "direction (singular vector), the longest first"
+    return lines(series, xlabel, "length (share of the mean)", log_y=True)
 
 
 def sweep_curves(sweep: Sweep, target: float = TARGET_LOSS, title: str = "") -> Figure:
@@ -175,37 +126,26 @@ def sweep_curves(sweep: Sweep, target: float = TARGET_LOSS, title: str = "") -> 
     height = max(4.8, 2.0 + 0.22 * len(sweep.outcomes))
     figure, axes = panel(9, height, xlabel="epochs", ylabel="loss (nats per token)")
     axes.set_title(title, loc="left")
-    ends = reference_losses(axes, target)
+    reference_losses(axes, target)
+    # The better a run, the darker its line and the further down its name.
+    outcomes = sorted(sweep.outcomes, key=lambda outcome: outcome.rank, reverse=True)
+    shades = np.linspace(0.75, 0.2, len(outcomes))
     strokes = cycle(("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5))))
-    last_points = []  # (outcome, epoch, loss, colour)
-    for outcome, stroke in zip(sweep.outcomes, strokes):
+    for outcome, shade, stroke in zip(outcomes, shades, strokes):
         rows = [row for row in sweep.curves.get(outcome.name, []) if row.step]
-        color, width, order = "0.45", 1.0, 3
+        look = dict(color=str(shade), linestyle=stroke, linewidth=1, zorder=3)
         if outcome is sweep.best:
-            color, width, order, stroke = BLUE, 2.4, 5, "-"
-        look = dict(color=color, linestyle=stroke, linewidth=width, zorder=order)
+            look = dict(color=BLUE, linestyle="-", linewidth=2.4, zorder=5)
+        status = f"({outcome.status.replace('_', ' ')})"
+        how = f"{outcome.train_loss:.3f}" if outcome.ranked else status
         epochs, losses = column(rows, "loss", "epoch")
-        losses = moving_average(losses)
-        axes.plot(epochs, losses, label=outcome.name, **look)
+        axes.plot(epochs, moving_average(losses), label=f"{outcome.name}  {how}", **look)
         look |= dict(linestyle="none", marker="D", markerfacecolor="white", clip_on=False)
-        measured_at, measured = column(rows, "train_loss", "epoch")
-        axes.plot(measured_at, measured, **look)
-        if losses or measured:
-            epoch, loss = (measured_at or epochs)[-1], (measured or losses)[-1]
-            last_points.append((outcome, epoch, loss, color))
+        axes.plot(*column(rows, "train_loss", "epoch"), **look)
     drawn = np.concatenate([line.get_ydata() for line in axes.lines])
-    low, high = 0.75 * drawn[drawn > 0].min(), 1.25 * RANDOM_LOSS
-    right = max([1e-9, *(row.epoch for rows in sweep.curves.values() for row in rows)])
-    plain_log_axis(axes, low, high)
-    axes.set_xlim(0, right)
-    for outcome, epoch, loss, color in last_points:
-        loss = min(max(loss, low), high)
-        if epoch < 0.995 * right:  # it ended early: lead the eye to its label
-            axes.plot([epoch, right], [loss, loss], ":", color="0.75", linewidth=0.7)
-        failed = f"({outcome.status.replace('_', ' ')})"
-        how = f"{outcome.train_loss:.3f}" if outcome.ranked else failed
-        ends.append((f"{outcome.name}  {how}", loss, color))
-    label_ends(axes, ends)
+    plain_log_axis(axes, 0.75 * drawn[drawn > 0].min(), 1.25 * RANDOM_LOSS)
+    axes.set_xlim(0, max([1e-9, *(row.epoch for rows in sweep.curves.values() for row in rows)]))
+    legend_beside(axes)
     return figure
 
 
@@ -219,18 +159,14 @@ def live(rows: Sequence[Row], target_loss: float, steps: int) -> Figure:
     """
     figure = Figure(figsize=(8, 5))
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    for axes, name, stroke, look in (
-        (losses, "loss", "-", dict(color=GREY, label="batch loss")),
-        (losses, "train_loss", "o-", dict(color="black", label="training loss")),
-        (rates, "lr", "-", dict(color="black")),
-    ):
-        axes.plot(*column(rows, name), stroke, **look)
+    losses.plot(*column(rows, "loss"), color=GREY, label="batch loss")
+    losses.plot(*column(rows, "train_loss"), "o-", color="black", label="training loss")
     losses.axhline(target_loss, linestyle="--", label=f"target {target_loss}")
     losses.set(ylabel="loss (nats per token)", yscale="log", xlim=(0, max(1, steps)))
     losses.yaxis.set_major_formatter("{x:g}")
     losses.legend(loc="lower left", fontsize="small")
+    rates.plot(*column(rows, "lr"))
     rates.set(xlabel="step (optimizer updates)", ylabel="learning rate", ylim=(0, None))
-    rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     return figure
 
 
@@ -268,20 +204,14 @@ class LiveFigure:
         # fit there. So it runs at once, and looks at the new objects only.
         gc.freeze()
         figure = live(self._rows, self._target, self._steps)
-        data, metadata = display_data(figure, self._alt())
+        alt = (
+            f"{curve_text(self._rows, 'loss')} Target {self._target}, {self._steps:,} steps at "
+            f"most. Below, the learning rate of each step."
+        )
+        data, metadata = display_data(figure, alt)
         del figure
         gc.collect()
         gc.unfreeze()
         send = self._handle.update if self._drawn_at else self._handle.display
         send(data, metadata=metadata, raw=True)
         self._drawn_at = time.monotonic()
-
-    def _alt(self) -> str:
-        _, losses = column(self._rows, "loss")
-        if not losses:
-            return "Loss over steps; nothing trained yet."
-        return (
-            f"Batch loss over steps: from {losses[0]:.3f} to {losses[-1]:.3f} nats per token at "
-            f"step {self._rows[-1].step} of {self._steps}; target {self._target}. Below it the "
-            f"learning rate of each step."
-        )

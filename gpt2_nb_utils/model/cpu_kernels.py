@@ -25,9 +25,9 @@ ENABLED = True
 _SMALLEST = 2**18
 """Elements of a weight from which oneDNN wins: with fewer, the call costs more than the product."""
 _FEW_ROWS = 64
-"""Up to so many rows, any number goes to oneDNN; beyond, multiples of it, such as 4 × 256 tokens."""
+"""Up to so many rows, any number goes to oneDNN; beyond, multiples, such as 4 × 256 tokens."""
 _ROWS_AT_ONCE = 64
-"""Rows of logits turned into losses or gradients at a time: in fp32 13 MB, which a CPU can cache."""
+"""Rows of logits turned into losses or gradients at a time: 13 MB in fp32, which a CPU caches."""
 
 
 # -- linear layers ---------------------------------------------------------------------------------
@@ -192,8 +192,9 @@ class _LinearCrossEntropySum(torch.autograd.Function):
 def _to_gradients(products: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Overwrite logits (n, V) with their gradients times the softmax's normaliser.
 
-    Returns losses and normalisers, (n, 1) each. The gradient is softmax minus truth. It is formed in fp32: near a certain target it is a small
-    difference of numbers near 1, of which bf16 would leave nothing.
+    Returns losses and normalisers, (n, 1) each. The gradient is softmax minus truth. It is formed
+    in fp32: near a certain target it is a small difference of numbers near 1, of which bf16 would
+    leave nothing.
     """
     logits, y = products.to(torch.promote_types(products.dtype, torch.float32)), y[:, None]
     at_target = logits.gather(1, y)

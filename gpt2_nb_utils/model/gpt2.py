@@ -275,7 +275,7 @@ class GPT2(nn.Module):
 
 
 def padded_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`x @ weight.T` (N, V) for `weight` (V, C), inside padded with zeros to a multiple of 64 columns.
+    """`x @ weight.T` (N, V) for `weight` (V, C), padded inside to a multiple of 64 columns.
 
     Tensor cores take matrices in tiles of 128 bytes, 64 values in 16 bits, and are slow where a row
     of the result ends within a tile, as one of 50,257 does.

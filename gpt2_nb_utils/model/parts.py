@@ -34,7 +34,7 @@ def parameter_count(config: GPT2Config) -> int:
 
 
 def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of `GPT2(config)`, without building it; the head has none."""
+    """Name and shape of every parameter of `GPT2(config)`, without building it."""
     C = config.n_embd
     layers = {
         "ln_1": (C,),

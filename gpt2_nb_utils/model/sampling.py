@@ -30,6 +30,7 @@ class KVCache:
 
     Attributes:
         lengths: tokens held by each row; empty before the first.
+        rows: numbers of the rows that a forward pass is about; None for all.
         mask: True where the queries of the current forward pass may look, (B, 1, T, K); None where
             one query of each row may see every key, or where nothing came before.
     """
@@ -37,6 +38,7 @@ class KVCache:
     def __init__(self, n_layer: int, capacity: int):
         self.n_layer, self.capacity = n_layer, capacity
         self.lengths: list[int] = []
+        self.rows: list[int] | None = None
         self.mask: Tensor | None = None
         self._held: Tensor | None = None  # keys and values of all layers, (L, 2, B, H, capacity, D)
 
@@ -54,12 +56,16 @@ class KVCache:
             ValueError: they do not fit in.
         """
         B, T = x.shape
-        past, longest = self.lengths or [0] * B, len(self)
+        self.lengths = self.lengths or [0] * B
+        rows = range(B) if self.rows is None else self.rows
+        past = [self.lengths[row] for row in rows]
+        longest = max(past)
         self._end = longest + T
         if self._end > self.capacity:
             raise ValueError(f"{self._end} tokens exceed the cache's capacity {self.capacity}")
-        self.lengths = [length + T for length in past]
-        self._rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
+        for row in rows:
+            self.lengths[row] += T
+        self._places = torch.tensor(rows, device=x.device)[:, None]  # (B, 1)
         starts = torch.tensor(past, device=x.device)[:, None]  # (B, 1)
         self._slots = starts + torch.arange(T, device=x.device)  # (B, T)
         keys = torch.arange(self._end, device=x.device)  # (K,)
@@ -68,24 +74,21 @@ class KVCache:
         return self._slots
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values (B, H, T, D) of a layer; returns those in all used slots, (B, H, K, D)."""
+        """Add keys and values (B, H, T, D) of a layer; returns those of all used slots.
+
+        Returns:
+            Keys and values, (B, H, K, D).
+        """
         if self._held is None:
-            self._allocate(k)
+            _, H, _, D = k.shape
+            # Zeros: a slot that a shorter row has not reached has weight 0, but 0 × NaN is NaN.
+            self._held = k.new_zeros(self.n_layer, 2, len(self.lengths), H, self.capacity, D)
         for held, new in zip(self._held[layer], (k, v)):
-            held[self._rows, :, self._slots] = new.transpose(1, 2)  # (B, T, H, D)
+            held[self._places, :, self._slots] = new.transpose(1, 2)  # (B, T, H, D)
         keys, values = self._held[layer, :, :, :, : self._end]
-        return keys, values
-
-    def take(self, rows: Sequence[int], other: KVCache) -> None:
-        """Replace these rows by what another cache holds; the first time these are all rows."""
-        if self._held is None:
-            self._allocate(other._held[0, 0])
-        self._held[:, :, list(rows), :, : other._end] = other._held[..., : other._end, :]
-
-    def _allocate(self, k: Tensor) -> None:
-        B, H, _, D = k.shape
-        # Zeros: a slot that a shorter row has not come to has weight 0, but even 0 × NaN is NaN.
-        self._held = k.new_zeros(self.n_layer, 2, B, H, self.capacity, D)
+        if self.rows is None:
+            return keys, values  # views: a copy for each token would cost as much as attention
+        return keys[self.rows], values[self.rows]
 
 
 def context_start(n_tokens: int, longest: int) -> int:
@@ -119,8 +122,8 @@ def next_token(
     """
     if not logits.amax(dim=-1).isfinite().all():  # the largest of a row with a nan in it is nan
         raise UserError(
-            "the model's logits are not finite, so no token can be drawn: its training has diverged; "
-            "lower lr"
+            "the model's logits are not finite, so no token can be drawn: its training has "
+            "diverged; lower lr"
         )
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -181,7 +184,7 @@ def generate(
     ids = F.pad(ids, (0, max_new_tokens)).to(model.device)  # (B, longest + max_new_tokens)
     rows = torch.arange(B, device=ids.device)
     cache = KVCache(model.config.n_layer, min(context, ids.size(1)))
-    starts = [-1] * B
+    cache.lengths, starts = [0] * B, [-1] * B
 
     def contexts(of_rows: Sequence[int], without_last: int = 0) -> Tensor:
         """What the model sees of these rows, padded to the longest of them: (len(of_rows), T)."""
@@ -195,11 +198,14 @@ def generate(
             # The rows whose context slides are computed again; at first that is all rows.
             moved = [row for row in range(B) if starts[row] != before[row]]
             if moved:
+                for row in moved:
+                    cache.lengths[row] = 0
                 seen = contexts(moved, without_last=1)
                 if seen.size(1):
-                    part = KVCache(model.config.n_layer, seen.size(1))
-                    model.hidden(seen, part)
-                    cache.take(moved, part)
+                    cache.rows = moved
+                    model.hidden(seen, cache)
+                    cache.rows = None
+                # What was computed of the padding is written over.
                 cache.lengths = [end - 1 - start for start, end in zip(starts, ends)]
             h = model.hidden(ids[rows, last, None], cache)[:, 0]  # (B, C)
         else:

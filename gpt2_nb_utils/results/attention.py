@@ -1,4 +1,4 @@
-"""Where the heads of a trained model look: counts of attention weights, and the heads with a plain habit by name.
+"""Where the heads of a trained model look, and the heads with a plain habit by name.
 
 What a head is for, these counts do not say: where it looks is not yet what it does.
 """
@@ -30,13 +30,14 @@ class Head:
 
 
 def habits(maps: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """The share of its attention that each head gives to each of HABITS, averaged over the tokens of a line.
+    """The share of its attention that each head gives to each of HABITS, averaged over tokens.
 
     Args:
         maps: one (1, H, T, T) per layer, as `GPT2.attention_maps` returns them; T at least 3.
 
     Returns:
-        (L, H) for each habit; together they are 1. The first two tokens are left out: theirs cannot be told apart.
+        (L, H) for each habit; together they are 1. The first two tokens are left out: theirs
+        cannot be told apart.
     """
     weights = np.stack([layer[0].float().cpu().numpy() for layer in maps])[
         :, :, 2:
@@ -58,27 +59,21 @@ def strongest(maps: Sequence[Tensor], habit: str) -> Head:
 
 
 def habits_table(maps: Sequence[Tensor]) -> HTML:
-    """For each of HABITS the head that has most of it, how much, and how much an average head has."""
-    rows = []
-    for habit, shares in habits(maps).items():
-        rows.append(
-            (
-                f"looks at {habit}",
-                str(strongest(maps, habit)),
-                f"{shares.max():.0%}",
-                f"{shares.mean():.0%}",
-            )
-        )
-    return table(
-        ("habit", "the head that has most of it", "share of its attention", "average head"), rows
-    )
+    """For each of HABITS the head that has most of it, its share, and that of an average head."""
+    rows = [
+        (f"looks at {habit}", strongest(maps, habit), f"{shares.max():.0%}", f"{shares.mean():.0%}")
+        for habit, shares in habits(maps).items()
+    ]
+    head = ("habit", "the head that has most of it", "share of its attention", "average head")
+    return table(head, rows)
 
 
-def in_words(maps: Sequence[Tensor], which: Head, pieces: Sequence[str]) -> str:
-    """What the enlarged map says, for those who cannot see it: where each of the last tokens looks most."""
-    weights = maps[which.layer][0, which.head].float().cpu().numpy()
-    said = [
-        f"“{mark_whitespace(pieces[t])}” at “{mark_whitespace(pieces[int(weights[t].argmax())])}” ({weights[t].max():.0%})"
+def attention_text(maps: Sequence[Tensor], which: Head, pieces: Sequence[str]) -> str:
+    """What the enlarged map says, for those who cannot see it: where the last tokens look most."""
+    shares, keys = maps[which.layer][0, which.head].max(dim=-1)  # of each token: (T,)
+    texts = [f"“{mark_whitespace(piece)}”" for piece in pieces]
+    looks = [
+        f"{texts[t]} at {texts[keys[t]]} ({shares[t]:.0%})"
         for t in range(max(1, len(pieces) - 6), len(pieces))
     ]
-    return f"Where the last tokens look most, {which}: {', '.join(said)}."
+    return f"Where the last tokens look most, {which}: {', '.join(looks)}."

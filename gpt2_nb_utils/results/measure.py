@@ -20,12 +20,12 @@ from gpt2_nb_utils.training.records import TrainingLoss
 from gpt2_nb_utils.training.verbatim import openings_among
 
 _SECONDS_PER_PARAMETER = {"cpu": 25e-12, "cuda": 0.1e-12}
-"""Cost of one token in a forward pass, by parameter: 124M on two laptop cores take about 3 ms a token."""
+"""Cost of one token in a forward pass, by parameter: 124M on two laptop cores take 3 ms a token."""
 _SECONDS_PER_TOKEN = {"cpu": 250e-6, "cuda": 1e-6}
 """Cost of one token whatever the model: the softmax over 50,257 logits."""
 
 _AGREES_WITHIN = 0.01
-"""Nats by which two measurements of one model may differ: number format and device change the last digits."""
+"""Nats by which two measurements of one model may differ, by number format and device."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Measured:
 
     @property
     def training_loss(self) -> float:
-        """Over every prediction where that is known, else over the measured windows; nats per token."""
+        """Over every prediction where that is known, else over the measured windows, in nats."""
         return self.audited.loss if self.audited else self.result.loss
 
     @property
@@ -66,12 +66,6 @@ class Measured:
         if self.audited or self.result.whole:
             return "every prediction"
         return f"{len(self.read):,} windows of {len(self.windows):,}"
-
-    @property
-    def comparable(self) -> bool:
-        """Whether the recorded loss of this checkpoint was measured on the very same windows."""
-        recorded = self.trained.recorded
-        return recorded is not None and recorded.windows == self.result.windows
 
     @property
     def comparison(self) -> str:
@@ -88,7 +82,7 @@ class Measured:
             f"On record for {trained.file} (step {trained.step:,}), measured on {on}: "
             f"{recorded.loss:.6f}. {measured}"
         )
-        if self.comparable:
+        if recorded.windows == now.windows:
             difference = abs(now.loss - recorded.loss)
             agrees = (
                 "they agree"
@@ -99,8 +93,8 @@ class Measured:
         if self.audited:
             return (
                 f"{both} These are not the same windows. But `verify` read all of them with these "
-                f"weights: {self.audited.loss:.6f}, and {self.audited.mean_on(self.indices):.6f} on "
-                f"those measured here."
+                f"weights: {self.audited.loss:.6f}, and {self.audited.mean_on(self.indices):.6f} "
+                f"on those measured here."
             )
         return f"{both} These are not the same windows, so the two figures need not agree."
 
@@ -112,14 +106,14 @@ def affordable_tokens(n_params: int, seconds: float, device_type: str = "cpu") -
         n_params: parameters of the model.
         device_type: `cpu` or `cuda`.
     """
-    kind = "cuda" if device_type == "cuda" else "cpu"
-    return int(seconds / (n_params * _SECONDS_PER_PARAMETER[kind] + _SECONDS_PER_TOKEN[kind]))
+    per_token = n_params * _SECONDS_PER_PARAMETER[device_type] + _SECONDS_PER_TOKEN[device_type]
+    return int(seconds / per_token)
 
 
 def windows_to_measure(
     windows: TokenDataset, n_affordable: int, recorded: str | int | None
 ) -> list[int]:
-    """Which windows to measure: all where that is affordable, else those of the run's own measurement, else fewer.
+    """Which windows to measure: all, those of the run's own measurement, or fewer, as affordable.
 
     Args:
         n_affordable: tokens that may be read.
@@ -127,10 +121,10 @@ def windows_to_measure(
     """
     if windows.n_targets <= n_affordable:
         return windows.evenly_spread(0)
-    affordable = max(1, n_affordable // windows.seq_len)
-    if isinstance(recorded, int) and 0 < recorded <= affordable:
-        return windows.evenly_spread(recorded)
-    return windows.evenly_spread(affordable)
+    n_windows = max(1, n_affordable // windows.seq_len)
+    if isinstance(recorded, int) and recorded > 0:
+        n_windows = min(n_windows, recorded)
+    return windows.evenly_spread(n_windows)
 
 
 def measure(run: Record, device: str = "auto", seconds: float = 8.0) -> Measured:
@@ -158,15 +152,17 @@ def measure(run: Record, device: str = "auto", seconds: float = 8.0) -> Measured
         openings_among(indices),
     )
     progress.close()
-    return Measured(trained, run.windows, tuple(read))
+    measured = Measured(trained, run.windows, tuple(read))
+    return replace(measured, audited=_audited(run, measured))
 
 
 def measure_or_say(
     run: Record, device: str = "auto", seconds: float = 8.0
 ) -> tuple[Measured | None, str]:
-    """What `measure` finds and its comparison in words; or nothing and the reason, where checkpoint or text is missing.
+    """What `measure` finds and its comparison in words.
 
-    The losses are kept in the run directory, for the report to paint.
+    Where checkpoint or text is missing, it is None and the reason. The losses are kept in the run
+    directory, for the report to paint.
 
     Raises:
         UserError: no such device.
@@ -176,7 +172,6 @@ def measure_or_say(
         measured = measure(run, device, seconds)
     except UserError as error:
         return None, f"Not measured, and what follows from it is not shown: {error}."
-    measured = replace(measured, audited=_audited(run, measured))
     losses = {window.index: window.losses for window in measured.read}
     keep(run.directory, run.summary, run.windows, losses)
     return measured, measured.comparison
@@ -188,14 +183,17 @@ def _audited(run: Record, measured: Measured) -> TokenLosses | None:
     except UserError:
         return None  # nobody kept any
     shape = len(run.windows), run.windows.seq_len
-    if kept.whole and kept.is_of(run.summary) and (kept.n_windows, kept.seq_len) == shape:
-        difference = abs(kept.mean_on(measured.indices) - measured.result.loss)
-        return kept if difference < _AGREES_WITHIN else None
-    return None
+    if not kept.whole or not kept.is_of(run.summary) or (kept.n_windows, kept.seq_len) != shape:
+        return None
+    difference = abs(kept.mean_on(measured.indices) - measured.result.loss)
+    return kept if difference < _AGREES_WITHIN else None
 
 
 def precision_here(run: Record, device: str) -> Precision:
-    """Where and how to compute: the run's own number format if this is the kind of device that it ran on, else fp32."""
+    """Where and how to compute: in the run's own number format on the kind of device it ran on.
+
+    Elsewhere in fp32.
+    """
     config = RunConfig.resolve({"device": device, "amp": "fp32"}, saved=run.config.model_dump())
     precision = Precision.of(config)
     amp, ran_on_cpu = run.summary.amp, (run.summary.device or "").startswith("cpu")
@@ -204,7 +202,10 @@ def precision_here(run: Record, device: str) -> Precision:
 
 
 def lower_bound(run: Record) -> float | None:
-    """The loss that no training of this run can beat (`loss_lower_bound`), nats per token; None where its text is missing."""
+    """The loss that no training of this run can beat (`loss_lower_bound`), nats per token.
+
+    None where its text is missing.
+    """
     try:
         return loss_lower_bound(run.windows)
     except UserError:
@@ -212,9 +213,9 @@ def lower_bound(run: Record) -> float | None:
 
 
 def unigram_entropy(windows: TokenDataset) -> float:
-    """The lowest loss of a model that knows how often each token occurs and nothing else, nats per token.
+    """The lowest loss of a model that knows how often each token occurs and nothing else.
 
-    It is the entropy of the frequencies of the targets: −Σ p ln p.
+    In nats per token; it is the entropy of the frequencies of the targets: −Σ p ln p.
     """
     counts = torch.bincount(windows.tokens[1:]).double()
     shares = counts[counts > 0] / counts.sum()

@@ -1,9 +1,10 @@
-"""What the model knows worst and best among the windows that were measured: passages, and the least expected token."""
+"""What the model knows worst and best among the windows that were measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from IPython.display import HTML
@@ -14,6 +15,7 @@ from gpt2_nb_utils.figures.token_paint import painted
 from gpt2_nb_utils.results.measure import Measured
 from gpt2_nb_utils.tokenization.bpe import token_strings
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
+from gpt2_nb_utils.wording import plural
 
 
 @dataclass(frozen=True)
@@ -22,25 +24,21 @@ class Passage:
 
     Attributes:
         start: number of its first token in the corpus.
+        loss: its mean loss, nats per token.
         losses: the loss of each of its tokens (t,), nats.
     """
 
     start: int
+    loss: float
     losses: Tensor
-
-    @property
-    def loss(self) -> float:
-        """Its mean loss, nats per token."""
-        return self.losses.double().mean().item()
-
-    def __len__(self) -> int:
-        return len(self.losses)
 
 
 def worst_and_best(
     measured: Measured, n: int = 3, length: int = 24
 ) -> tuple[list[Passage], list[Passage]]:
-    """The `n` passages with the highest and the `n` with the lowest mean loss, no two of a list overlapping.
+    """The `n` passages with the highest and the `n` with the lowest mean loss.
+
+    No two of a list overlap.
 
     Args:
         n: how many of each; fewer where the measured text is short.
@@ -48,26 +46,21 @@ def worst_and_best(
     """
     candidates = []
     for window in measured.read:
-        t = min(length, len(window.losses))
-        means = window.losses.double().unfold(0, t, 1).mean(dim=1)  # one for each place
-        for offset, mean in enumerate(means.tolist()):
-            # Target number `offset` of a window is the token after input `offset`.
-            passage = Passage(window.start + 1 + offset, window.losses[offset : offset + t])
-            candidates.append((mean, passage))
-    candidates.sort(key=lambda candidate: candidate[0])
-    return _apart(candidates[::-1], n), _apart(candidates, n)
+        # (places, t): the losses of the passage that begins at each place
+        stretches = window.losses.unfold(0, min(length, len(window.losses)), 1)
+        means = stretches.double().mean(dim=1).tolist()
+        # Target number 0 of a window is the token after its first input.
+        for start, mean, losses in zip(count(window.start + 1), means, stretches):
+            candidates.append(Passage(start, mean, losses))
+    candidates.sort(key=lambda passage: passage.loss)
+    return _apart(candidates[::-1], n, length), _apart(candidates, n, length)
 
 
-def _apart(candidates: Sequence[tuple[float, Passage]], n: int) -> list[Passage]:
+def _apart(candidates: Sequence[Passage], n: int, length: int) -> list[Passage]:
     chosen: list[Passage] = []
-    for _, passage in candidates:
-        if all(
-            passage.start + len(passage) <= other.start or other.start + len(other) <= passage.start
-            for other in chosen
-        ):
+    for passage in candidates:
+        if len(chosen) < n and all(abs(passage.start - one.start) >= length for one in chosen):
             chosen.append(passage)
-        if len(chosen) == n:
-            break
     return chosen
 
 
@@ -77,19 +70,17 @@ def passages_shown(passages: Sequence[Passage], windows: TokenDataset, context: 
     Args:
         context: tokens shown before and after it.
     """
-    parts = []
+    parts, tokens = [], windows.tokens
     for passage in passages:
-        end = passage.start + len(passage)
-        seen = (passage.start - 1) % windows.seq_len + 1
-        parts.append(
-            caption(
-                f"mean loss {passage.loss:.3f} nats per token, from token {passage.start:,} of the "
-                f"corpus; the model sees {seen:,} token{'s' * (seen > 1)} before it"
-            )
+        start, end = passage.start, passage.start + len(passage.losses)
+        seen = plural((start - 1) % windows.seq_len + 1, "token")
+        title = (
+            f"mean loss {passage.loss:.3f} nats per token, from token {start:,} of the corpus; "
+            f"the model sees {seen} before it"
         )
-        before = windows.tokens[max(0, passage.start - context) : passage.start]
-        said, after = windows.tokens[passage.start : end], windows.tokens[end : end + context]
-        parts.append(painted(said, passage.losses.tolist(), before, after).data)
+        before, after = tokens[max(0, start - context) : start], tokens[end : end + context]
+        shown = painted(tokens[start:end], passage.losses.tolist(), before, after)
+        parts += [caption(title), shown.data]
     return HTML("".join(parts))
 
 
@@ -133,29 +124,25 @@ def least_expected(measured: Measured, n: int = 5) -> LeastExpected:
     )
 
 
-def least_expected_in_words(one: LeastExpected) -> str:
+def least_expected_text(one: LeastExpected) -> str:
     """What stands there, in a sentence."""
     return (
-        f"The least expected token got a probability of {one.probability:.2g}; {one.rank - 1:,} tokens were more "
-        f"likely to the model."
+        f"The least expected token got a probability of {one.probability:.2g}; {one.rank - 1:,} "
+        f"tokens were more likely to the model."
     )
 
 
 def least_expected_shown(one: LeastExpected, context: int = 12) -> HTML:
-    """The last tokens that the model saw, the most likely ones after them, and the actual next token.
+    """The last tokens the model saw, the most likely ones after them, and the actual next token.
 
     Args:
         context: tokens shown before the place.
     """
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (rank, code(token_strings([token])[0]), f"{probability:.2%}")
         for rank, (token, probability) in enumerate(one.likeliest, start=1)
     ]
-    came = (
-        one.rank,
-        HTML(f"<b>{coloured_tokens([one.token]).data}</b>"),
-        f"{one.probability:.2g}",
-    )
-    seen = coloured_tokens(one.seen[-context:].tolist(), show_ids=False).data
+    rows.append((one.rank, coloured_tokens([one.token]), f"{one.probability:.2g}"))
+    seen = coloured_tokens(one.seen[-context:], show_ids=False).data
     caption = "After these tokens: the most likely ones, and last the actual next token"
-    return HTML(seen + table(("rank", "token", "probability"), [*rows, came], caption).data)
+    return HTML(seen + table(("rank", "token", "probability"), rows, caption).data)

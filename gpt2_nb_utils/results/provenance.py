@@ -1,19 +1,21 @@
-"""Where a generated text comes from: what of it appears verbatim in the corpus, by token ids, and what does not."""
+"""Where a generated text comes from: what of it appears verbatim in the corpus, by token ids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import Match, SequenceMatcher
 
 import numpy as np
 import torch
 from IPython.display import HTML
 from torch import Tensor
 
-from gpt2_nb_utils.figures.html import FAINT, beside, box, key
+from gpt2_nb_utils.figures.html import FAINT, beside, key, marked
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.sampling import generate
-from gpt2_nb_utils.results.recall import marked
 from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
 
@@ -30,10 +32,10 @@ class Provenance:
     Attributes:
         prompt: the given tokens (P,).
         said: the continuation (R,).
-        known_prompt: whether the prompt stands in the corpus.
-        runs: for each token of `said`, how many tokens up to and with it stand in the corpus in a
-            row (R,).
-        place: number of the corpus token at which the longest of these stretches begins.
+        known_prompt: whether the prompt appears in the corpus.
+        longest: tokens in the longest stretch of `said` that appears verbatim in the corpus.
+        begin: where in `said` that stretch begins.
+        place: number of the corpus token at which it begins there.
         nearest: number of the first token of the passage of R tokens that shares most tokens with
             `said`, in any order.
         shared: how many it shares.
@@ -42,82 +44,50 @@ class Provenance:
     prompt: Tensor
     said: Tensor
     known_prompt: bool
-    runs: np.ndarray
+    longest: int
+    begin: int
     place: int
     nearest: int
     shared: int
 
-    @property
-    def longest(self) -> int:
-        """Tokens in the longest stretch that stands in the corpus."""
-        return int(self.runs.max())
 
-    @property
-    def stretch(self) -> tuple[int, int]:
-        """Where that stretch begins and ends in `said`."""
-        end = int(self.runs.argmax()) + 1
-        return end - self.longest, end
+def longest_match(ids: Tensor, tokens: Tensor) -> Match:
+    """The longest stretch of some ids (R,) that appears verbatim in tokens (N,).
 
-
-def matching_runs(
-    ids: Tensor, tokens: Tensor, own_place: int | None = None
-) -> Iterator[np.ndarray]:
-    """For each of some ids, how long the match is that ends with it at each token of the corpus.
-
-    Args:
-        ids: (R,).
-        tokens: the corpus (N,).
-        own_place: where `ids` stand in the corpus themselves: that place does not count.
-
-    Yields:
-        For id number i the lengths (N,): at j, how many ids up to i equal the tokens up to j.
+    Returns:
+        `a`, where it begins in the tokens; `b`, where in the ids; `size`, how long it is.
     """
-    corpus = tokens.numpy()
-    runs = np.zeros(len(corpus) + 1, dtype=np.int64)
-    for i, wanted in enumerate(ids.tolist()):
-        # A match grows by one where it held one token earlier; the zero in front is what stands before the corpus.
-        runs[1:] = np.where(corpus == wanted, runs[:-1] + 1, 0)
-        if own_place is not None:
-            runs[own_place + i + 1] = 0
-        yield runs[1:]
+    # autojunk would pass over frequent tokens.
+    return SequenceMatcher(None, tokens.tolist(), ids.tolist(), autojunk=False).find_longest_match()
 
 
 def held_against(
     prompt: Tensor, said: Tensor, tokens: Tensor, known_prompt: bool = False
 ) -> Provenance:
-    """Find what of a continuation stands in the corpus.
+    """Find what of a continuation appears in the corpus.
 
     Args:
         prompt: (P,).
         said: (R,), R at least 1.
         tokens: the corpus (N,), on the CPU.
-        known_prompt: whether the prompt stands in it.
+        known_prompt: whether the prompt appears in it.
     """
-    lengths, ends = zip(
-        *((int(runs.max()), int(runs.argmax())) for runs in matching_runs(said, tokens))
-    )
-    best = int(np.argmax(lengths))
+    match = longest_match(said, tokens)
     nearest, shared = _nearest(said, tokens)
-    return Provenance(
-        prompt,
-        said,
-        known_prompt,
-        np.array(lengths),
-        ends[best] - lengths[best] + 1,
-        nearest,
-        shared,
-    )
+    return Provenance(prompt, said, known_prompt, match.size, match.b, match.a, nearest, shared)
 
 
 def _nearest(said: Tensor, tokens: Tensor) -> tuple[int, int]:
-    """(First token, number of shared tokens) of the passage that shares most tokens with `said`, each counted as often as both have it."""
-    corpus, length = tokens.numpy(), min(len(said), len(tokens))
-    shared = np.zeros(len(corpus) - length + 1, dtype=np.int64)
-    for token, count in zip(*np.unique(said.numpy(), return_counts=True)):
-        upto = np.concatenate(
-            [[0], np.cumsum(corpus == token)]
-        )  # how often among the first n tokens
-        shared += np.minimum(upto[length:] - upto[:-length], count)
+    """(First token, number of shared tokens) of the passage that shares most tokens with `said`.
+
+    Each token counts as often as both have it.
+    """
+    passage = np.ones(min(len(said), len(tokens)), dtype=np.int64)
+    shared = 0
+    for token, count in Counter(said.tolist()).items():
+        # How often the token occurs in each passage: (N - R + 1,).
+        occurrences = np.convolve(tokens.numpy() == token, passage, mode="valid")
+        shared += np.minimum(occurrences, count)
     return int(shared.argmax()), int(shared.max())
 
 
@@ -127,7 +97,7 @@ def n_tokens(windows: TokenDataset) -> int:
 
 
 def continued(model: GPT2, windows: TokenDataset, prompts: Sequence[str]) -> list[Provenance]:
-    """Let the model continue prompts, always with the most likely token, and compare what it says with its corpus."""
+    """Let the model continue prompts greedily, and compare what it writes with its corpus."""
     given = [torch.from_numpy(encode(prompt))[: max(1, windows.seq_len // 2)] for prompt in prompts]
     texts = generate(model, given, n_tokens(windows), temperature=0, context=windows.seq_len)
     tokens = windows.tokens.cpu()
@@ -139,20 +109,23 @@ def continued(model: GPT2, windows: TokenDataset, prompts: Sequence[str]) -> lis
 
 
 def usual_stretch(windows: TokenDataset, n: int = 8) -> int:
-    """How long a stretch a passage of the corpus usually shares with another place of it: the median over `n` passages."""
+    """How long a stretch a passage of the corpus usually shares with another place of it.
+
+    Returns:
+        The median over `n` passages.
+    """
     tokens = windows.tokens.cpu()
     length = min(n_tokens(windows), len(tokens))
-    places = [(2 * i + 1) * (len(tokens) - length) // (2 * n) for i in range(n)]
-    longest = [
-        max(
-            int(runs.max()) for runs in matching_runs(tokens[place : place + length], tokens, place)
-        )
-        for place in places
-    ]
-    return sorted(longest)[len(longest) // 2]
+    longest = []
+    for i in range(n):
+        place = (2 * i + 1) * (len(tokens) - length) // (2 * n)
+        end = place + length
+        others = tokens[:place], tokens[end:]
+        longest.append(max(longest_match(tokens[place:end], part).size for part in others))
+    return statistics.median_high(longest)
 
 
-def in_words(provenances: Sequence[Provenance], usual: int) -> str:
+def provenance_text(provenances: Sequence[Provenance], usual: int) -> str:
     """The result in a sentence or two.
 
     Args:
@@ -161,13 +134,14 @@ def in_words(provenances: Sequence[Provenance], usual: int) -> str:
     said = len(provenances[0].said)
     longest = ", ".join(str(one.longest) for one in provenances)
     return (
-        f"Of {said} tokens each, the longest stretch that stands in the text word for word: {longest} tokens. Two places of the "
-        f"text itself usually share {usual}: a stretch much longer than that was remembered, one no longer may have been composed."
+        f"Of {said} tokens each, the longest stretch that appears verbatim in the text: {longest} "
+        f"tokens. Two places of the text itself usually share {usual}: a stretch much longer than "
+        f"that was remembered, one no longer may have been composed."
     )
 
 
 def shown(provenances: Sequence[Provenance], windows: TokenDataset, context: int = 10) -> HTML:
-    """Each continuation beside the place of its longest stretch in the corpus, and the passage that shares most tokens.
+    """Each continuation beside its longest stretch in the corpus and the nearest passage.
 
     Args:
         context: tokens of the corpus around the stretch, in grey.
@@ -178,30 +152,23 @@ def shown(provenances: Sequence[Provenance], windows: TokenDataset, context: int
         f"{key('the longest stretch that stands in the text', 'color:#1a1a1a; ' + _COPIED)}</div>"
     ]
     for one in provenances:
-        begin, end = one.stretch
-        said = (
-            marked(one.prompt, FAINT)
-            + marked(one.said[:begin])
-            + marked(one.said[begin:end], _COPIED)
-            + marked(one.said[end:])
-        )
-        after = one.place + one.longest
-        there = (
-            marked(tokens[max(0, one.place - context) : one.place], FAINT)
-            + marked(tokens[one.place : after], _COPIED)
-            + marked(tokens[after : after + context], FAINT)
-        )
+        R = len(one.said)
+        said = marked(one.prompt, FAINT) + _with_stretch(one.said, one.begin, one.longest)
+        first, end = max(0, one.place - context), one.place + one.longest + context
+        there = _with_stretch(tokens[first:end], one.place - first, one.longest, FAINT)
+        nearest = marked(tokens[one.nearest : one.nearest + R])
         where = _OLD_PROMPT if one.known_prompt else _NEW_PROMPT
-        rows.append(
-            beside(
-                [
-                    (f"prompt ({where}) and continuation", box(said)),
-                    (f"the {one.longest} tokens in the text, from token {one.place:,}", box(there)),
-                    (
-                        f"nearest passage, from token {one.nearest:,}: shares {one.shared} of {len(one.said)} tokens, in any order",
-                        box(marked(tokens[one.nearest : one.nearest + len(one.said)])),
-                    ),
-                ]
-            )
+        found = f"the {one.longest} tokens in the text, from token {one.place:,}"
+        alike = (
+            f"nearest passage, from token {one.nearest:,}: shares {one.shared} of {R} tokens, in "
+            f"any order"
         )
+        columns = (f"prompt ({where}) and continuation", said), (found, there), (alike, nearest)
+        rows.append(beside(columns))
     return HTML("".join(rows))
+
+
+def _with_stretch(ids: Tensor, begin: int, length: int, around: str = "") -> str:
+    end = begin + length
+    stretch = marked(ids[begin:end], _COPIED)
+    return marked(ids[:begin], around) + stretch + marked(ids[end:], around)

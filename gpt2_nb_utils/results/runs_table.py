@@ -1,4 +1,4 @@
-"""Several runs side by side, a line each: what a preset costs and what it reaches, from the runs that show it."""
+"""Several runs side by side, a line each: what a preset costs and what it reaches."""
 
 from __future__ import annotations
 

@@ -96,8 +96,7 @@ def keep(
         "n_windows": len(windows),
         "seq_len": windows.seq_len,
     }
-    starts = [index * windows.seq_len for index in indices]
-    tokens = [windows.tokens[start : start + n + 1] for start, n in zip(starts, lengths)]
+    tokens = [torch.cat([x, y[-1:]]) for x, y in map(windows.window, indices)]
     file = io.BytesIO()
     np.savez_compressed(
         file,

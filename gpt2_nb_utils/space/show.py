@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.figures.html import beside, box, say, shown, table
+from gpt2_nb_utils.figures.html import beside, say, shown, table
 from gpt2_nb_utils.figures.style import panel
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.sampling import generate
@@ -195,7 +195,7 @@ def continuations_shown(parity: Parity) -> HTML:
     """The same prompt (bold), continued by both libraries."""
 
     def text(ids: list[int]) -> str:
-        return box(f"<b>{shown(visible(parity.prompt))}</b>{shown(visible(decode(ids)))}")
+        return f"<b>{shown(visible(parity.prompt))}</b>{shown(visible(decode(ids)))}"
 
     return HTML(
         beside([("this package", text(parity.ours)), ("transformers", text(parity.theirs))])

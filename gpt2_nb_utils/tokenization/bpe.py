@@ -41,7 +41,7 @@ _FILES = {  # name: sha256, the ones tiktoken itself checks
 _LARGEST_FILE = 2_000_000
 _CACHE_DIR = "TIKTOKEN_CACHE_DIR"
 
-# White space as tiktoken's regular expression sees it: Python's \s has four control characters more.
+# White space as tiktoken's regular expression sees it: Python's \s has four characters more.
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _LONG_SPACE = re.compile(f"[{_SPACE}]{{5000,}}")
 
@@ -77,8 +77,8 @@ def vocabulary_files() -> tuple[bytes, bytes]:
     """GPT-2's two data files, as other tokenizers read them too.
 
     Returns:
-        `encoder.json`, the id of each token as JSON, and `vocab.bpe`, the merges as lines, the first
-        of them a version.
+        `encoder.json`, the id of each token as JSON, and `vocab.bpe`, the merges as lines, the
+        first of them a version.
 
     Raises:
         UserError: they are neither cached nor installed nor to be downloaded.
@@ -135,8 +135,8 @@ def encode(text: str) -> np.ndarray:
     encoding = gpt2_encoding()
     ids: list[int] = []
     begin = 0
-    # tiktoken's regular expression overflows its stack on a million spaces before a word. Such a run
-    # is one piece except for its last space, so a cut just before that one changes no token.
+    # tiktoken's regular expression overflows its stack on a million spaces before a word. Such a
+    # run is one piece except for its last space, so a cut just before that one changes no token.
     for run in _LONG_SPACE.finditer(text):
         if run.end() == len(text):
             break  # at the end of the text a run is one piece, and cheap
@@ -191,7 +191,7 @@ def printable(piece: bytes) -> str:
 
 
 def pieces(text: str) -> list[str]:
-    """The words into which GPT-2 cuts a text first; no merge ever crosses from one into the next."""
+    """The words into which GPT-2 cuts a text first; no merge crosses from one into the next."""
     return regex.findall(gpt2_encoding()._pat_str, text)
 
 

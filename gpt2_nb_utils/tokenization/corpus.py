@@ -21,7 +21,7 @@ from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.download import DownloadFailed, download
 
 DEFAULT_PATH = Path("data/input.txt")
-"""Where the corpus is looked for when no `input_file` is given, relative to the project's folder."""
+"""Where the corpus is looked for without an `input_file`, relative to the project's folder."""
 
 COURSE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 COURSE_BYTES = 1_115_394
@@ -40,7 +40,7 @@ class Corpus:
 
     Attributes:
         text: the whole text, with plain line feeds and no byte-order mark.
-        source: "input_file" (a file that was there), "download", or "demo" (the demonstration text).
+        source: "input_file" (a file that was there), "download", or "demo" (demonstration text).
         path: the file, or the module that holds the demonstration text.
         notes: what a user should know about how the text was found, one line each.
     """
@@ -132,7 +132,7 @@ def _from_file(path: Path, source: Literal["input_file", "download"], *notes: st
 
 
 def _plain_text(content: bytes, name: str) -> tuple[str, list[str]]:
-    """The text without byte-order mark and carriage returns, and a note on each that was removed."""
+    """The text without byte-order mark and carriage returns, and a note on each removal."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(
             f"{name} is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8, "

@@ -16,7 +16,7 @@ IGNORE_INDEX = -100
 
 
 class TokenDataset:
-    """All next-token predictions of a corpus: windows of `seq_len`, no overlap, the last one shorter.
+    """All next-token predictions of a corpus: windows of `seq_len`, no overlap, the last shorter.
 
     Target t of a window is the token that follows input t, so N tokens hold N - 1 targets, each in
     one window.
@@ -94,7 +94,7 @@ class EpochSampler:
     Args:
         n_windows: windows in one epoch.
         seed: seed of the shuffles.
-        shuffle: a fresh permutation in each epoch; False visits the windows in the order of the text.
+        shuffle: a fresh permutation in each epoch; False takes the windows in the text's order.
     """
 
     def __init__(self, n_windows: int, seed: int, shuffle: bool = True):

@@ -12,8 +12,8 @@ def loss_lower_bound(windows: TokenDataset) -> float:
 
     Windows that begin with the same tokens are the same to a model until they differ. The best one
     gives each next token its share among the windows with this prefix, and no other does better on
-    average (Gibbs' inequality). The bound is the mean of −ln(share) over the N − 1 targets: the loss
-    of a single batch may be lower.
+    average (Gibbs' inequality). The bound is the mean of −ln(share) over the N − 1 targets: the
+    loss of a single batch may be lower.
 
     Args:
         windows: the corpus as training cuts it.
@@ -39,6 +39,6 @@ def loss_lower_bound(windows: TokenDataset) -> float:
 
 
 def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Equal values as equal small numbers (n,), and how often the value of each place occurs (n,)."""
+    """Equal values as equal small numbers (n,), and how often the value of each occurs (n,)."""
     _, numbers, counts = np.unique(values, return_inverse=True, return_counts=True)
     return numbers, counts[numbers]

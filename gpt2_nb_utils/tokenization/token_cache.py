@@ -1,9 +1,9 @@
 """The tokens of a corpus in a file of its run, so that it is encoded once and not at each start.
 
-The file holds token ids alone, 16 bits each, lowest byte first: there is nothing in it to parse or to
-execute. It is used only if its tokens spell the corpus, which costs a fraction of encoding it. The
-same text could also be cut into other tokens, so whatever judges a run encodes the text itself: this
-file saves time in training only.
+The file holds token ids alone, 16 bits each, lowest byte first: there is nothing in it to parse or
+to execute. It is used only if its tokens spell the corpus, which costs a fraction of encoding it.
+The same text could also be cut into other tokens, so whatever judges a run encodes the text itself:
+this file saves time in training only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FORMAT = np.dtype("<u2")
 
 
 def read_tokens(path: Path, corpus: Corpus) -> np.ndarray | None:
-    """The tokens of a corpus (N,) int64; None where the file is missing, damaged or of another text."""
+    """The tokens of a corpus (N,) int64; None if the file is missing, bad or of another text."""
     try:
         n_bytes = len(corpus.text.encode("utf-8"))  # as many tokens at most
         if not path.is_file() or path.stat().st_size > n_bytes * _FORMAT.itemsize:
