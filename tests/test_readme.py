@@ -125,51 +125,45 @@ def end(name):
     return f"<!--AUTO:{name}:END-->"
 
 
+def refused(name):
+    """A pattern for the message about a block whose markers are not as they must be."""
+    return f"README.md: have {start(name)} and after it {end(name)} exactly once each, and no other"
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("edge", [start, end])
 @pytest.mark.parametrize(
-    "spoil, complaint",
+    "spoil",
     [
-        (lambda text, marker: text.replace(marker, ""), "is missing"),
-        (lambda text, marker: text.replace(marker, marker.replace("<!--", "<!-- ")), "is missing"),
-        (lambda text, marker: text + marker, "stands there 2 times"),
+        lambda text, marker: text.replace(marker, ""),
+        lambda text, marker: text.replace(marker, marker.replace("<!--", "<!-- ")),
+        lambda text, marker: text + marker,
     ],
 )
-def test_a_missing_or_doubled_marker_is_named_and_nothing_written(
-    run, tmp_path, name, edge, spoil, complaint
-):
+def test_a_missing_or_doubled_marker_is_named_and_nothing_written(run, tmp_path, name, edge, spoil):
     readme = tmp_path / "README.md"
     readme.write_text(spoil(empty_readme(), edge(name)), encoding="utf-8")
     old = readme.read_bytes()
-    with pytest.raises(UserError, match=f"{re.escape(edge(name))} {complaint}"):
+    with pytest.raises(UserError, match=refused(name)):
         fill_readme(run, readme)
     assert readme.read_bytes() == old
 
 
 @pytest.mark.parametrize(
-    "block, complaint",
+    "block",
     [
-        (f"{end('PLOT')} {start('PLOT')}", f"{end('PLOT')} stands before its START"),
-        (
-            f"{start('PLOT')} {start('LOGS')} {end('LOGS')} {end('PLOT')}",
-            f"{start('LOGS')} stands inside another block",
-        ),
-        (
-            f"{start('PLOT')} {start('LOGS')} {end('PLOT')} {end('LOGS')}",
-            f"{start('LOGS')} stands inside another block",
-        ),
-        (
-            f"{start('PLOT')} {start('OTHER')} {end('PLOT')}",
-            f"{start('OTHER')} stands inside the block PLOT",
-        ),
+        f"{end('PLOT')} {start('PLOT')}",
+        f"{start('PLOT')} {start('LOGS')} {end('LOGS')} {end('PLOT')}",
+        f"{start('PLOT')} {start('LOGS')} {end('PLOT')} {end('LOGS')}",
+        f"{start('PLOT')} {start('OTHER')} {end('PLOT')}",
     ],
 )
-def test_a_reversed_or_nested_marker_is_named_and_nothing_written(run, tmp_path, block, complaint):
+def test_a_reversed_or_nested_marker_is_named_and_nothing_written(run, tmp_path, block):
     names = [name for name in NAMES if start(name) not in block]
     readme = tmp_path / "README.md"
     readme.write_text(empty_readme(names=names) + block, encoding="utf-8")
     old = readme.read_bytes()
-    with pytest.raises(UserError, match=re.escape(complaint)):
+    with pytest.raises(UserError, match=refused("PLOT")):
         fill_readme(run, readme)
     assert readme.read_bytes() == old
 
@@ -317,5 +311,5 @@ def test_the_pictures_of_the_app_are_shown_where_there_are_some(tmp_path):
 def test_half_of_the_optional_block_is_an_error(run, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(empty_readme() + "<!--AUTO:RUNS:START-->", encoding="utf-8")
-    with pytest.raises(UserError, match="AUTO:RUNS:END--> is missing"):
+    with pytest.raises(UserError, match=refused("RUNS")):
         fill_readme(run, readme)

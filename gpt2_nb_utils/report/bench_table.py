@@ -2,65 +2,51 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
-
-from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.text import markdown_table, markdown_text
-
-_COMMAND = "python -m gpt2_nb_utils bench --against transformers --out_dir"
-_PROFILE_HEAD = ("operator", "share of the step", "ms", "calls")
 
 Line = tuple[str, ...]
 Figures = dict[str, Any]
 
-
-def bench_block(folder: Path) -> str:
-    """What a README says about speed, as Markdown: the command and the machine, then a table.
-
-    Args:
-        folder: where bench.json is; without it, the block says how to make it.
-
-    Raises:
-        UserError: it is not what `bench` writes.
-    """
-    path = folder / "bench.json"
-    if not path.exists():
-        return f"Nothing measured yet: `{_COMMAND} out/reference/bench` does it."
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        command = "\n".join(" ".join(line.split()) for line in result["command"].splitlines())
-        parts = [
-            f"{markdown_text(about(result))}.",
-            f"```sh\n{command}\n```",
-            *(markdown_table(head, rows) for head, rows in _tables(result)),
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"{path} is not what `bench` writes: remove it, and make it again with `{_COMMAND} {folder}`"
-        ) from None
-    return "\n\n".join(parts)
+_FILES = {
+    "start-up: --help, s": "help_s",
+    "start-up: import of the training, s": "import_s",
+    "corpus to {corpus_tokens:,} tokens, s": "corpus_load_s",
+    "the same at the next start, from tokens.bin, s": "corpus_again_s",
+    "checkpoint of {checkpoint_gb:.2f} GiB: save, s": "checkpoint_save_s",
+    "checkpoint of {checkpoint_gb:.2f} GiB: load, s": "checkpoint_load_s",
+}
+"""What the part `files` measures: its label, and its key in bench.json."""
 
 
 def as_text(result: Figures) -> str:
-    """The same for a terminal."""
-    tables = (_columns(head, rows) for head, rows in _tables(result))
-    return "\n\n".join([about(result), result["command"], *tables])
+    """What was measured, the command, and the tables, for a terminal."""
+    return "\n\n".join([about(result), result["command"], *map(_columns, tables(result))])
 
 
 def about(result: Figures) -> str:
     """What was measured, and on what, in a line."""
-    model, machine = result["model"], result["machine"]
+    model, machine, reason = result["model"], result["machine"], result.get("amp_reason")
+    amp = f"{result['amp']} ({reason})" if reason else result["amp"]
+    optimizer = result["optimizer"] + ", torch.compile" * result["compile"]
     packages = [f"{name} {result[name]}" for name in ("torch", "transformers") if name in result]
-    reason = result.get("amp_reason")
     return (
-        f"GPT-2 with {model['n_params']:,} parameters (n_layer {model['n_layer']}, n_head {model['n_head']}, n_embd "
-        f"{model['n_embd']}, block_size {model['block_size']}), {result['amp']}{f' ({reason})' if reason else ''}, "
-        f"{result['optimizer']}{', torch.compile' if result['compile'] else ''}; on {machine['device']}, "
-        f"{machine['processor']}, {machine['cpu_count']} CPU cores, {machine['memory_gb']} GiB memory; {', '.join(packages)}; "
-        f"{result['time'][:10]}"
+        f"GPT-2 with {model['n_params']:,} parameters (n_layer {model['n_layer']}, n_head "
+        f"{model['n_head']}, n_embd {model['n_embd']}, block_size {model['block_size']}), {amp}, "
+        f"{optimizer}; on {machine['device']}, {machine['processor']}, {machine['cpu_count']} CPU "
+        f"cores, {machine['memory_gb']} GiB memory; {', '.join(packages)}; {result['time'][:10]}"
     )
+
+
+def tables(result: Figures) -> list[list[Line]]:
+    """The figures, and where a training step was looked into its operators; the head comes first."""
+    found = [[_head(result), *lines(result)]]
+    if "profile" in result:
+        rows = [
+            (row["operator"], f"{row['share']:.1%}", _number(row["ms"]), f"{row['calls']:,}")
+            for row in result["profile"]
+        ]
+        found.append([("operator", "share of the step", "ms", "calls"), *rows])
+    return found
 
 
 def lines(result: Figures) -> list[Line]:
@@ -71,23 +57,12 @@ def lines(result: Figures) -> list[Line]:
     """
     table: list[Line] = []
     if "train" in result:
-        second = {
-            label: cells for label, *cells in _training(result.get(_second_format(result), {}))
-        }
+        second = {label: cells for label, *cells in _training(_second_format(result)[1])}
         table += [(*row, *second.get(row[0], ())) for row in _training(result)]
     if "sample" in result:
         table += _sampling(result)
     if "import_s" in result:
-        checkpoint = f"checkpoint of {result['checkpoint_gb']:.2f} GiB"
-        for what, name in (
-            ("start-up: --help", "help_s"),
-            ("start-up: import of the training", "import_s"),
-            (f"corpus to {result['corpus_tokens']:,} tokens", "corpus_load_s"),
-            ("the same at the next start, from tokens.bin", "corpus_again_s"),
-            (f"{checkpoint}: save", "checkpoint_save_s"),
-            (f"{checkpoint}: load", "checkpoint_load_s"),
-        ):
-            table.append(_row(f"{what}, s", result[name]))
+        table += [_row(label.format(**result), result[name]) for label, name in _FILES.items()]
     if "run" in result:
         table += _run(result["run"])
     if "processes" in result:
@@ -96,19 +71,8 @@ def lines(result: Figures) -> list[Line]:
     return [(*row, *[""] * (width - len(row))) for row in table]
 
 
-def _tables(result: Figures) -> list[tuple[Line, list[Line]]]:
-    tables = [(_head(result), lines(result))]
-    if "profile" in result:
-        rows = [
-            (row["operator"], f"{row['share']:.1%}", _number(row["ms"]), f"{row['calls']:,}")
-            for row in result["profile"]
-        ]
-        tables.append((_PROFILE_HEAD, rows))
-    return tables
-
-
 def _head(result: Figures) -> Line:
-    second = _second_format(result)
+    second, _ = _second_format(result)
     head = [""]
     for amp in [f", {result['amp']}", f", {second}"] if second else [""]:
         if "transformers" in result:
@@ -119,9 +83,9 @@ def _head(result: Figures) -> Line:
     return tuple(head)
 
 
-def _second_format(result: Figures) -> str:
-    """The number format that was measured beside the first, if any."""
-    return next((amp for amp in ("fp32", "bf16") if amp in result), "")
+def _second_format(result: Figures) -> tuple[str, Figures]:
+    """The number format that was measured beside the first, if any, and its figures."""
+    return next(((amp, result[amp]) for amp in ("fp32", "bf16") if amp in result), ("", {}))
 
 
 def _row(what: str, ours: float, theirs: float | None = None, ratio: str = "") -> Line:
@@ -132,12 +96,12 @@ def _training(result: Figures) -> list[Line]:
     if not result:
         return []
     train, theirs = result["train"], result.get("against", {})
+    ours = train["tok_per_s"]
     step = f"training step of {_batch(train)} tokens, tokens/s"
-    table = [_row(step, train["tok_per_s"], theirs.get("tok_per_s"), _ratio(theirs))]
-    if "against_compiled" in result:
-        other = result["against_compiled"]
+    table = [_row(step, ours, theirs.get("tok_per_s"), _ratio(theirs))]
+    if compiled := result.get("against_compiled"):
         label = "the same, theirs through torch.compile"
-        table.append(_row(label, train["tok_per_s"], other["tok_per_s"], _ratio(other)))
+        table.append(_row(label, ours, compiled["tok_per_s"], _ratio(compiled)))
     shares = [f"{side['share_of_matmul']:.0%}" if side else "" for side in (result, theirs)]
     return [
         *table,
@@ -150,13 +114,19 @@ def _training(result: Figures) -> list[Line]:
 def _sampling(result: Figures) -> list[Line]:
     sample = result["sample"]
     theirs = sample.get("against", {})
-    what = (
-        f"sampling in fp32, {sample['new_tokens']} tokens after {sample['prompt_tokens']}, tokens/s"
-    )
-    gain = f"the cache gains {sample['cache_gain']:.2f} ×"
+    tokens = f"{sample['new_tokens']} tokens after {sample['prompt_tokens']}"
     return [
-        _row(what, result["sample_tok_per_s"], theirs.get("tok_per_s"), _ratio(theirs)),
-        _row("the same without the KV cache, tokens/s", sample["recomputed_tok_per_s"], ratio=gain),
+        _row(
+            f"sampling in fp32, {tokens}, tokens/s",
+            result["sample_tok_per_s"],
+            theirs.get("tok_per_s"),
+            _ratio(theirs),
+        ),
+        _row(
+            "the same without the KV cache, tokens/s",
+            sample["recomputed_tok_per_s"],
+            ratio=f"the cache gains {sample['cache_gain']:.2f} ×",
+        ),
     ]
 
 
@@ -185,14 +155,13 @@ def _cost(cost: float, base: str) -> str:
 
 
 def _processes(processes: Figures) -> list[Line]:
-    return [
-        _row(
-            f"train with {row['n']} process{'es' * (row['n'] > 1)}, steps of {_batch(processes)} tokens in all, tokens/s",
-            row["tok_per_s"],
-            ratio=f"{_ratio(row)} of one process" if row["n"] > 1 else "",
-        )
-        for row in processes["rows"]
-    ]
+    table = []
+    for row in processes["rows"]:
+        several = row["n"] > 1
+        what = f"train with {row['n']} process{'es' * several}, steps of {_batch(processes)} tokens"
+        ratio = f"{_ratio(row)} of one process" if several else ""
+        table.append(_row(f"{what} in all, tokens/s", row["tok_per_s"], ratio=ratio))
+    return table
 
 
 def _batch(of: Figures) -> str:
@@ -215,14 +184,12 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _columns(head: Line, rows: list[Line]) -> str:
-    """Rows under their heads, columns side by side; an empty column is left out."""
-    columns = [column for column in zip(head, *rows) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in zip(*columns)
-    )
+def _columns(table: list[Line]) -> str:
+    """Columns side by side, the head above; an empty column is left out."""
+    padded = []
+    for head, *cells in zip(*table):
+        if any(cells):
+            width = max(map(len, (head, *cells)))
+            pad = str.rjust if padded else str.ljust
+            padded.append([pad(cell, width) for cell in (head, *cells)])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*padded))

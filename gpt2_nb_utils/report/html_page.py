@@ -8,39 +8,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 from pygments.formatters import HtmlFormatter
 
+from gpt2_nb_utils.space.rendering import environment
 from gpt2_nb_utils.text import visible
-from gpt2_nb_utils.wording import MARKS, count
 
 TEMPLATES = Path(__file__).parent / "templates"
 # The Pygments styles whose every colour keeps a contrast of 4.5 here.
 _LIGHT_CODE, _DARK_CODE = "xcode", "lightbulb"
-SMALLEST = 3
-"""The highest level of compression: 0 is none, 1 takes a palette, 2 and 3 also fewer pixels."""
-_WIDEST = {2: 1100, 3: 800}
-
-
-def render(template: str, **content: Any) -> str:
-    """The page that `template` (a file in `templates/`) makes of `content`; every text is escaped."""
-    return _environment().get_template(template).render(css=_css(), **content)
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_harmless,
-    )
-    environment.globals["marks"] = MARKS
-    environment.filters |= {"count": count, "number": _number}
-    return environment
+_SMALL_WIDTH, _SMALL_COLOURS = 800, 64
+"""Of a picture on a page that would grow too large otherwise: pixels, and colours of its palette."""
 
 
 def _harmless(value: Any) -> Any:
@@ -48,8 +27,12 @@ def _harmless(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+_TEMPLATES = environment(TEMPLATES, autoescape=True, finalize=_harmless)
+
+
+def render(template: str, **content: Any) -> str:
+    """The page that `template` (a file in `templates/`) makes of `content`; every text is escaped."""
+    return _TEMPLATES.get_template(template).render(css=_css(), **content)
 
 
 @cache
@@ -66,24 +49,22 @@ def _css() -> Markup:
     return Markup("\n".join([own, code_colours(_LIGHT_CODE), dark]))
 
 
-def data_url(image: bytes, level: int = 0, mime: str = "image/png") -> str:
-    """The image as a `data:` URL; a PNG is compressed as far as `level` allows."""
-    if level and mime == "image/png":
-        image = min(image, _compressed(image, level), key=len)
+def data_url(image: bytes, small: bool = False, mime: str = "image/png") -> str:
+    """The image as a `data:` URL; where it is to be `small`, a PNG loses pixels and colours."""
+    if small and mime == "image/png":
+        image = min(image, _smaller(image), key=len)
     return f"data:{mime};base64,{base64.b64encode(image).decode('ascii')}"
 
 
-def _compressed(png: bytes, level: int) -> bytes:
+def _smaller(png: bytes) -> bytes:
     """The PNG with a palette and fewer pixels, or as it is where it cannot be read."""
-    from PIL import Image
-
     try:
         image = Image.open(io.BytesIO(png)).convert("RGBA")
     except (OSError, ValueError, Image.DecompressionBombError):
         return png
     paper = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(paper, image).convert("RGB")
-    image.thumbnail((_WIDEST.get(level, image.width), image.height), Image.Resampling.LANCZOS)
+    paper.alpha_composite(image)
+    paper.thumbnail((_SMALL_WIDTH, image.height))
     buffer = io.BytesIO()
-    image.quantize(colors=256 if level < SMALLEST else 64).save(buffer, format="PNG", optimize=True)
+    paper.convert("RGB").quantize(_SMALL_COLOURS).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

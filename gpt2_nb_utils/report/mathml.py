@@ -25,8 +25,7 @@ def formula_html(latex: str, display: str) -> str:
     latex = latex.strip()
     braces = re.findall(r"(?<!\\)[{}]", latex)
     try:
-        # \mathscr would become an attribute that browsers ignore, \mathcal becomes letters.
-        mathml = _spaced(convert(latex.replace(r"\mathscr", r"\mathcal"), display=display))
+        mathml = _spaced(convert(latex, display=display))
     except Exception:  # whatever the converter's parser meets: KeyError, IndexError, its own errors
         mathml = "\\"
     unknown_command = "\\" in html.unescape(re.sub(r"<[^>]*>", "", mathml))
@@ -50,10 +49,7 @@ class _Blocks(MathBlockParser):
     # nbconvert takes $$ for a block anywhere in a line, also inside a code span: here it must start the line.
     SPECIFICATION = {
         **MathBlockParser.SPECIFICATION,
-        "multiline_math": (
-            r"^ {0,3}(?:\$\$(?s:.*?)(?<!\\)\$\$"
-            r"|\\begin\{(?P<math_env_name>[a-z]*\*?)\}(?s:.*?)\\end\{(?P=math_env_name)\})"
-        ),
+        "multiline_math": r"^ {0,3}\$\$(?s:.*?)(?<!\\)\$\$",
     }
 
 
@@ -72,11 +68,6 @@ class _Renderer(IPythonRenderer):
 
     def inline_math(self, body: str) -> str:
         return formula_html(body, "inline")
-
-    def latex_environment(self, name: str, body: str) -> str:
-        if name not in ("equation", "equation*", "displaymath", "math"):
-            body = f"\\begin{{{name}}}{body}\\end{{{name}}}"
-        return formula_html(body, "block")
 
 
 def markdown_to_html(source: str, attachments: dict[str, Any] | None = None) -> str:

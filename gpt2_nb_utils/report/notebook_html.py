@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters import ansi2html
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from traitlets.config import Config
 
 from gpt2_nb_utils.files import read_regular
-from gpt2_nb_utils.report.html_page import SMALLEST, TEMPLATES, data_url
+from gpt2_nb_utils.report.html_page import TEMPLATES, data_url
 from gpt2_nb_utils.report.mathml import markdown_to_html
-from gpt2_nb_utils.report.safe_html import Outline, safe_html
+from gpt2_nb_utils.report.safe_html import safe_html
 from gpt2_nb_utils.text import visible
 from gpt2_nb_utils.wording import duration
 
@@ -77,42 +77,40 @@ def read_notebook(path: Path) -> Any:
 def execution(notebook: Any) -> Execution:
     """How far the notebook ran, from its outputs and papermill's records."""
     for number, cell in enumerate(notebook.cells, start=1):
-        errors = [each for each in cell.get("outputs", []) if each.output_type == "error"]
-        if errors and "raises-exception" not in cell.metadata.get("tags", []):
-            value = (errors[0].get("evalue") or "").strip().partition("\n")[0]
-            where = f"stopped at cell {number} of {len(notebook.cells)}"
-            words = f"{where}: {errors[0].get('ename')}: {value}"[:400]
-            return Execution(False, words, cell.get("id", ""))
+        for output in cell.get("outputs", []):
+            if output.output_type == "error" and "raises-exception" not in cell.metadata.get(
+                "tags", []
+            ):
+                error = f"{output.get('ename')}: {output.get('evalue')}".splitlines()[0]
+                where = f"stopped at cell {number} of {len(notebook.cells)}"
+                return Execution(False, f"{where}: {error}"[:400], cell.get("id", ""))
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     executed = sum(cell.execution_count is not None for cell in code)
-    if code and not executed:
-        return Execution(False, "was not executed")
     if executed < len(code):
         return Execution(False, f"executed {executed} of {len(code)} code cells only")
     took = notebook.metadata.get("papermill", {}).get("duration")
     return Execution(True, "ran to its end" + (f" in {duration(took)}" if took else ""))
 
 
-def notebook_body(notebook: Any, pages: dict[str, str], level: int = 0) -> tuple[Markup, Outline]:
-    """The cells as HTML, and the headings among them.
+def notebook_body(notebook: Any, pages: Mapping[str, str], small: bool) -> str:
+    """The cells as HTML.
 
     Args:
         notebook: what `read_notebook` returned.
         pages: where links to other notebooks lead, such as `{"02_model.ipynb": "02_model.html"}`.
-        level: how hard to compress, from 0 to `SMALLEST`; at the last, very long outputs are left out.
+        small: make pictures small, and leave very long outputs out.
     """
-    outline = Outline(ids={"content", "contents"})
 
     def markdown(source: str, cell: Any = None) -> str:
-        return safe_html(markdown_to_html(source, (cell or {}).get("attachments")), outline, pages)
+        return safe_html(markdown_to_html(source, (cell or {}).get("attachments")), pages)
 
     def limited(text: str) -> str:
-        if level < SMALLEST or len(text) <= _LARGEST_OUTPUT:
-            return text
-        return (
-            f"[output of {len(text):,} characters left out to keep this page small: "
-            f"see the notebook itself]"
-        )
+        if small and len(text) > _LARGEST_OUTPUT:
+            return (
+                f"[output of {len(text):,} characters left out to keep this page small: "
+                f"see the notebook itself]"
+            )
+        return text
 
     def image_url(data: str, mime: str) -> str:
         try:
@@ -120,7 +118,7 @@ def notebook_body(notebook: Any, pages: dict[str, str], level: int = 0) -> tuple
             image = data.encode("utf-8", errors="replace") if svg else base64.b64decode(data)
         except ValueError:  # no base64
             return ""
-        return data_url(image, level, mime)
+        return data_url(image, small, mime)
 
     exporter = HTMLExporter(
         template_name="notebook_body",
@@ -128,42 +126,29 @@ def notebook_body(notebook: Any, pages: dict[str, str], level: int = 0) -> tuple
         config=Config({"NbConvertBase": {"display_data_priority": _SHOWN_FIRST}}),
         filters={
             "markdown_cell": markdown,
-            "latex_output": lambda source: markdown(_with_dollars(source)),
-            "output_html": lambda source: safe_html(limited(source), outline, pages),
-            "terminal": lambda text: ansi2html(_last_state(limited(text))),
+            "output_html": lambda source: safe_html(limited(source), pages),
+            "terminal": lambda text: _terminal_html(limited(text)),
             "image_url": image_url,
         },
     )
-    # One box per stream, not per flush.
+    # One box per stream, not per flush; a carriage return goes back over its line.
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
-    body, _ = exporter.from_notebook_node(notebook)
-    return Markup(body), outline
+    return exporter.from_notebook_node(notebook)[0]
 
 
-def cell_output(notebook: Any, cell_id: str, outline: Outline) -> Markup:
-    """What a cell shows as HTML, for another page; nothing where there is no such cell, or it shows nothing.
-
-    Args:
-        outline: the headings and ids of the page on which it will stand.
-    """
-    shown = [
-        safe_html("".join(output["data"]["text/html"]), outline)
+def cell_output(notebook: Any, cell_ids: tuple[str, ...]) -> str:
+    """What some cells show as HTML, for another page; nothing where there are none."""
+    return "\n".join(
+        safe_html("".join(output["data"]["text/html"]))
+        for cell_id in cell_ids
         for cell in notebook.cells
         if cell.get("id") == cell_id
         for output in cell.get("outputs", [])
         if "text/html" in output.get("data", {})
-    ]
-    return Markup("\n".join(shown))
+    )
 
 
-def _last_state(text: str) -> str:
-    """What a terminal shows in the end: a carriage return goes back over its line, and colours stay."""
-    text = re.sub(r"[^\n]*\r(?!\n)", "", text.replace("\r\n", "\n").rstrip("\r"))
+def _terminal_html(text: str) -> str:
+    text = visible(text.replace("\r", ""))
     # Of whole escape sequences ansi2html makes colours, or nothing.
-    return re.sub("\u241b(\\[[0-?]*[ -/]*[@-~])", "\x1b\\1", visible(text))
-
-
-def _with_dollars(latex: str) -> str:
-    r"""A LaTeX output as Markdown writes it: `\[…\]` becomes `$$…$$`."""
-    latex = re.sub(r"\\displaystyle\s*", "", latex.strip())
-    return re.sub(r"^\\\[|\\\]$", "$$", latex)
+    return ansi2html(re.sub("\u241b(\\[[0-?]*[ -/]*[@-~])", "\x1b\\1", text))

@@ -6,40 +6,40 @@ its author's.
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.files import read_regular, write_atomically
-from gpt2_nb_utils.report.bench_table import bench_block
-from gpt2_nb_utils.report.figures import figures
+from gpt2_nb_utils.report.bench_table import about, tables
+from gpt2_nb_utils.report.figures import figures, metrics_table
+from gpt2_nb_utils.report.html_page import TEMPLATES
 from gpt2_nb_utils.results.facts import RunFacts, read_facts
 from gpt2_nb_utils.results.runs_table import runs_table
 from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.space.rendering import environment, fenced
 from gpt2_nb_utils.text import markdown_table, markdown_text, visible
-from gpt2_nb_utils.wording import MARKS, count
 
-_MARKER = re.compile(rb"<!--AUTO:([A-Z]+):(START|END)-->")
+_MARKER = re.compile(rb"<!--AUTO:([A-Z]+):(?:START|END)-->")
+_BLOCK = re.compile(  # the inside holds no other marker
+    rb"(?P<start><!--AUTO:(?P<name>[A-Z]+):START-->)"
+    rb"(?:(?!<!--AUTO:[A-Z]+:(?:START|END)-->).)*"
+    rb"(?P<end><!--AUTO:(?P=name):END-->)",
+    re.DOTALL,
+)
+_OPTIONAL = {"RUNS", "BENCH", "SPACE"}
 _LOG_LINES = (12, 8)  # how many of the first and of the last lines of a log are shown
 _LONGEST_LINE = 1500
-_METRICS = {
-    "step": ("step", ",.0f"),
-    "epoch": ("epoch", ".3f"),
-    "batch loss": ("loss", ".4f"),
-    "training loss": ("train_loss", ".4f"),
-    "learning rate": ("lr", ".2e"),
-    "gradient norm": ("grad_norm", ".2f"),
-    "tokens/s": ("tok_per_s", ",.0f"),
-}
-"""Columns: what each shows of a row, and in which form."""
 _SCREENSHOTS = {
     "page.png": "The page of the app as a visitor finds it",
     "generation.png": "The page after an example generation",
     "phone.png": "The same page on a phone",
 }
+_BENCH = "python -m gpt2_nb_utils bench --against transformers --out_dir"
 
 
 def fill_readme(run: RunDirectory, readme: Path) -> bool:
@@ -66,19 +66,30 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
         raise UserError(
             f"README {readme} cannot be read ({error.strerror}): name an existing file"
         ) from None
-    places = _places(old, readme)
+    _check_markers(old, readme)
     facts = read_facts(run)
-    new, end = b"", 0
-    for name, start, stop in places:
-        line_end = _line_end(old, start)
-        # Text of a corpus, a model or a log must not open or close a block: a space breaks the imitation.
-        content = _BLOCKS[name](facts, readme)
+    context = _TEMPLATE.new_context(
+        {
+            "facts": facts,
+            "picture": partial(_picture, readme),
+            "reference": _reference(facts, readme),
+        }
+    )
+    line_end = b"\r\n" if b"\r\n" in old else b"\n"
+
+    def filled(block: re.Match[bytes]) -> bytes:
+        name = block["name"].decode()
+        if name not in _BLOCKS:
+            return block[0]
+        content = "".join(_BLOCKS[name](context)).strip("\n")
         if facts.caveat and name not in _OPTIONAL:  # those are not about this run alone
             content = f"*{markdown_text(facts.caveat)}*\n\n{content}"
-        content = content.replace("<!--AUTO:", "<!-- AUTO:").strip("\n")
+        # Text of a corpus, a model or a log must not open or close a block.
+        content = content.replace("<!--AUTO:", "<!-- AUTO:")
         inside = f"\n{content}\n".encode("utf-8", errors="replace").replace(b"\n", line_end)
-        new, end = new + old[end:start] + inside, stop
-    new += old[end:]
+        return block["start"] + inside + block["end"]
+
+    new = _BLOCK.sub(filled, old)
     if new == old:
         return False
     place = readme.resolve()
@@ -86,72 +97,19 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
     return True
 
 
-def _places(content: bytes, readme: Path) -> list[tuple[str, int, int]]:
-    """(name, first byte inside, first byte after) of each block, in the order of the file."""
-
-    def refused(name: str, edge: str, why: str) -> UserError:
-        return UserError(f"{readme}: marker <!--AUTO:{name}:{edge}--> {why}")
-
-    markers = [(match[1].decode(), match[2].decode(), match) for match in _MARKER.finditer(content)]
-    names = [marker[:2] for marker in markers]
+def _check_markers(content: bytes, readme: Path) -> None:
+    whole = [block["name"] for block in _BLOCK.finditer(content)]
+    stray = _MARKER.findall(_BLOCK.sub(b"\n", content))
     for name in _BLOCKS:
-        for edge in ("START", "END"):
-            found, absent = (
-                names.count((name, edge)),
-                not {(name, "START"), (name, "END")} & {*names},
+        n = whole.count(name.encode())
+        if name.encode() in stray or n > 1 or (n == 0 and name not in _OPTIONAL):
+            raise UserError(
+                f"{readme}: have <!--AUTO:{name}:START--> and after it <!--AUTO:{name}:END--> "
+                f"exactly once each, and no other marker between them"
             )
-            if found != 1 and not (name in _OPTIONAL and absent):
-                how = f"stands there {found} times" if found else "is missing"
-                raise refused(name, edge, f"{how}: have it exactly once")
-    places, opened, start = [], "", 0
-    for name, edge, match in markers:
-        if not opened:
-            if name in _BLOCKS and edge == "END":
-                raise refused(name, edge, "stands before its START: exchange the two")
-            opened, start = name if name in _BLOCKS else "", match.end()
-        elif (name, edge) == (opened, "END"):
-            places.append((name, start, match.start()))
-            opened = ""
-        elif name in _BLOCKS:
-            raise refused(
-                name,
-                edge,
-                "stands inside another block: close each block before the next one starts",
-            )
-        else:
-            raise refused(
-                name, edge, f"stands inside the block {opened}, which is replaced: move it out"
-            )
-    return places
 
 
-def _line_end(content: bytes, start: int) -> bytes:
-    """The line end that follows the marker, or that of the file."""
-    following = content[start : start + 2]
-    if following == b"\r\n" or (not following.startswith(b"\n") and b"\r\n" in content):
-        return b"\r\n"
-    return b"\n"
-
-
-def _summary(facts: RunFacts, readme: Path) -> str:
-    conditions = "; ".join(
-        f"{markdown_text(condition.asks)}: {MARKS[condition.state]} {condition.state}"
-        for condition in facts.conditions
-    )
-    return (
-        f"**{MARKS[facts.reached]} {markdown_text(facts.headline)}.** {markdown_text(facts.explanation)}\n\n"
-        f"Conditions: {conditions}.\n\n{markdown_table(('', 'this run'), facts.table())}"
-    )
-
-
-def _plot(facts: RunFacts, readme: Path) -> str:
-    main = next((figure for figure in figures(facts) if figure.is_main), None)
-    if main is None:
-        return "No loss figure was drawn for this run."
-    return _picture(main.path, main.alt, readme)
-
-
-def _picture(path: Path, alt: str, readme: Path) -> str:
+def _picture(readme: Path, path: Path, alt: str) -> str:
     try:
         target = os.path.relpath(path.resolve(), readme.resolve().parent)
     except ValueError:
@@ -161,77 +119,35 @@ def _picture(path: Path, alt: str, readme: Path) -> str:
     return f"![{markdown_text(alt)}]({quote(Path(target).as_posix())})"
 
 
-def _logs(facts: RunFacts, readme: Path) -> str:
+def _log_excerpt(facts: RunFacts) -> str:
     log = facts.record.directory.log
-    if not log.is_file():
-        return "No log was written for this run."
-    lines = visible(read_regular(log).decode("utf-8", errors="replace")).splitlines()
-    lines = [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} …" for line in lines]
+    text = read_regular(log).decode("utf-8", errors="replace") if log.is_file() else ""
+    lines = [line[:_LONGEST_LINE] for line in visible(text).splitlines()]
     first, last = _LOG_LINES
-    if len(lines) > first + last:
-        left_out = f"… {len(lines) - first - last:,} more lines in logs/train.log …"
-        lines = [*lines[:first], left_out, *lines[-last:]]
-    return _fenced("\n".join(lines))
+    if left_out := len(lines[first:-last]):
+        note = f"… {left_out:,} more lines in logs/train.log …"
+        lines = [*lines[:first], note, *lines[-last:]]
+    return "\n".join(lines)
 
 
-def _metrics(facts: RunFacts, readme: Path) -> str:
-    rows = [
-        [
-            "–" if getattr(row, name) is None else format(getattr(row, name), form)
-            for name, form in _METRICS.values()
-        ]
-        for row in facts.metric_rows(12)
-    ]
-    if not rows:
-        return "No metrics were written for this run."
-    loss = markdown_text(facts.last_training_loss)
-    return f"{markdown_table(tuple(_METRICS), rows)}\n\nTraining loss: {loss}."
+def _bench(folder: Path) -> str:
+    path = folder / "bench.json"
+    if not path.exists():
+        return f"Nothing measured yet: `{_BENCH} out/reference/bench` does it."
+    try:
+        result = json.loads(read_regular(path))
+        parts = [f"{markdown_text(about(result))}.", fenced(result["command"], "sh")]
+        parts += [markdown_table(head, rows) for head, *rows in tables(result)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(
+            f"{path} is not what `bench` writes: remove it, and make it again with `{_BENCH} {folder}`"
+        ) from None
+    return "\n\n".join(parts)
 
 
-def _samples(facts: RunFacts, readme: Path) -> str:
-    parts = []
-    for samples in facts.before_and_after():
-        for sample in samples[:1]:
-            settings = ", ".join(
-                f"{name} {value}" for name, value in sample.settings.items() if name != "prompts"
-            )
-            how = f" ({markdown_text(settings)})" if settings else ""
-            parts += [
-                f"Step {count(sample.step)}, prompt {_code(sample.prompt)}{how}:",
-                _fenced(visible(sample.text)),
-            ]
-    return "\n\n".join(parts) or "No samples were written for this run."
-
-
-def _repro(facts: RunFacts, readme: Path) -> str:
-    rows = [
-        ("Seed", facts.seed),
-        ("Best training loss", facts.best_training_loss),
-        ("Best batch loss", facts.best_batch_loss),
-        *facts.machine,
-    ]
-    return (
-        f"The command of this run, exactly as it was given:\n\n{_fenced(visible(facts.command), 'sh')}\n\n"
-        f"{markdown_table(('', 'this run'), rows)}"
-    )
-
-
-def _runs(facts: RunFacts, readme: Path) -> str:
-    return runs_table(_reference(facts, readme))
-
-
-def _bench(facts: RunFacts, readme: Path) -> str:
-    return bench_block(_reference(facts, readme) / "bench")
-
-
-def _space(facts: RunFacts, readme: Path) -> str:
-    folder = _reference(facts, readme) / "space"
-    shown = [
-        _picture(folder / name, alt, readme)
-        for name, alt in _SCREENSHOTS.items()
-        if (folder / name).is_file()
-    ]
-    return "\n\n".join(shown) or "No pictures of the app were taken yet."
+def _screenshots(folder: Path) -> list[tuple[Path, str]]:
+    shown = [(folder / name, alt) for name, alt in _SCREENSHOTS.items()]
+    return [(path, alt) for path, alt in shown if path.is_file()]
 
 
 def _reference(facts: RunFacts, readme: Path) -> Path:
@@ -240,32 +156,21 @@ def _reference(facts: RunFacts, readme: Path) -> Path:
     return reference if reference.is_dir() else facts.record.directory.path.resolve().parent
 
 
-_BLOCKS: dict[str, Callable[[RunFacts, Path], str]] = {
-    "SUMMARY": _summary,
-    "PLOT": _plot,
-    "LOGS": _logs,
-    "METRICS": _metrics,
-    "SAMPLES": _samples,
-    "REPRO": _repro,
-    "RUNS": _runs,
-    "BENCH": _bench,
-    "SPACE": _space,
+def _inline_code(text: str) -> str:
+    """The beginning of a text as one line of code inside another text."""
+    line = " ".join(visible(text).split()).replace("`", "'")
+    return f"`{line[:80]}…`" if len(line) > 80 else f"`{line}`"
+
+
+_ENVIRONMENT = environment(TEMPLATES)
+_ENVIRONMENT.filters["inline_code"] = _inline_code
+_ENVIRONMENT.globals |= {
+    "figures": figures,
+    "log_excerpt": _log_excerpt,
+    "metrics_table": metrics_table,
+    "runs_table": runs_table,
+    "bench": _bench,
+    "screenshots": _screenshots,
 }
-_OPTIONAL = {"RUNS", "BENCH", "SPACE"}
-
-
-def _code(value: str) -> str:
-    """One line of code inside a text: long and hostile ones too."""
-    line = " ".join(visible(value).split())
-    line = line if len(line) <= 80 else f"{line[:80]}…"
-    ticks = "`" * (_longest_run(line) + 1)
-    return f"{ticks} {line} {ticks}" if len(ticks) > 1 or not line else f"`{line}`"
-
-
-def _fenced(text: str, language: str = "text") -> str:
-    fence = "`" * max(3, _longest_run(text) + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def _longest_run(text: str) -> int:
-    return max(map(len, re.findall("`+", text)), default=0)
+_TEMPLATE = _ENVIRONMENT.get_template("readme.md.j2")
+_BLOCKS = _TEMPLATE.blocks

@@ -6,28 +6,24 @@ It reads a run directory and writes its `report/`; nothing is trained or execute
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.report.answers import answers
-from gpt2_nb_utils.report.figures import figures
-from gpt2_nb_utils.report.html_page import SMALLEST, data_url, render
+from gpt2_nb_utils.report.figures import figures, metrics_table
+from gpt2_nb_utils.report.html_page import data_url, render
 from gpt2_nb_utils.report.notebook_html import (
-    Execution,
     cell_output,
     execution,
     notebook_body,
     read_notebook,
 )
-from gpt2_nb_utils.report.safe_html import Outline
+from gpt2_nb_utils.report.safe_html import in_order
 from gpt2_nb_utils.report.token_page import FILE as TOKENS_FILE
-from gpt2_nb_utils.report.token_page import excerpt, token_page
+from gpt2_nb_utils.report.token_page import token_page
 from gpt2_nb_utils.results.facts import RunFacts, read_facts
 from gpt2_nb_utils.run_directory import RunDirectory
 
@@ -41,27 +37,6 @@ _IDS = "content curve tokens samples recall audit reproduce notebooks facts".spl
 """Of the first page, so that no other element gets one of them."""
 
 
-@dataclass(frozen=True)
-class _Page:
-    """A notebook of the run and the page that shows it."""
-
-    path: Path
-    content: Any
-    execution: Execution
-    title: str
-
-    @property
-    def file(self) -> str:
-        return f"{self.path.stem}.html"
-
-    @property
-    def label(self) -> str:
-        number, _, name = self.path.stem.partition("_")
-        if not number.isdigit():
-            return self.path.stem
-        return f"{int(number)} {name.replace('_', ' ').capitalize()}".strip()
-
-
 def build_report(run: RunDirectory) -> Path:
     """Write the report of a run, finished or not, from what its directory holds.
 
@@ -73,79 +48,75 @@ def build_report(run: RunDirectory) -> Path:
     """
     facts = read_facts(run)
     name = run.path.resolve().name
-    pages, unreadable = _pages(run)
+    notebooks, unreadable = {}, []
+    for path in sorted(run.notebooks.glob("0*.ipynb")):
+        try:
+            notebooks[path.stem] = read_notebook(path)
+        except ValueError:
+            unreadable.append(path.name)
     tokens = facts.token_losses and token_page(
         facts.token_losses, LARGEST_PAGE - _REST_OF_TOKEN_PAGE
     )
     links = {"index.html": "Overview"}
     if tokens:
         links[TOKENS_FILE] = "Token by token"
-    links |= {page.file: page.label for page in pages}
+    links |= {f"{stem}.html": stem.lstrip("0").replace("_", " ").title() for stem in notebooks}
 
-    def write(file: str, template: str, content_at: Callable[[int], dict[str, Any]]) -> None:
-        """Write a page, compressed only as far as it takes to be mailed and opened at once."""
-        for level in range(SMALLEST + 1):
-            html = render(template, links=list(links.items()), current=file, **content_at(level))
+    def write(
+        file: str, template: str, content: Callable[[bool], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Write a page, with small pictures where it is too large to be mailed and opened at once."""
+        for small in (False, True):
+            shown = {**content(small), "current": file, "label": links[file]}
+            html = render(template, links=list(links.items()), **shown)
             page = html.encode("utf-8", errors="replace")  # half a surrogate pair, from a notebook
             if len(page) < LARGEST_PAGE:
                 break
         write_atomically(run.report / file, page)
+        return shown
 
     if tokens:
         about = {"title": f"The loss of every token: {name}", "page": tokens, "text": facts.text}
-        write(TOKENS_FILE, "tokens.html.j2", lambda level: about)
-    for page in pages:
-        write(page.file, "notebook.html.j2", lambda level: _of_notebook(page, links, level))
+        write(TOKENS_FILE, "tokens.html.j2", lambda small: about)
+    pages = [
+        write(f"{stem}.html", "notebook.html.j2", partial(_of_notebook, stem, notebook, links))
+        for stem, notebook in notebooks.items()
+    ]
     common = {
         "title": f"{facts.headline}: {name}",
         "facts": facts,
         "answers": answers(facts),
+        "metrics": metrics_table(facts, 10),
         "tokens": tokens,
-        "excerpt": excerpt(tokens.losses) if tokens else [],
         "tokens_file": TOKENS_FILE,
         "pairs": _first_and_last_samples(facts),
         "pages": pages,
         "unreadable": unreadable,
-        **_recall(pages),
+        **_recall(notebooks),
     }
-    write("index.html", "index.html.j2", lambda level: {**common, **_pictures(facts, level)})
+    write("index.html", "index.html.j2", lambda small: {**common, **_pictures(facts, small)})
     for leftover in [*run.report.glob("0*.html"), run.report / TOKENS_FILE]:
         if leftover.name not in links:
             leftover.unlink(missing_ok=True)  # of a notebook that an earlier run had
     return run.report / "index.html"
 
 
-def _pages(run: RunDirectory) -> tuple[list[_Page], list[str]]:
-    """The notebooks that can be shown, in order, and the names of those that cannot be read."""
-    pages, unreadable = [], []
-    for path in sorted(run.notebooks.glob("0*.ipynb")):
-        try:
-            notebook = read_notebook(path)
-        except ValueError:
-            unreadable.append(path.name)
-            continue
-        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-        heading = re.search(r"^# +(.+?)\s*#*$", prose, re.MULTILINE)
-        title = re.sub(r"[*_`$\\]", "", heading[1]) if heading else path.stem.replace("_", " ")
-        pages.append(_Page(path, notebook, execution(notebook), title))
-    return pages, unreadable
-
-
-def _of_notebook(page: _Page, links: dict[str, str], level: int) -> dict[str, Any]:
+def _of_notebook(stem: str, notebook: Any, links: dict[str, str], small: bool) -> dict[str, Any]:
     elsewhere = {file.removesuffix(".html") + ".ipynb": file for file in links}
-    body, outline = notebook_body(page.content, elsewhere, level)
+    body, heading, sections = in_order(
+        notebook_body(notebook, elsewhere, small), ids=("content", "contents")
+    )
     return {
-        "title": page.title,
-        "heading": Markup(outline.title) or page.title,
-        "sections": outline.sections,
-        "execution": page.execution,
+        "title": heading.striptags() or stem.replace("_", " "),
+        "heading": heading,
+        "sections": sections,
+        "execution": execution(notebook),
         "body": body,
-        "number": list(links).index(page.file),
     }
 
 
-def _pictures(facts: RunFacts, level: int) -> dict[str, Any]:
-    shown = [(figure, data_url(figure.path.read_bytes(), level)) for figure in figures(facts)]
+def _pictures(facts: RunFacts, small: bool) -> dict[str, Any]:
+    shown = [(figure, data_url(figure.path.read_bytes(), small)) for figure in figures(facts)]
     return {
         "curve": [item for item in shown if item[0].is_main],
         "other_figures": [item for item in shown if not item[0].is_main],
@@ -161,12 +132,8 @@ def _first_and_last_samples(facts: RunFacts) -> dict[str, dict[int, Any]]:
     return pairs
 
 
-def _recall(pages: list[_Page]) -> dict[str, Any]:
+def _recall(notebooks: dict[str, Any]) -> dict[str, Any]:
     """What notebook 04 shows of recall, and where."""
-    notebook, cells = _RECALL
-    outline = Outline(level=2, ids=set(_IDS))
-    for page in pages:
-        if page.path.stem == notebook:
-            shown = [cell_output(page.content, cell, outline) for cell in cells]
-            return {"recall": Markup("\n").join(filter(None, shown)), "recall_page": page.file}
-    return {"recall": "", "recall_page": ""}
+    stem, cells = _RECALL
+    shown = cell_output(notebooks[stem], cells) if stem in notebooks else ""
+    return {"recall": in_order(shown, 2, _IDS)[0], "recall_page": f"{stem}.html"}

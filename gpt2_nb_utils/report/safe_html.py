@@ -7,45 +7,35 @@ console empty and dead boxes off the page.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 
 from bs4 import BeautifulSoup, Tag
 from bs4.element import PreformattedString
+from markupsafe import Markup
 
 from gpt2_nb_utils.text import visible
 
+# With `style`: inside a drawing a browser reads it as tags.
 _DROPPED = (
-    "script iframe frame object embed applet link meta base noscript template audio video portal "
+    "script style iframe frame object embed applet link meta base noscript template audio video portal "
     "xmp plaintext noembed noframes textarea title animate set"
 ).split()
 _UNWRAPPED = "form html body head main".split()
 _FETCHING = "src srcset poster background action formaction data ping manifest".split()
+_INLINE = (("img", "src"), ("image", "href"))
+"""Tags and attributes that may hold a picture, as a `data:` URL."""
 # A backslash could spell any of the others.
 _FETCHING_CSS = re.compile(
     r"@import|url\(\s*[\"']?(?!\s*[\"']?(?:data:|#))|expression\(|image-set\(|src\(|\\",
     re.IGNORECASE,
 )
-_HEADINGS = re.compile(r"h[1-6]")
 
 
-@dataclass
-class Outline:
-    """The headings and ids that a page has so far, over all its fragments."""
-
-    level: int = 0
-    title: str = ""
-    """HTML of the page's title: the first heading, when it is of level 1; it is taken out of its fragment."""
-    sections: list[tuple[str, str]] = field(default_factory=list)
-    """(id, text) of the headings of level 2, for the contents list."""
-    ids: set[str] = field(default_factory=set)
-
-
-def safe_html(fragment: str, outline: Outline, pages: dict[str, str] | None = None) -> str:
+def safe_html(fragment: str, pages: Mapping[str, str] | None = None) -> str:
     """The fragment, balanced and without anything that would run or be fetched.
 
     Args:
         fragment: HTML from a Markdown cell or an output.
-        outline: the page's headings; the fragment's are added, and their levels made to follow.
         pages: where links to these files lead now, such as `{"02_model.ipynb": "02_model.html"}`.
     """
     soup = BeautifulSoup(fragment, "html.parser")
@@ -59,17 +49,8 @@ def safe_html(fragment: str, outline: Outline, pages: dict[str, str] | None = No
         tag.decompose()
     for tag in soup.find_all(_UNWRAPPED):
         tag.unwrap()
-    for tag in soup.find_all("style"):
-        css = tag.get_text()
-        # Inside a drawing a browser reads a style as tags.
-        if "<" in css or tag.find_parent(["svg", "math"]) or _FETCHING_CSS.search(css):
-            tag.decompose()
     for tag in soup.find_all(True):
         _disarm(tag, pages or {})
-    # After all were disarmed: the title leaves with all that is in it.
-    for tag in soup.find_all(True):
-        if not tag.decomposed:
-            _order(tag, outline)
     for table in soup.select("table:not(table table)"):
         box = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": "Table"}
         table.wrap(soup.new_tag("div", attrs=box))
@@ -78,7 +59,7 @@ def safe_html(fragment: str, outline: Outline, pages: dict[str, str] | None = No
     return str(soup)
 
 
-def _disarm(tag: Tag, pages: dict[str, str]) -> None:
+def _disarm(tag: Tag, pages: Mapping[str, str]) -> None:
     """Take out of the tag what would run, be fetched or lead nowhere."""
     tag.attrs = {
         name: value for name, value in tag.attrs.items() if _may_stay(tag, name, str(value))
@@ -88,9 +69,7 @@ def _disarm(tag: Tag, pages: dict[str, str]) -> None:
         file = target.rpartition("/")[2]
         if file in pages and "://" not in target:
             tag["href"] = pages[file]
-        elif re.match(r"https?://|mailto:", target, re.IGNORECASE):
-            tag["rel"] = "noopener noreferrer"
-        elif not target.startswith("#"):
+        elif not re.match(r"https?://|mailto:|#", target, re.IGNORECASE):
             del tag["href"]  # a file beside the notebook is not beside the report
     elif tag.name == "th" and not tag.get_text(strip=True) and not tag.find("img"):
         tag.name = "td"  # an empty corner heads nothing; screen readers would announce it
@@ -105,33 +84,45 @@ def _disarm(tag: Tag, pages: dict[str, str]) -> None:
 
 def _may_stay(tag: Tag, name: str, value: str) -> bool:
     """Whether an attribute neither runs nor fetches anything; where links lead is looked at later."""
+    if (tag.name, name) in _INLINE:
+        return value.strip().lower().startswith("data:image/")
     if name.endswith("href") or name in _FETCHING:
-        inline = value.strip().lower().startswith("data:image/") and name in ("src", "href")
-        return (
-            (inline and tag.name in ("img", "image"))
-            or (tag.name, name) == ("a", "href")
-            or (name.endswith("href") and value.startswith("#"))
-        )
+        return (tag.name, name) == ("a", "href") or value.startswith("#")
     return not name.startswith("on") and not (name == "style" and _FETCHING_CSS.search(value))
 
 
-def _order(tag: Tag, outline: Outline) -> None:
-    """Give the tag an id of its own, and a heading a level that follows the one before it."""
-    if tag.get("id") in outline.ids:
-        del tag["id"]
-    if _HEADINGS.fullmatch(tag.name):
-        text = " ".join(tag.get_text(" ").split())
-        level = int(tag.name[1])
-        if level == 1 and outline.level == 0:
-            outline.title, outline.level = tag.decode_contents(), 1
-            tag.decompose()
-            return
-        level = max(2, min(level, outline.level + 1))  # one page, one title
-        tag.name, outline.level = f"h{level}", level
-        if "id" not in tag.attrs:
-            name = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
-            tag["id"] = f"{name}-{len(outline.ids)}" if name in outline.ids else name
-        if level == 2:
-            outline.sections.append((str(tag["id"]), text))
-    if "id" in tag.attrs:
-        outline.ids.add(str(tag["id"]))
+def in_order(
+    content: str, level: int = 0, ids: Iterable[str] = ()
+) -> tuple[Markup, Markup, list[tuple[str, str]]]:
+    """The content of a page with headings whose levels follow each other, and with no id twice.
+
+    Args:
+        content: safe HTML.
+        level: of the heading before it; 0 where the first of level 1 is the title of the page.
+        ids: those that are taken.
+
+    Returns:
+        The content without its title, the title, and (id, text) of the headings of level 2.
+    """
+    soup = BeautifulSoup(content, "html.parser")
+    taken, title, sections = set(ids), "", []
+    for tag in soup.find_all(True):
+        if tag.decomposed:  # it was in the title
+            continue
+        if tag.get("id") in taken:
+            del tag["id"]
+        if re.fullmatch("h[1-6]", tag.name):
+            text = " ".join(tag.get_text(" ").split())
+            if tag.name == "h1" and level == 0:
+                title, level = tag.decode_contents(), 1
+                tag.decompose()
+                continue
+            level = max(2, min(int(tag.name[1]), level + 1))  # one page, one title
+            tag.name = f"h{level}"
+            if "id" not in tag.attrs:
+                name = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
+                tag["id"] = f"{name}-{len(taken)}" if name in taken else name
+            if level == 2:
+                sections.append((str(tag["id"]), text))
+        taken.add(tag.get("id"))
+    return Markup(soup), Markup(title), sections

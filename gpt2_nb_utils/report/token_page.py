@@ -61,7 +61,7 @@ class Part:
 
 @dataclass(frozen=True)
 class TokenPage:
-    """What the page shows.
+    """What the page shows, and what the first page shows of it.
 
     Attributes:
         losses: what was measured.
@@ -69,6 +69,8 @@ class TokenPage:
         classes: of each colour (letter, probabilities, losses, predictions, their share, share of the loss).
         surprises: the least expected tokens, the least expected first.
         parts: the text.
+        excerpt: (caption, painted text) of the first window that was measured, and of that with the
+            highest mean loss.
     """
 
     losses: TokenLosses
@@ -76,6 +78,7 @@ class TokenPage:
     classes: list[tuple[str, str, str, int, str, str]]
     surprises: list[Surprise]
     parts: list[Part]
+    excerpt: list[tuple[str, Markup]]
 
 
 def token_page(losses: TokenLosses, largest: int) -> TokenPage:
@@ -97,26 +100,24 @@ def token_page(losses: TokenLosses, largest: int) -> TokenPage:
     rows = [
         (letter, *names, *numbers) for letter, names, numbers in zip(LETTERS, classes(), counted)
     ]
-    return TokenPage(losses, n_shown, rows, surprises, parts)
+    return TokenPage(losses, n_shown, rows, surprises, parts, _excerpt(losses))
 
 
-def excerpt(losses: TokenLosses) -> list[tuple[str, Markup]]:
-    """Two windows for the first page: the first that was measured, and the one with the highest mean loss.
-
-    Returns:
-        (caption, the painted text) of each.
-    """
+def _excerpt(losses: TokenLosses) -> list[tuple[str, Markup]]:
     first, highest = losses.windows[0], max(losses.windows, key=lambda window: window.mean)
-    chosen = [(first, "the first window" if first.index == 0 else "a window")]
-    if highest is not first:
-        chosen.append((highest, "the one with the highest loss"))
+    chosen = {
+        "the first window" if first.index == 0 else "a window": first,
+        "the one with the highest loss": highest,
+    }
+    if highest is first:
+        chosen.popitem()
     return [
         (
             f"Window {window.index + 1:,} of {losses.n_windows:,}, {name}: "
             f"mean loss {window.mean:.3f}",
             Markup(_painted(window, each=True, stops=_least_expected(window))),
         )
-        for window, name in chosen
+        for name, window in chosen.items()
     ]
 
 
