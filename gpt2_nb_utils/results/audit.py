@@ -98,7 +98,7 @@ class Audit:
             done.
         n_predictions: how many predictions that was.
         state: step and best training loss that the run had on record then, by which an older audit
-            is told from one of these weights.
+            is distinguished from one of these weights.
         checks: in the order in which they are shown.
         sources_sha256: of the package that made it.
         replay: the replay of this state of the run, where one was made.
@@ -181,7 +181,8 @@ def file_sha256(path: Path) -> str:
 
 
 def records_sha256(directory: RunDirectory) -> str | None:
-    """The sha256 of what a run recorded of its steps: its events, or the metrics of an earlier version."""
+    """The sha256 of what a run recorded of its steps: its events, or the metrics of an earlier
+    version."""
     for path in (directory.events, directory.metrics):
         if path.is_file():
             return file_sha256(path)

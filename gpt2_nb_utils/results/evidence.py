@@ -128,7 +128,7 @@ class Evidence:
 
     @cached_property
     def loaded(self) -> dict[str, Any] | UserError:
-        """The content of best.pt, loaded without running anything in it; or what is wrong with it."""
+        """The content of best.pt, loaded without running anything in it, or what is wrong."""
         path = self.run.directory.best
         if not path.exists():
             raise self._lack("checkpoints/best.pt is missing")

@@ -143,7 +143,7 @@ class RunFacts:
 
     @property
     def of_steps(self) -> str:
-        """The steps that the run was to do, such as ` of 330`; nothing where that is not recorded."""
+        """The steps that the run was to do, such as ` of 330`; empty where they are not recorded."""
         steps = self.record.setting("steps")
         return "" if steps is None else f" of {steps:,}"
 
@@ -360,6 +360,6 @@ def _token_losses_of(record: Record) -> TokenLosses:
     if losses.is_of(record.summary):
         return losses
     raise UserError(
-        f"The losses in {record.directory.token_losses.name} are of an earlier state of this run and "
-        f"are not shown: make them again with verify."
+        f"The losses in {record.directory.token_losses.name} are of an earlier state of this run "
+        f"and are not shown: make them again with verify."
     )

@@ -1,4 +1,5 @@
-"""The records of runs that have no `logs/events.jsonl`: tables and samples, read back as far as they go.
+"""The records of runs that have no `logs/events.jsonl`: tables and samples, read back as far as
+they go.
 
     === step 15 · prompt 1 of 3 · temperature 0.8 · top_k 40 ===
     PROMPT: "First Citizen:"
@@ -37,12 +38,12 @@ _Cells = dict[str, str]
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a `train_metrics.csv`; a line that a kill cut short, or without a step, is left out."""
+    """The rows of a `train_metrics.csv`, without lines that were cut short or have no step."""
     return _read_table(path, Row, lambda cells: cells)
 
 
 def read_recall(path: Path) -> list[RecallRow]:
-    """The rows of a `recall.csv`; a line that a kill cut short, or that cannot be right, is left out."""
+    """The rows of a `recall.csv`, without lines that were cut short or cannot be right."""
     rows = _read_table(
         path, RecallRow, lambda cells: {"step": cells.pop("step"), "recalled": cells}
     )
@@ -59,10 +60,10 @@ def _read_table(path: Path, kind: type[_Line], content: Callable[[_Cells], Any])
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """All samples of a file, in its order; a block that a killed run left unfinished is not among them.
+    """All samples of a file, in its order, without a block that a killed run left unfinished.
 
     Raises:
-        OSError, ValueError, TypeError: it cannot be read, is not UTF-8, or a block of it is no sample.
+        OSError, ValueError, TypeError: it cannot be read, is not UTF-8, or holds something else.
     """
     # A killed run may have left half a block, or half a character, at the end.
     whole = read_regular(path).replace(b"\r\n", b"\n").rpartition(b"\n\n")[0].decode("utf-8")

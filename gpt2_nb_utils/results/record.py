@@ -259,6 +259,6 @@ def _checkpoint(directory: RunDirectory) -> Path | None:
 
 def _no_checkpoint(directory: RunDirectory) -> str:
     return (
-        f"{directory} has no checkpoint (checkpoints/best.pt or last.pt), so what needs the model is "
-        f"not shown: run notebook 03 with this out_dir, or copy them back"
+        f"{directory} has no checkpoint (checkpoints/best.pt or last.pt), so what needs the model "
+        f"is not shown: run notebook 03 with this out_dir, or copy them back"
     )

@@ -30,8 +30,6 @@ from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.schedule import learning_rate_factor
 from gpt2_nb_utils.training.step import training_step
 
-ASKS = "training again from the seed gives the losses on record"
-
 
 def bound(step: int) -> float:
     """Relative difference that another machine, format or version of this package may make in a
@@ -100,7 +98,7 @@ def replay(run: Record, given: dict[str, Any], steps: int = 0) -> Replay:
     took, machine = duration(time.monotonic() - begun), machine_of(precision)
     said = f"{said}; in {took}, in {precision.amp} on {precision.device_name}"
     return Replay(
-        Check(ASKS, ok, said, expected),
+        Check("training again from the seed gives the losses on record", ok, said, expected),
         machine["time"],
         machine,
         sources_sha256(),

@@ -27,7 +27,7 @@ course asks for."""
 RANDOM_LOSS = math.log(VOCAB_SIZE)
 """Loss of a model that gives every token the same probability: ln 50257 = 10.825 nats."""
 RANDOM_MARGIN = 0.5
-"""Random weights start this near RANDOM_LOSS: their logits, and single batches, scatter a little."""
+"""Random weights start this near RANDOM_LOSS: their logits, and batches, scatter a little."""
 
 
 @dataclass(frozen=True)
@@ -189,17 +189,17 @@ def corpus_caveat(run: Record) -> str | None:
     corpus, max_tokens = run.summary.corpus, run.setting("max_tokens")
     if corpus.source == "demo":
         return (
-            "This run was trained on the demonstration corpus (Python's own documentation), because "
-            "no input.txt was there: it does not count for the course."
+            "This run was trained on the demonstration corpus (Python's own documentation), "
+            "because no input.txt was there: it does not count for the course."
         )
     if max_tokens and corpus.is_course_input is not True:
         return (
-            f"This run saw an excerpt only: the first {count(corpus.tokens)} tokens of {corpus.path} "
-            f"(max_tokens). It does not count for the course."
+            f"This run saw an excerpt only: the first {count(corpus.tokens)} tokens of "
+            f"{corpus.path} (max_tokens). It does not count for the course."
         )
     if corpus.is_course_input is False:
         return (
-            f"This run was trained on another text ({corpus.path}), not on the course's input.txt: it "
-            f"does not count for the course."
+            f"This run was trained on another text ({corpus.path}), not on the course's input.txt: "
+            f"it does not count for the course."
         )
     return None
