@@ -1255,6 +1255,25 @@ def test_the_bound_grows_with_the_steps_up_to_a_cap():
     assert bounds[-1] == bounds[-2] == bounds[-3] == pytest.approx(0.256)
 
 
+def test_a_step_that_overflowed_in_fp16_is_replayed_without_its_update(tmp_path, text, monkeypatch):
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def overflow_at_step_2(*args):
+        calls.append(args)
+        return torch.tensor(math.inf) if len(calls) == 2 else clip(*args)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflow_at_step_2)
+    run = train_small(tmp_path / "run", text, steps=8, eval_every=8, sample_every=0)
+    monkeypatch.undo()
+    assert [e["skipped"] for e in read_events(run.events) if e["event"] == "step"].index(True) == 1
+    run_on_another_machine(run)
+    assert replayed(run, "all") == 1  # the gradients of step 2 are finite
+    edit_events(
+        run, lambda events: [e.update(amp="fp16") for e in events if e["event"] == "start"][:0]
+    )
+    assert replayed(run, "all") == 0
+
+
 def test_weights_swapped_after_a_step_fail_the_replay(tmp_path, text, other, monkeypatch):
     """The program writes its own records, all of them true but for where the weights came from."""
     foreign = torch.load(other.best, weights_only=True)["model"]

@@ -21,7 +21,7 @@ from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.progress import Progress, duration
 from gpt2_nb_utils.results.audit import CannotCheck, Check, Replay, machine_of
 from gpt2_nb_utils.results.audit_outputs import same_machine
-from gpt2_nb_utils.results.evidence import Evidence, windows_per_step
+from gpt2_nb_utils.results.evidence import Evidence, losses_of, windows_per_step
 from gpt2_nb_utils.results.record import Record
 from gpt2_nb_utils.training.corpus_loss import training_loss
 from gpt2_nb_utils.training.optimizer import build_optimizer, restore_optimizer, set_learning_rate
@@ -134,22 +134,26 @@ def _losses(evidence: Evidence, n_steps: int) -> Iterator[tuple[str, int, float,
                 factor = row["lr"] / settings.lr  # an earlier version kept the last settings only
             set_learning_rate(optimizer, factor)
             indices = evidence.order.take((step - 1) * n_windows, n_windows)
-            batches = [
-                windows.batch(indices[i : i + settings.batch_size])
-                for i in range(0, n_windows, settings.batch_size)
-            ]
-            with step_fits(settings):
-                result = training_step(
-                    lambda x, y: model.loss(x, y, reduction="sum"),
-                    list(model.parameters()),
-                    optimizer,
-                    scaler,
-                    precision,
-                    batches,
-                    settings.clip_grad,
-                )
-            progress.update(step, loss=f"{result.loss:.4f}")
-            yield "batch loss", step, result.loss, row["loss"]
+            if row["skipped"] and evidence.summary.amp == "fp16" != precision.amp:
+                # Its gradients overflowed, which they do not in another format: no update.
+                loss = losses_of(evidence.measure(model, indices, "window")).mean().item()
+            else:
+                batches = [
+                    windows.batch(indices[i : i + settings.batch_size])
+                    for i in range(0, n_windows, settings.batch_size)
+                ]
+                with step_fits(settings):
+                    loss = training_step(
+                        lambda x, y: model.loss(x, y, reduction="sum"),
+                        list(model.parameters()),
+                        optimizer,
+                        scaler,
+                        precision,
+                        batches,
+                        settings.clip_grad,
+                    ).loss
+            progress.update(step, loss=f"{loss:.4f}")
+            yield "batch loss", step, loss, row["loss"]
         for event in evidence.history.measurements:  # on the same windows
             if event["step"] == step:
                 n = 0 if event["windows"] == "all" else event["windows"]
