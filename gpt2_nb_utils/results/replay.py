@@ -136,7 +136,9 @@ def _losses(evidence: Evidence, n_steps: int) -> Iterator[tuple[str, int, float,
             indices = evidence.order.take((step - 1) * n_windows, n_windows)
             if row["skipped"] and evidence.summary.amp == "fp16" != precision.amp:
                 # Its gradients overflowed, which they do not in another format: no update.
-                loss = losses_of(evidence.measure(model, indices, "window")).mean().item()
+                # A window is in a batch twice where one epoch ends and the next begins.
+                read = evidence.measure(model, sorted({*indices}), "a step without update, window")
+                loss = losses_of(read, indices).mean().item()
             else:
                 batches = [
                     windows.batch(indices[i : i + settings.batch_size])
