@@ -21,7 +21,7 @@ from torch import Tensor
 from gpt2_nb_utils.machine import environment
 from gpt2_nb_utils.results import audit_outputs, audit_weights
 from gpt2_nb_utils.results.audit import Audit, Check, audited_state, records_sha256
-from gpt2_nb_utils.results.record import read_summary
+from gpt2_nb_utils.results.record import read_record
 from gpt2_nb_utils.results.token_losses import keep
 from gpt2_nb_utils.results.verify import CHECKS
 from gpt2_nb_utils.run_directory import RunDirectory
@@ -215,7 +215,7 @@ def add_audit(
         _OF_NOTHING,
         0.0912,
         338_024,
-        audited_state(read_summary(run)),
+        audited_state(read_record(run.path).summary),
         checks,
         records_sha256=records_sha256(run),
     ).write(run)
@@ -235,7 +235,7 @@ def add_token_losses(
         index: (numbers[index * seq_len : (index + 1) * seq_len] % 900) / 100
         for index in (range(len(windows)) if measured is None else measured)
     }
-    keep(run, read_summary(run), windows, losses)
+    keep(run, read_record(run.path).summary, windows, losses)
     return windows, losses
 
 

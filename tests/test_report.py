@@ -24,6 +24,7 @@ from run_fixture import (  # noqa: E402
     summary,
 )
 
+from gpt2_nb_utils.__main__ import main
 from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.figures.style import png  # noqa: E402
 from gpt2_nb_utils.report.report import LARGEST_PAGE, build_report  # noqa: E402
@@ -303,6 +304,16 @@ def test_a_text_that_was_read_otherwise_than_it_stands_is_said_to_be(tmp_path):
     assert "Corpus as read changed 40,000 carriage returns to plain line feeds" in " ".join(
         words(index).split()
     )
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_without_a_flag_that_report_lacks(
+    tmp_path, capsys
+):
+    run = make_run(tmp_path / "run")
+    run.report.write_bytes(b"")  # a file in the place of the folder
+    assert main(["report", str(run.path)]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error and "RUN_DIR" in error and "--out_dir" not in error
 
 
 # What may be missing

@@ -157,6 +157,18 @@ def test_events_that_no_run_writes_are_named_and_the_tables_are_read(directory, 
     assert len(read.rows) > 20 and read.events == []
 
 
+@pytest.mark.parametrize("left", [b"", b"\0" * 100, b'{"step": 2'])
+def test_a_summary_that_a_power_cut_damaged_is_taken_from_the_events(run, directory, left):
+    (directory / "summary.json").write_bytes(left)
+    read = read_record(directory)
+    assert read.summary == run.summary
+    (line,) = read.damaged
+    assert "summary.json is damaged" in line and "--resume auto" in line
+    (directory / "logs" / "events.jsonl").unlink()
+    with pytest.raises(UserError, match="summary.json is not a valid JSON object"):
+        read_record(directory)
+
+
 def test_without_checkpoints_the_curves_remain_and_the_model_is_asked_for_by_name(directory):
     shutil.rmtree(directory / "checkpoints")
     run = read_record(directory)

@@ -15,7 +15,7 @@ from run_fixture import HOSTILE, add_token_losses, make_run, summary  # noqa: E4
 from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.report import report, token_page  # noqa: E402
 from gpt2_nb_utils.report.report import build_report  # noqa: E402
-from gpt2_nb_utils.results.record import read_summary  # noqa: E402
+from gpt2_nb_utils.results.record import read_record  # noqa: E402
 from gpt2_nb_utils.results.token_losses import keep, read_token_losses  # noqa: E402
 from gpt2_nb_utils.tokenization.bpe import decode, encode  # noqa: E402
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
@@ -68,7 +68,12 @@ def test_every_token_stands_in_its_place_with_its_own_loss(run):
     ],
 )
 def test_the_mark_of_a_token_follows_from_its_probability(run, loss, letter):
-    keep(run, read_summary(run), TokenDataset(torch.arange(3), 2), {0: torch.tensor([loss, 99.0])})
+    keep(
+        run,
+        read_record(run.path).summary,
+        TokenDataset(torch.arange(3), 2),
+        {0: torch.tensor([loss, 99.0])},
+    )
     marked = page(run).select_one(".part [data-l]")
     assert letter in marked["class"]
     assert {"z": 0.9, "a": 0.5, "b": 0.1, "c": 0.01, "d": 0.001, "e": 0}[letter] <= math.exp(
@@ -156,7 +161,7 @@ def test_unmarked_text_of_the_corpus_is_text_too(run, monkeypatch):
     windows = TokenDataset(
         torch.from_numpy(encode("word " * 60 + HOSTILE)), 512
     )  # the table names the first 40 tokens
-    keep(run, read_summary(run), windows, {0: torch.zeros(windows.n_targets)})
+    keep(run, read_record(run.path).summary, windows, {0: torch.zeros(windows.n_targets)})
     soup = page(run)
     assert not soup.find("script") and HOSTILE in soup.select_one(".part .painted").get_text()
 
@@ -222,6 +227,9 @@ def test_losses_that_show_more_of_the_same_weights_are_not_replaced_by_fewer(run
 
 def test_weights_without_a_finite_loss_leave_no_file(run):
     keep(
-        run, read_summary(run), TokenDataset(torch.arange(3), 2), {0: torch.tensor([1.0, math.nan])}
+        run,
+        read_record(run.path).summary,
+        TokenDataset(torch.arange(3), 2),
+        {0: torch.tensor([1.0, math.nan])},
     )
     assert not run.token_losses.exists()

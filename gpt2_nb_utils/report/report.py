@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpt2_nb_utils.errors import NotWritten
 from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.report.answers import answers
 from gpt2_nb_utils.report.figures import figures, metrics_table
@@ -44,7 +45,7 @@ def build_report(run: RunDirectory) -> Path:
         the path of `report/index.html`.
 
     Raises:
-        UserError: the directory holds no readable `summary.json`.
+        UserError: the directory holds no readable `summary.json`, or cannot be written.
     """
     facts = read_facts(run)
     name = run.path.resolve().name
@@ -72,7 +73,10 @@ def build_report(run: RunDirectory) -> Path:
             page = html.encode("utf-8", errors="replace")  # half a surrogate pair, from a notebook
             if len(page) < LARGEST_PAGE:
                 break
-        write_atomically(run.report / file, page)
+        try:
+            write_atomically(run.report / file, page)
+        except OSError as error:  # on a read-only folder, for one
+            raise NotWritten(run.report / file, error, flag="RUN_DIR") from error
         return shown
 
     if tokens:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,14 @@ from pydantic import TypeAdapter
 
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.files import read_regular
+from gpt2_nb_utils.machine import environment
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.text import one_line
+from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.records import Summary
 from gpt2_nb_utils.wording import MARKS
 
-WORDS = {True: "holds", False: "fails", None: "not checked"}
-
-
-CANNOT_BE_RIGHT = (
-    UserError,
-    TypeError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    IndexError,
-    ArithmeticError,
-    RuntimeError,
-)
-"""What is raised where a record that was edited holds something else than a run writes."""
+_WORDS = {True: "holds", False: "fails", None: "not checked"}
 
 
 class CannotCheck(Exception):
@@ -67,7 +56,7 @@ class Check:
     @property
     def word(self) -> str:
         """The mark in a word."""
-        return WORDS[self.ok]
+        return _WORDS[self.ok]
 
 
 @dataclass(frozen=True)
@@ -80,26 +69,20 @@ class Replay:
         made: date and time, UTC, ISO 8601.
         machine: what it was made on, with the device and the number format (`amp`).
         sources_sha256: of the package that made it.
-        state: as in `Audit`.
         steps: steps that were trained again.
-        losses: losses on record among them.
         largest_difference: relative; None where no loss could be compared.
         at_step: where that was.
-        bound: relative; 0 where the digits of the records must be the same.
-        seconds: time that it took.
+        bound: that of the last step, relative; 0 where the digits of the records must be the same.
     """
 
     check: Check
     made: str
     machine: dict[str, Any]
     sources_sha256: str
-    state: dict[str, Any]
-    steps: int = 0
-    losses: int = 0
-    largest_difference: float | None = None
-    at_step: int = 0
-    bound: float = 0.0
-    seconds: float = 0.0
+    steps: int
+    largest_difference: float | None
+    at_step: int
+    bound: float
 
 
 @dataclass(frozen=True)
@@ -115,7 +98,7 @@ class Audit:
             done.
         n_predictions: how many predictions that was.
         state: step and best training loss that the run had on record then, by which an older audit
-            is told from one of these weights.
+            is distinguished from one of these weights.
         checks: in the order in which they are shown.
         sources_sha256: of the package that made it.
         replay: the replay of this state of the run, where one was made.
@@ -128,7 +111,7 @@ class Audit:
     best_sha256: str | None
     training_loss: float | None
     n_predictions: int | None
-    state: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any]
     checks: tuple[Check, ...] = ()
     sources_sha256: str | None = None
     replay: Replay | None = None
@@ -150,15 +133,10 @@ class Audit:
     @property
     def tally(self) -> str:
         """How many checks hold, fail and could not be made."""
-        n, failed, unknown = (
-            len(self.every_check),
-            *(sum(check.ok is state for check in self.every_check) for state in (False, None)),
-        )
-        said = [
-            f"{failed} of {n} checks fail" if failed else "",
-            f"{unknown} of {n} could not be made" if unknown else "",
-        ]
-        return ", ".join(filter(None, said)) or f"all {n} checks hold"
+        outcomes = [check.ok for check in self.every_check]
+        counted = {"checks fail": outcomes.count(False), "could not be made": outcomes.count(None)}
+        said = [f"{n} of {len(outcomes)} {what}" for what, n in counted.items() if n]
+        return ", ".join(said) or f"all {len(outcomes)} checks hold"
 
     @property
     def verdict(self) -> str:
@@ -180,8 +158,7 @@ class Audit:
         """
         best = directory.best
         return (
-            bool(self.state)
-            and self.state == audited_state(summary)
+            self.state == audited_state(summary)
             and self.records_sha256 == records_sha256(directory)
             and (not self.checks or not best.exists() or file_sha256(best) == self.best_sha256)
         )
@@ -204,11 +181,17 @@ def file_sha256(path: Path) -> str:
 
 
 def records_sha256(directory: RunDirectory) -> str | None:
-    """The sha256 of what a run recorded of its steps: its events, or the metrics of an earlier version."""
+    """The sha256 of what a run recorded of its steps: its events, or the metrics of an earlier
+    version."""
     for path in (directory.events, directory.metrics):
         if path.is_file():
             return file_sha256(path)
     return None
+
+
+def machine_of(precision: Precision) -> dict[str, Any]:
+    """What an audit is made on, with the `time`."""
+    return {**environment(), "device": precision.device_name, "amp": precision.amp}
 
 
 def audited_state(summary: Summary) -> dict[str, Any]:
@@ -248,7 +231,7 @@ def asks(
                 ok, found = find(*evidence)
             except CannotCheck as reason:
                 return Check(what, None, one_line(str(reason)), expected)
-            except CANNOT_BE_RIGHT as error:
+            except Exception as error:
                 ok = False
                 found = f"a recorded value cannot be right ({type(error).__name__}: {error})"
             return Check(what, bool(ok), one_line(found), expected)
@@ -259,18 +242,17 @@ def asks(
     return decorate
 
 
-def problems_or(problems: list[str], fine: str, at_most: int = 3) -> tuple[bool, str]:
+def problems_or(problems: list[str], fine: str) -> tuple[bool, str]:
     """A check that holds where there is no problem.
 
     Args:
         problems: what is wrong, in words.
         fine: what to say where nothing is.
-        at_most: how many problems are named; the others are counted.
     """
     if not problems:
         return True, fine
-    more = f"; and {len(problems) - at_most:,} more" if len(problems) > at_most else ""
-    return False, "; ".join(problems[:at_most]) + more
+    more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""
+    return False, "; ".join(problems[:3]) + more
 
 
 def audit_table(checks: tuple[Check, ...]) -> str:

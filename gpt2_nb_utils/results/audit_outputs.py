@@ -8,7 +8,7 @@ again (`replay`).
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import torch
 
@@ -18,13 +18,14 @@ from gpt2_nb_utils.machine import environment
 from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
 from gpt2_nb_utils.results.evidence import Evidence
 from gpt2_nb_utils.tokenization.bpe import decode
+from gpt2_nb_utils.training.events import Event
 from gpt2_nb_utils.training.records import Sample
 from gpt2_nb_utils.training.samples import draw_samples, sample_prompts
 from gpt2_nb_utils.training.verbatim import RecallStats, counted, opening_of, recall_stats
 
-_RECALL_AGREES = {"fp32": 0.01, "fp16": 0.05, "bf16": 0.05}
+_RECALL_AGREES = (0.05, 0.01)
 """The share of openings (one at least) whose count may differ between two measurements of one
-model.
+model, where one is in 16 bits, and where both are in fp32.
 
 Where two tokens are almost equally likely, the order of the sums decides in fp32, and the rounding
 in the other formats.
@@ -37,7 +38,7 @@ def samples(evidence: Evidence) -> tuple[bool, str]:
     recorded = [sample for sample in evidence.history.samples if sample.step == step]
     if not recorded:
         every = evidence.settings_at(step).sample_every
-        if every and (step % every == 0 or step == evidence.summary["step"]):
+        if every and (step % every == 0 or step == evidence.summary.step):
             raise CannotCheck(f"none of step {step}, at which best.pt was written, are on record")
         return True, f"none were due at step {step}, at which best.pt was written"
     settings = RunConfig.resolve({}, saved=evidence.best["config"])  # those of that step
@@ -57,23 +58,23 @@ def samples(evidence: Evidence) -> tuple[bool, str]:
     ]
     if len(recorded) != len(again):
         problems.append(f"{len(recorded)} texts of step {step} instead of {len(again)}")
-    if problems and not same_machine(evidence, evidence.history.starts[-1]):
+    start = evidence.history.starts[-1]
+    if problems and not same_machine(evidence, start):
         raise CannotCheck(
             f"{problems[0]}, which decides nothing here: they were drawn on another machine "
-            f"({evidence.summary.get('device')}, torch {evidence.summary.get('torch')}), "
-            f"which may round a draw the other way"
+            f"({start['device']}, torch {start['torch']}), which may round a draw the other way"
         )
     greedy = ", one of them greedy" if final else ""
     return problems_or(problems, f"{len(again)} texts of step {step}{greedy}, to the letter")
 
 
-def _claimed(sample: Sample) -> tuple[int, str, str, dict[str, Any]]:
-    """What a sample says of itself, but for the name of a demonstration text."""
+def _claimed(sample: Sample) -> Sample:
+    """A sample without the name of a demonstration text, which earlier versions put beside it."""
     settings = {name: value for name, value in sample.settings.items() if name != "corpus"}
-    return sample.prompt_index, sample.prompt, sample.text, settings
+    return replace(sample, settings=settings)
 
 
-def same_machine(evidence: Evidence, start: dict[str, Any]) -> bool:
+def same_machine(evidence: Evidence, start: Event) -> bool:
     """Whether this machine computes to the last bit as that of a process did: the same processor,
     device and torch."""
     here = environment()["processor"], evidence.precision.device_name, torch.__version__
@@ -86,20 +87,17 @@ def same_machine(evidence: Evidence, start: dict[str, Any]) -> bool:
 def recall(evidence: Evidence) -> tuple[bool, str]:
     if not evidence.run.recall:
         evidence.need_events()  # an earlier version did not count it
-    measured, n_right = evidence.best_measured, evidence.measurement.n_right
-    openings, opening = evidence.openings(measured["windows"]), opening_of(evidence.windows)
-    if any(n_right.get(index) is None for index in openings):
+    measured, opening = evidence.best_measured, opening_of(evidence.windows)
+    read = [evidence.measurement.get(index) for index in evidence.openings(measured["windows"])]
+    if any(one is None or one.n_right is None for one in read):
         raise CannotCheck("a quick look has not read the openings of best.pt's measurement")
-    again = recall_stats(counted([n_right[index] for index in openings], opening), opening)
+    again = recall_stats(counted([one.n_right for one in read], opening), opening)
     if again is None:
         return measured["recall"] is None, "no window is long enough"
     recorded = RecallStats(**measured["recall"])
-    formats = evidence.summary.get("amp"), evidence.precision.amp
-    share = max(_RECALL_AGREES.get(amp, _RECALL_AGREES["fp32"]) for amp in formats)
-    most = max(1, math.ceil(share * again.openings))  # openings
-    tried = [(each.openings, each.given, each.continued) for each in (recorded, again)]
+    most = max(1, math.ceil(_RECALL_AGREES[evidence.in_fp32] * again.openings))  # openings
     ok = (
-        tried[0] == tried[1]
+        replace(recorded, verbatim=again.verbatim, right=again.right) == again
         and abs(recorded.verbatim - again.verbatim) <= most
         and abs(recorded.right - again.right) * again.openings <= most * again.continued
     )

@@ -16,9 +16,9 @@ from typing import Any
 from gpt2_nb_utils.files import read_regular
 from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
-from gpt2_nb_utils.results.evidence import Evidence
+from gpt2_nb_utils.results.evidence import Evidence, windows_per_step
 from gpt2_nb_utils.results.verdict import RANDOM_LOSS, RANDOM_MARGIN
-from gpt2_nb_utils.training.events import rendered
+from gpt2_nb_utils.training.events import Event, history, rendered
 from gpt2_nb_utils.training.open_run import KEPT
 from gpt2_nb_utils.training.optimizer import learning_rate_factor
 
@@ -28,8 +28,17 @@ _STEEPEST = 4.0
 """Nats by which a batch loss cannot fall in one step, below that of random weights. The steepest
 falls of the reference runs are 1.7 nats in the first steps and, where a new epoch shows what the
 one before taught, 1.4 and 1.7."""
-_MACHINE = ("python", "platform", "processor", "packages")
-_RENDERED = ("logs/train_metrics.csv", "logs/recall.csv", "samples/samples.txt", "summary.json")
+_OF_BEST = (
+    "tokens_seen",
+    "loss",
+    "train_loss",
+    "train_loss_windows",
+    "train_loss_step",
+    "best_train_loss",
+    "best_train_loss_windows",
+    "best_train_loss_step",
+)
+"""What a run knew of best.pt when it wrote it."""
 
 
 @asks(
@@ -37,26 +46,25 @@ _RENDERED = ("logs/train_metrics.csv", "logs/recall.csv", "samples/samples.txt",
 )
 def ended(evidence: Evidence) -> tuple[bool, str]:
     summary, steps = evidence.summary, evidence.settings.steps
-    status, step = str(summary.get("status")), summary.get("step")
-    said = f"{status.replace('_', ' ')} at step {step} of {steps:,}"
-    come_to_it = step == steps if status == "steps_done" else summary["target_reached"]
-    return status in ENDED and come_to_it and evidence.history.end["step"] == step, said
+    at_end = summary.step == steps if summary.status == "steps_done" else summary.target_reached
+    ok = summary.status in ENDED and at_end and evidence.history.end["step"] == summary.step
+    return ok, f"{str(summary.status).replace('_', ' ')} at step {summary.step} of {steps:,}"
 
 
 @asks(
     "the losses start with those of random weights and fall as steps can make them",
-    f"step 0 and step 1 within {RANDOM_MARGIN:g} of ln 50257 = {RANDOM_LOSS:.3f}, the loss of a random "
-    f"guess, and no fall of more than {_STEEPEST:g} in a step",
+    f"step 0 and step 1 within {RANDOM_MARGIN:g} of ln 50257 = {RANDOM_LOSS:.3f}, the loss of a "
+    f"random guess, and no fall of more than {_STEEPEST:g} in a step",
 )
 def random_start(evidence: Evidence) -> tuple[bool, str]:
     steps = list(evidence.steps.values())
-    losses = [
-        ("training loss of step 0", evidence.first_measured["train_loss"]),
-        ("batch loss of step 1", evidence.steps.get(1, {}).get("loss")),
-    ]
+    losses = {
+        "training loss of step 0": evidence.first_measured["train_loss"],
+        "batch loss of step 1": evidence.steps.get(1, {}).get("loss"),
+    }
     problems = [
         f"{name} is {'not on record' if loss is None else f'{loss:.4f}'}"
-        for name, loss in losses
+        for name, loss in losses.items()
         if loss is None or not abs(loss - RANDOM_LOSS) <= RANDOM_MARGIN
     ]
     problems += [
@@ -64,7 +72,7 @@ def random_start(evidence: Evidence) -> tuple[bool, str]:
         for one, two in pairwise(steps)
         if min(one["loss"], RANDOM_LOSS) - two["loss"] > _STEEPEST * (two["step"] - one["step"])
     ]
-    return problems_or(problems, ", ".join(f"{name} {loss}" for name, loss in losses))
+    return problems_or(problems, ", ".join(f"{name} {loss}" for name, loss in losses.items()))
 
 
 @asks(
@@ -72,42 +80,49 @@ def random_start(evidence: Evidence) -> tuple[bool, str]:
     "steps in order without gaps, each with the tokens and epochs of the text that it trained on",
 )
 def arithmetic(evidence: Evidence) -> tuple[bool, str]:
-    summary, n_targets = evidence.summary, evidence.windows.n_targets
-    widest = evidence.settings.log_every if evidence.earlier else 1
+    summary, text, windows = evidence.summary, evidence.corpus, evidence.windows
     rows = [{"step": 0, "tokens": 0, "epoch": 0.0, "elapsed_s": 0.0}, *evidence.steps.values()]
     problems = [
         f"step {row['step']} follows step {before['step']}, "
         f"{row['elapsed_s'] - before['elapsed_s']:g} s later"
         for before, row in pairwise(rows)
-        if not 0 < row["step"] - before["step"] <= widest
-        or not row["elapsed_s"] >= before["elapsed_s"]
+        if row["step"] != before["step"] + 1 or not row["elapsed_s"] >= before["elapsed_s"]
     ]
-    end = {name: summary[name] for name in ("step", "epoch")} | {"tokens": summary["tokens_seen"]}
+    end = {"step": summary.step, "tokens": summary.tokens_seen, "epoch": summary.epoch}
     for row in (*rows, end):
-        tokens = evidence.tokens_after(row["step"])
-        if row["tokens"] != tokens or not same(row["epoch"], tokens / n_targets):
+        tokens = _tokens_after(evidence, row["step"])
+        if row["tokens"] != tokens or not same(row["epoch"], tokens / windows.n_targets):
             problems.append(
                 f"step {row['step']} has {row['tokens']:,} tokens in {row['epoch']:.5f} epochs "
-                f"instead of {tokens:,} in {tokens / n_targets:.5f}"
+                f"instead of {tokens:,} in {tokens / windows.n_targets:.5f}"
             )
-    text, seen = evidence.corpus, len(evidence.windows.tokens)
+    seen = len(windows.tokens)
     there = {
-        "sha256": text.sha256,
         "chars": text.chars,
         "tokens": seen,
         "is_course_input": text.is_course_input and seen == len(evidence.tokens),
     }
     problems += [
-        f"{name} of the text is {evidence.recorded_corpus.get(name)} on record, {value} in the text"
+        f"{name} of the text is {getattr(summary.corpus, name)} on record, {value} in the text"
         for name, value in there.items()
-        if evidence.recorded_corpus.get(name) != value
+        if getattr(summary.corpus, name) != value
     ]
-    step = rows[-1]["step"]
-    if not 0 <= end["step"] - step < widest and summary["status"] in ENDED:
-        problems.append(f"the summary ends at step {end['step']}, the steps on record at {step}")
+    if summary.step != (last := rows[-1]["step"]) and summary.status in ENDED:
+        problems.append(f"the summary ends at step {summary.step}, the steps on record at {last}")
     return problems_or(
         problems, f"{end['step']:,} steps, {end['tokens']:,} tokens, {end['epoch']:.3f} epochs"
     )
+
+
+def _tokens_after(evidence: Evidence, steps: int) -> int:
+    """Predictions that so many steps train on: the last window of each epoch is shorter than the
+    others."""
+    windows = evidence.windows
+    epochs, rest = divmod(steps * windows_per_step(evidence.settings), len(windows))
+    short = windows.seq_len * len(windows) - windows.n_targets
+    begun = evidence.order.take(epochs * len(windows), rest)  # of the epoch that is not complete
+    missing = short if len(windows) - 1 in begun else 0
+    return epochs * windows.n_targets + rest * windows.seq_len - missing
 
 
 @asks(
@@ -134,78 +149,63 @@ def chain(evidence: Evidence) -> tuple[bool, str]:
     evidence.need_events()
     first, *resumed = evidence.history.starts
     reached, problems = 0, []
-    if evidence.events[0]["event"] != "start":
-        problems.append("the events do not begin with a new run")
-    for event in evidence.events[1:]:
+    for place, event in enumerate(evidence.events):
         kind, step = event["event"], event.get("step")
-        if kind == "start":
-            problems.append("a new run begins in the middle of the events")
-        elif kind == "resume":
-            if step > reached:
-                problems.append(
-                    f"it was resumed at step {step}, but had reached step {reached} only"
-                )
-            reached = step
-        elif kind == "step":
-            if step != reached + 1:
-                problems.append(f"step {step} follows step {reached}")
+        if (kind == "start") != (place == 0):
+            problems.append(
+                f"event {place + 1} is a {kind}: a run starts once, with its first event"
+            )
+        elif kind == "resume" and step > reached:
+            problems.append(f"it was resumed at step {step}, but had reached step {reached} only")
+        elif kind == "step" and step != reached + 1:
+            problems.append(f"step {step} follows step {reached}")
+        if kind in ("resume", "step"):
             reached = step
     problems += [
         f"what was resumed at step {event['step']} is another run, or has other sizes or text"
         for event in resumed
         if _identity(event) != _identity(first)
     ]
-    said = f"a new run from random weights (seed {first['config']['seed']})"
     steps = ", ".join(str(event["step"]) for event in resumed)
     return problems_or(
-        problems, f"{said}, {f'resumed at step {steps}' if steps else 'never resumed'}"
+        problems,
+        f"a new run from random weights (seed {first['config']['seed']}), "
+        + (f"resumed at step {steps}" if steps else "never resumed"),
     )
 
 
-def _identity(start: dict[str, Any]) -> list[Any]:
-    return [
-        start["run_id"],
-        start["corpus"]["sha256"],
-        *(start["config"][name] for name in KEPT),
-    ]
+def _identity(start: Event) -> list[Any]:
+    return [start["run_id"], start["corpus"]["sha256"], *(start["config"][name] for name in KEPT)]
 
 
 @asks(
     "the records are what the events render",
-    "train_metrics.csv, recall.csv, samples.txt and summary.json to the letter, the settings of "
-    "config.json and the machine of environment.json",
+    "config.json, environment.json, train_metrics.csv, recall.csv, samples.txt and summary.json "
+    "to the letter",
 )
 def records(evidence: Evidence) -> tuple[bool, str]:
     evidence.need_events()
-    directory, last = evidence.directory, evidence.history.starts[-1]
-    texts = rendered(evidence.events)
+    directory, texts = evidence.run.directory, rendered(evidence.events)
+    del texts["logs/train.log"]  # which a person reads, and no program
+    texts.setdefault("samples/samples.txt", "")
     problems = [
-        f"{name} is another text, or missing"
-        for name in _RENDERED
-        if texts.get(name, "").encode("utf-8") != _content(directory.path / name)
+        f"{name} {problem}"
+        for name, text in texts.items()
+        if (problem := _differs(directory.path / name, text))
     ]
-    machines = directory.read_json(directory.environment)
-    machine = [machines, *machines.get("resumed", [])][-1]
-    problems += [
-        f"{path.name} has another {key}"
-        for path, ours, there, keys in (
-            (directory.config, last["config"], directory.read_config(), last["config"]),
-            (directory.environment, last["environment"], machine, _MACHINE),
-        )
-        for key in keys
-        if ours.get(key) != there.get(key)
-    ]
-    claimed = evidence.run.summary.status, evidence.summary["status"]
-    if problems and not set(claimed) & set(ENDED):
+    claimed = evidence.run.summary.status, evidence.summary.status
+    if problems and not {*claimed} & {*ENDED}:
         raise CannotCheck(f"{problems[0]}, but the run is unfinished: it may lag behind the events")
     return problems_or(problems, f"rendered again from {len(evidence.events):,} events")
 
 
-def _content(path: Path) -> bytes:
+def _differs(path: Path, text: str) -> str:
     try:
-        return read_regular(path)
-    except OSError:
-        return b""
+        return "" if read_regular(path) == text.encode("utf-8") else "is another text"
+    except FileNotFoundError:
+        return text and "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 @asks(
@@ -215,42 +215,37 @@ def _content(path: Path) -> bytes:
 def best_belongs(evidence: Evidence) -> tuple[bool, str]:
     best, settings, summary = evidence.best, evidence.settings, evidence.summary
     state, step = best["state"], best["state"]["step"]
-    of_step = [each for each in evidence.events if each.get("step") == step]
+    # A copy of a run that was resumed by itself has the same identity: its losses tell it apart.
     on_record = {
         "run_id": evidence.history.starts[0]["run_id"],
-        "corpus_sha256": evidence.recorded_corpus.get("sha256"),
+        "corpus_sha256": summary.corpus.sha256,
         **{name: getattr(settings, name) for name in KEPT},
         **GPT2Config.of(settings).to_dict(),
-        **dict.fromkeys(("train_loss_step", "best_train_loss_step"), step),
-        "best_train_loss": state["train_loss"],
-        "best_train_loss_windows": state["train_loss_windows"],
     }
-    if summary.get("status") in ENDED:  # a run at work may be a step ahead of its summary
-        names = ("best_train_loss", "best_train_loss_windows", "best_train_loss_step")
-        on_record |= {name: summary.get(name) for name in names}
-    there = {**best, **best["config"], **best["model_config"], **state}
+    there = {**best, **best["config"], **best["model_config"]}
     problems = [
         f"{name} is {value} on record, {there.get(name)} in best.pt"
         for name, value in on_record.items()
-        if there.get(name) != value and not same(there.get(name), value)
+        if there.get(name) != value
     ]
     # A run that was killed right after saving best.pt has done its step a second time, maybe with
-    # another result.
-    problems += [
-        f"{name} of step {step}, {state[name]} in best.pt, is not on record"
-        for name, kind, field in (
-            ("tokens_seen", "step", "tokens"),
-            ("loss", "step", "loss"),
-            ("train_loss", "measured", "train_loss"),
-        )
-        if not any(each["event"] == kind and same(each[field], state[name]) for each in of_step)
+    # another result: each measurement of that step counts.
+    reached = [
+        history(evidence.events[: place + 1]).state.to_dict()
+        for place, event in enumerate(evidence.events)
+        if event["event"] == "measured" and event["step"] == step
     ]
-    return problems_or(problems, f"{len(on_record) + 3} values of step {step}")
+    if not any(all(same(state[name], at[name]) for name in _OF_BEST) for at in reached):
+        problems.append(f"its losses and tokens at step {step} are not on record")
+    # A run at work may be a step ahead of its summary.
+    if summary.status in ENDED and not same(summary.best_train_loss, state["best_train_loss"]):
+        problems.append(f"the best training loss on record is {summary.best_train_loss}")
+    return problems_or(problems, f"{len(on_record) + len(_OF_BEST)} values of step {step}")
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two numbers are equal, but for the seven digits of the metrics."""
+    """Whether two values are equal, numbers but for the seven digits of the metrics."""
     try:
-        return f"{one:.6e}" == f"{other:.6e}" or math.isclose(one, other, rel_tol=1e-6)
-    except (TypeError, ValueError):  # not two numbers
+        return one == other or math.isclose(one, other, rel_tol=1e-6)
+    except TypeError:  # not two numbers
         return False

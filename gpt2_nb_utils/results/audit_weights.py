@@ -17,25 +17,31 @@ from gpt2_nb_utils.config import TARGET_LOSS
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.results.audit import CannotCheck, asks, problems_or
-from gpt2_nb_utils.results.evidence import Evidence, misfits, windows_per_step
+from gpt2_nb_utils.results.evidence import (
+    Evidence,
+    losses_of,
+    shape_problems,
+    windows_per_step,
+)
 from gpt2_nb_utils.results.verdict import COURSE_MIN_PARAMS, MOST_POSITIONS, counted_parameters
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
 from gpt2_nb_utils.training.optimizer import learning_rate_factor
-from gpt2_nb_utils.training.records import TrainingLoss
 from gpt2_nb_utils.wording import loss_text
 
-_AGREEMENT = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-2}
-"""By how much, relatively, two measurements of one model may differ, by the coarser number format
-of the two.
+_AGREEMENT = (1e-2, 1e-4)
+"""By how much, relatively, two measurements of one model may differ where one is in 16 bits, and
+where both are in fp32.
 
 fp32 keeps 24 significant bits, so only the order of the sums differs. fp16 keeps 11 and bf16 8: a
 logit near 20 is rounded by up to 0.06 in bf16, which the mean over all predictions evens out for
 the most part. A record that was improved to pass the target differs by far more, and the target is
 held against the loss measured again in any case.
 """
-_AGREEMENT_AT_START = {"fp32": 1e-5, "fp16": 1e-4, "bf16": 1e-4}
+_AGREEMENT_AT_START = (1e-4, 1e-5)
 """The same for random weights, whose logits are near 0, so that even bf16 hardly rounds them.
 Another text or seed differs by more."""
+_ERRORS = 5
+"""Standard errors within which the mean of some predictions stays near that of all."""
 _SHARE = 0.15
 """Least share of the seed's weights that training leaves in a part, before weight decay, by least
 squares.
@@ -81,7 +87,7 @@ def loads(evidence: Evidence) -> tuple[bool, str]:
 )
 def architecture(evidence: Evidence) -> tuple[bool, str]:
     sizes = ", ".join(f"{name} {size}" for name, size in evidence.best["model_config"].items())
-    return problems_or(misfits(evidence.best), f"all tensors fit {sizes}; no second head")
+    return problems_or(shape_problems(evidence.best), f"all tensors fit {sizes}; no second head")
 
 
 @asks(
@@ -118,38 +124,38 @@ def whole_text(evidence: Evidence) -> tuple[bool, str]:
     f"below {TARGET_LOSS:g} over every prediction",
 )
 def below_target(evidence: Evidence) -> tuple[bool, str]:
-    measured, n_windows = evidence.measurement, len(evidence.windows)
-    precision, said = evidence.precision, loss_text(measured.mean())
-    how = (
-        f"{evidence.windows.n_targets:,} predictions, in {precision.amp} on {precision.device_name}"
-    )
-    if len(measured.losses) < n_windows:
+    measurement, windows, precision = evidence.measurement, evidence.windows, evidence.precision
+    loss = losses_of(measurement).mean().item()
+    if len(measurement) < len(windows):
         raise CannotCheck(
-            f"{said} over {len(measured.losses):,} of {n_windows:,} windows: a quick look, which "
-            f"decides nothing"
+            f"{loss_text(loss)} over {len(measurement):,} of {len(windows):,} windows: a quick "
+            f"look, which decides nothing"
         )
-    return measured.mean() < TARGET_LOSS, f"{said} over all {how}"
+    return loss < TARGET_LOSS, (
+        f"{loss_text(loss)} over all {windows.n_targets:,} predictions, in {precision.amp} on "
+        f"{precision.device_name}"
+    )
 
 
 @asks("the loss on record is the one measured", "the same, but for rounding")
 def recorded_loss(evidence: Evidence) -> tuple[bool, str]:
-    recorded, windows = (
-        evidence.summary["best_train_loss"],
-        evidence.summary["best_train_loss_windows"],
-    )
+    recorded, measurement = evidence.summary.best_measured, evidence.measurement
     if recorded is None:
         return False, "no training loss is on record"
-    indices = evidence.chosen(windows)
-    if not set(indices) <= set(evidence.measurement.losses):
-        raise CannotCheck("a quick look has not measured the windows of the loss on record")
-    again = evidence.measurement.mean(indices)
-    found = (
-        f"{recorded:.6f} on record "
-        f"({TrainingLoss(recorded, windows).extent(evidence.settings.max_tokens)}), "
-        f"{again:.6f} on the same windows now: "
-        f"relative difference {abs(recorded - again) / again:.1e}"
-    )
-    return _agree(evidence, recorded, again, _AGREEMENT), found
+    indices = evidence.chosen(recorded.windows)
+    same_windows = set(indices) <= set(measurement)
+    losses = losses_of(measurement, indices if same_windows else None)
+    again, difference = losses.mean().item(), abs(losses.mean().item() - recorded.loss)
+    within = again * _AGREEMENT[evidence.in_fp32]
+    if same_windows:
+        on = f"on the same windows now: relative difference {difference / again:.1e}"
+    else:
+        n_recorded = len(indices) * evidence.windows.seq_len
+        error = losses.std().item() * math.sqrt(1 / len(losses) + 1 / n_recorded)
+        within += _ERRORS * error
+        on = f"± {error:.6f} on {len(measurement):,} windows now"
+    extent = recorded.extent(evidence.settings.max_tokens)
+    return difference <= within, f"{recorded.loss:.6f} on record ({extent}), {again:.6f} {on}"
 
 
 @asks(
@@ -158,21 +164,22 @@ def recorded_loss(evidence: Evidence) -> tuple[bool, str]:
 )
 def first_losses(evidence: Evidence) -> tuple[bool, str]:
     settings, windows = evidence.settings_at(1), evidence.windows
-    first, step_1 = evidence.first_measured, evidence.steps.get(1)
+    first, step_1 = evidence.first_measured, evidence.steps.get(1, {})
+    batch = evidence.order.take(0, windows_per_step(settings))
+    wanted = {"batch loss of step 1": (step_1.get("loss"), batch)}
     at_start = evidence.chosen(first["windows"])
-    first_batch = evidence.order.take(0, windows_per_step(settings))
-    wanted = [("batch loss of step 1", step_1 and step_1["loss"], first_batch)]
     if len(at_start) * windows.seq_len <= _START_TOKENS:
-        wanted.append(("training loss of step 0", first["train_loss"], at_start))
-    indices = sorted({*first_batch, *wanted[-1][2]})
-    measured = evidence.measure(evidence.initial_model, indices, "measuring random weights, window")
+        wanted["training loss of step 0"] = first["train_loss"], at_start
+    needed = sorted({index for _, indices in wanted.values() for index in indices})
+    measured = evidence.measure(evidence.initial_model, needed, "measuring random weights, window")
     problems, said = [], []
-    for name, loss, indices in wanted:
-        again = measured.mean(indices)
+    for name, (loss, indices) in wanted.items():
+        again = losses_of(measured, indices).mean().item()
         said.append(
             f"{name} {loss} on record, {again:.5f} with the weights of seed {settings.seed}"
         )
-        if loss is None or not _agree(evidence, loss, again, _AGREEMENT_AT_START):
+        within = again * _AGREEMENT_AT_START[evidence.in_fp32]
+        if loss is None or not abs(loss - again) <= within:
             problems.append(said[-1])
     return problems_or(problems, "; ".join(said))
 
@@ -184,33 +191,33 @@ def first_losses(evidence: Evidence) -> tuple[bool, str]:
     f"holds, and 1 in positions past the windows",
 )
 @torch.no_grad()
-def kinship(evidence: Evidence) -> tuple[bool, str]:
-    if misfits(evidence.best):
+def from_seed(evidence: Evidence) -> tuple[bool, str]:
+    if shape_problems(evidence.best):
         raise CannotCheck("the weights of best.pt are not those of a GPT-2 of its sizes")
-    if evidence.best["model_config"] != GPT2Config.of(evidence.settings).to_dict():
+    settings, step = evidence.settings, evidence.best["state"]["step"]
+    if evidence.best["model_config"] != GPT2Config.of(settings).to_dict():
         raise CannotCheck("best.pt has other sizes than the settings of the run")
     first = dict(evidence.initial_model.named_parameters())
-    settings, step = evidence.settings, evidence.best["state"]["step"]
-    travelled = settings.weight_decay * sum(
-        learning_rate_factor(done, settings) for done in range(step)
-    )
-    parts: list[tuple[bool, float, str, str]] = []
+    # In a step, weight decay takes lr · weight_decay of a weight.
+    rates = sum(learning_rate_factor(done, settings) for done in range(step))
+    problems: list[str] = []
+    lowest: dict[str, tuple[float, str]] = {}  # of each kind: there are many matrices
     for kind, what, name, rows in _parts(evidence):
         now, then = evidence.best["model"][name].cpu()[rows], first[name].cpu()[rows]
-        if now.numel() >= (_LARGE if kind == "matrix" else _FEWEST):
-            # In a step, weight decay takes lr · weight_decay of a weight.
-            rate = settings.lr if kind == "matrix" else settings.embedding_lr or settings.lr
-            ok, r, text = grown(kind, now, then, math.exp(-rate * travelled))
-            parts.append((ok, r, f"{text} in {what}", kind))
-    if not parts:
+        if now.numel() < (_LARGE if kind == "matrix" else _FEWEST):
+            continue
+        lr = settings.lr if kind == "matrix" else settings.embedding_lr or settings.lr
+        ok, r, text = grown(kind, now, then, math.exp(-lr * settings.weight_decay * rates))
+        part = r, f"{text} in {what}"
+        problems += [] if ok else [part[1]]
+        lowest[kind] = min(part, lowest.get(kind, part))
+    if not lowest:
         raise CannotCheck("the model is too small to tell what its weights grew from")
-    lowest = min((part for part in parts if part[3] == "matrix"), default=None)
+    said = "; ".join(text for _, text in lowest.values())
     # Only training again (--replay) can tell weights that grew from others into which every part
     # was mixed in full.
     return problems_or(
-        [text for ok, _, text, _ in parts if not ok],
-        f"correlation with the random weights of seed {settings.seed}: "
-        + "; ".join(part[2] for part in parts if part[3] != "matrix" or part is lowest),
+        problems, f"correlation with the random weights of seed {settings.seed}: {said}"
     )
 
 
@@ -251,10 +258,3 @@ def _parts(evidence: Evidence) -> Iterator[tuple[str, str, str, Any]]:
     for name, tensor in evidence.initial_model.named_parameters():
         if ".h." in name and tensor.dim() == 2:
             yield "matrix", name, name, slice(None)
-
-
-def _agree(evidence: Evidence, recorded: float, again: float, within: dict[str, float]) -> bool:
-    """Whether two measurements differ by no more than the number format of the run, or that of the
-    audit, may do."""
-    formats = evidence.summary.get("amp"), evidence.precision.amp
-    return abs(recorded - again) <= again * max(within.get(amp, within["fp32"]) for amp in formats)

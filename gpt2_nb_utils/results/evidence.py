@@ -8,11 +8,10 @@ checks are made.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,10 @@ from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE, encode
 from gpt2_nb_utils.tokenization.corpus import DEFAULT_PATH, Corpus, demonstration, load_corpus
 from gpt2_nb_utils.tokenization.dataset import EpochSampler, TokenDataset
 from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
-from gpt2_nb_utils.training.corpus_loss import read_windows
-from gpt2_nb_utils.training.events import History, history, read_events, rendered
+from gpt2_nb_utils.training.corpus_loss import WindowLosses, read_windows
+from gpt2_nb_utils.training.events import Event, History, history, read_events, summary
 from gpt2_nb_utils.training.precision import Precision
+from gpt2_nb_utils.training.records import Summary
 from gpt2_nb_utils.training.verbatim import counted_openings
 
 _PROJECT = Path(__file__).parents[2]
@@ -47,25 +47,6 @@ _PARTS_OF_BEST = {
 }
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Losses measured again.
-
-    Attributes:
-        losses: by window number, the loss of each of its targets (t,), fp32, nats.
-        n_right: by window number, the tokens continued verbatim after its opening; None where that
-            was not counted.
-    """
-
-    losses: dict[int, Tensor]
-    n_right: dict[int, int | None]
-
-    def mean(self, indices: Iterable[int] | None = None) -> float:
-        """Mean loss over these windows (all measured ones, when None), nats per token."""
-        chosen = self.losses if indices is None else indices
-        return torch.cat([self.losses[index] for index in chosen]).double().mean().item()
-
-
 class Evidence:
     """The parts of one run.
 
@@ -73,26 +54,19 @@ class Evidence:
     own files only.
 
     Args:
-        run: the run, as its directory tells it.
+        run: the run, as its directory holds it.
         precision: where and how to compute.
         sample: measure only so many windows, for a quick look; 0 measures all.
+
+    Attributes:
+        earlier: whether an earlier version recorded the run, without events.
+        missing: what was asked for and is not there, in the order in which it was.
     """
 
     def __init__(self, run: Record, precision: Precision, sample: int = 0):
-        self.run, self.directory = run, run.directory
-        self.precision, self._n_windows = precision, sample
+        self.run, self.precision, self._n_windows = run, precision, sample
+        self.earlier = not os.path.lexists(run.directory.events)
         self.missing: dict[str, None] = {}
-        """What was asked for and is not there, in the order in which it was."""
-
-    @cached_property
-    def events(self) -> list[dict[str, Any]]:
-        """All events of the run; for one of an earlier version, those that its files tell of."""
-        return _events_of_earlier(self.run) if self.earlier else read_events(self.directory.events)
-
-    @property
-    def earlier(self) -> bool:
-        """Whether an earlier version recorded the run, without events."""
-        return not os.path.lexists(self.directory.events)
 
     def _lack(self, what: str) -> CannotCheck:
         self.missing[what] = None
@@ -104,35 +78,43 @@ class Evidence:
             raise CannotCheck("recorded by an earlier version, without logs/events.jsonl")
 
     @cached_property
+    def events(self) -> list[Event]:
+        """All events of the run; for one of an earlier version, those that its files give."""
+        if self.earlier:
+            return _events_of_earlier(self.run)
+        # A record leaves out events with a value of the wrong kind: here they are checked.
+        return self.run.events or read_events(self.run.directory.events)
+
+    @cached_property
     def history(self) -> History:
         """The events that count."""
         return history(self.events)
 
+    @cached_property
+    def summary(self) -> Summary:
+        """The summary that the events give, whatever summary.json says."""
+        if self.earlier:
+            return self.run.summary
+        return Summary.model_validate(summary(self.history))
+
     @property
-    def steps(self) -> dict[int, dict[str, Any]]:
+    def steps(self) -> dict[int, Event]:
         """The optimizer steps on record, one or more."""
         if not self.history.steps:
             raise self._lack("no steps are on record (logs/train_metrics.csv is missing or empty)")
         return self.history.steps
 
     @property
-    def first_measured(self) -> dict[str, Any]:
+    def first_measured(self) -> Event:
         """The measurement of the random weights, at step 0."""
         nothing = {"train_loss": None, "windows": "all"}
         return next((each for each in self.history.measurements if each["step"] == 0), nothing)
 
     @property
-    def best_measured(self) -> dict[str, Any]:
+    def best_measured(self) -> Event:
         """The measurement of best.pt; the step may have been done again since."""
         step = self.best["state"]["step"]
         return [e for e in self.events if e["event"] == "measured" and e["step"] == step][-1]
-
-    @cached_property
-    def summary(self) -> dict[str, Any]:
-        """The summary of the run."""
-        if self.earlier:
-            return self.directory.read_summary()
-        return json.loads(rendered(self.events)["summary.json"])
 
     @property
     def settings(self) -> RunConfig:
@@ -141,28 +123,15 @@ class Evidence:
 
     def settings_at(self, step: float) -> RunConfig:
         """The settings with which a step was done; an earlier version kept the last ones only."""
-        return [config for begun, config in self._settings_from if begun < step][-1]
+        begun = [start for start in self.history.starts if start.get("step", 0) < step]
+        return RunConfig.resolve({}, saved=begun[-1]["config"])
 
     @cached_property
-    def _settings_from(self) -> list[tuple[int, RunConfig]]:
-        return [
-            (start.get("step", 0), RunConfig.resolve({}, saved=start["config"]))
-            for start in self.history.starts
-        ]
-
-    @property
-    def recorded_corpus(self) -> dict[str, Any]:
-        """What is on record about the text."""
-        corpus = (self.summary if self.earlier else self.history.starts[-1]).get("corpus")
-        return corpus if isinstance(corpus, dict) else {}
-
-    @cached_property
-    def loaded(self) -> dict[str, Any] | UserError | None:
-        """The content of best.pt, loaded without running anything in it; or what is wrong with it;
-        None where there is none."""
-        path = self.directory.best
+    def loaded(self) -> dict[str, Any] | UserError:
+        """The content of best.pt, loaded without running anything in it, or what is wrong."""
+        path = self.run.directory.best
         if not path.exists():
-            return None
+            raise self._lack("checkpoints/best.pt is missing")
         try:
             content = read_checkpoint(path)
         except UserError as error:
@@ -172,59 +141,36 @@ class Evidence:
         ]
         if not lacking and type(content["state"].get("step")) is not int:
             lacking = ["number of its step"]
-        return (
-            UserError(f"{path} holds no {lacking[0]}: put back the file that the run wrote")
-            if lacking
-            else content
-        )
+        if lacking:
+            return UserError(f"{path} holds no {lacking[0]}: put back the file that the run wrote")
+        return content
 
     @property
     def best(self) -> dict[str, Any]:
         """The content of best.pt."""
-        if isinstance(self.loaded, dict):
-            return self.loaded
-        if self.loaded is None:
-            raise self._lack("checkpoints/best.pt is missing")
-        raise CannotCheck("checkpoints/best.pt cannot be loaded")
-
-    def chosen(self, windows: int | str) -> list[int]:
-        """The numbers of the windows of a measurement on so many of them, or "all"."""
-        return self.windows.evenly_spread(0 if windows == "all" else windows)
-
-    def openings(self, windows: int | str) -> list[int]:
-        """The windows whose openings such a measurement has counted."""
-        return counted_openings(self.windows, self.chosen(windows))
+        if isinstance(self.loaded, UserError):
+            raise CannotCheck("checkpoints/best.pt cannot be loaded")
+        return self.loaded
 
     @cached_property
     def corpus(self) -> Corpus:
         """The text of the run, found on this machine by its sha256; nothing is downloaded."""
-        recorded = self.recorded_corpus
-        sha256 = (
-            self.loaded["corpus_sha256"]
-            if isinstance(self.loaded, dict)
-            else recorded.get("sha256")
-        )
-        if recorded.get("source") == "demo":
-            found = [demonstration("the run was trained on it")]
-        else:
-            found = [text for path in self._places() if (text := _text_at(path)) is not None]
+        recorded, found = self.summary.corpus, []
+        if recorded.source == "demo":
+            found.append(demonstration("the run was trained on it"))
+        else:  # a run directory may have come from another machine
+            named = (self.run.config.input_file, recorded.path, DEFAULT_PATH)
+            for path in filter(None, (*named, _PROJECT / DEFAULT_PATH)):
+                with contextlib.suppress(UserError, OSError):
+                    found.append(load_corpus(str(path)))
         for text in found:
-            if text.sha256 == sha256:
+            if text.sha256 == recorded.sha256:
                 return text
         others = (
             f" ({found[0].path} is another text, sha256 {found[0].sha256[:12]}…)" if found else ""
         )
-        raise self._lack(
-            f"the text of the run, sha256 {str(sha256)[:12]}…, is not on this machine{others}"
-        )
-
-    def _places(self) -> list[Path]:
-        """Where the text may lie; a run directory may have come from another machine."""
-        named = [self.run.config.input_file, self.recorded_corpus.get("path")]
-        places = [
-            Path(os.path.expanduser(name)) for name in named if isinstance(name, str) and name
-        ]
-        return list(dict.fromkeys([*places, DEFAULT_PATH, _PROJECT / DEFAULT_PATH]))
+        sha256 = str(recorded.sha256)[:12]
+        raise self._lack(f"the text of the run, sha256 {sha256}…, is not on this machine{others}")
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -241,19 +187,23 @@ class Evidence:
         """The order in which the run visited its windows."""
         return EpochSampler(len(self.windows), self.settings.seed, self.settings.randomize_batches)
 
-    def tokens_after(self, steps: int) -> int:
-        """Predictions that so many steps train on: the last window of each epoch is shorter than
-        the others."""
-        windows = self.windows
-        epochs, rest = divmod(steps * windows_per_step(self.settings), len(windows))
-        short = windows.seq_len - (windows.n_targets - (len(windows) - 1) * windows.seq_len)
-        missing = short if len(windows) - 1 in self.order.take(epochs * len(windows), rest) else 0
-        return epochs * windows.n_targets + rest * windows.seq_len - missing
+    def chosen(self, windows: int | str) -> list[int]:
+        """The numbers of the windows of a measurement on so many of them, or "all"."""
+        return self.windows.evenly_spread(0 if windows == "all" else windows)
+
+    def openings(self, windows: int | str) -> list[int]:
+        """The windows whose openings such a measurement has counted."""
+        return counted_openings(self.windows, self.chosen(windows))
+
+    @property
+    def in_fp32(self) -> bool:
+        """Whether both the run and the audit compute in fp32."""
+        return not {"fp16", "bf16"} & {self.summary.amp, self.precision.amp}
 
     @cached_property
     def model(self) -> GPT2:
         """The network with the weights of best.pt, in eval mode."""
-        if misfits(self.best):
+        if shape_problems(self.best):
             raise CannotCheck("the weights of best.pt are not those of a GPT-2 of its sizes")
         return model_from(self.best, self.precision.device)
 
@@ -263,69 +213,63 @@ class Evidence:
         return GPT2(GPT2Config.of(self.settings), seed=self.settings.seed).eval()
 
     @cached_property
-    def measurement(self) -> Measurement:
-        """Losses of the weights of best.pt on the text of the run."""
-        windows = self.windows
+    def measurement(self) -> dict[int, WindowLosses]:
+        """What the weights of best.pt make of each window of the text, or of some of them."""
         openings: list[int] = []  # those that were counted with these weights
         with contextlib.suppress(IndexError):
             openings = self.openings(self.best_measured["windows"])
-        return self.measure(
-            self.model,
-            windows.evenly_spread(self._n_windows),
-            "measuring the training loss, window",
-            openings,
-        )
+        indices = self.windows.evenly_spread(self._n_windows)
+        return self.measure(self.model, indices, "measuring the training loss, window", openings)
 
     def measure(
         self, model: GPT2, indices: Sequence[int], label: str, openings: Collection[int] = ()
-    ) -> Measurement:
-        """The losses of a model on these windows, with a progress line.
+    ) -> dict[int, WindowLosses]:
+        """What a model makes of these windows, by their numbers, with a progress line.
 
         Args:
             openings: those of them whose verbatim continuation is counted in the same forward pass.
         """
         model, progress = model.to(self.precision.device), Progress(len(indices), label)
-        readings = read_windows(
-            model, self.windows, indices, self.precision, progress.update, openings
-        )
+        read = read_windows(model, self.windows, indices, self.precision, progress.update, openings)
         progress.close()
-        return Measurement(
-            {index: one.losses for index, one in zip(indices, readings)},
-            {index: one.n_right for index, one in zip(indices, readings)},
-        )
+        return dict(zip(indices, read))
 
 
-def _events_of_earlier(run: Record) -> list[dict[str, Any]]:
-    """What the files of a run without events tell, as events.
+def losses_of(
+    measurement: Mapping[int, WindowLosses], indices: Iterable[int] | None = None
+) -> Tensor:
+    """The losses of these windows (of all measured ones, when None), float64, nats."""
+    chosen = measurement if indices is None else indices
+    return torch.cat([measurement[index].losses for index in chosen]).double()
+
+
+def _events_of_earlier(run: Record) -> list[Event]:
+    """What the files of a run without events contain, as events.
 
     Of its measurements, only on how many windows the first and the best were made is known.
     """
-    summary = run.directory.read_summary()
-    best = summary.get("best_train_loss_step")
+    summary, best = run.summary.model_dump(), run.summary.best_train_loss_step
+    windows = {best: run.summary.best_train_loss_windows, 0: run.config.eval_windows or "all"}
     recall = {row.step: asdict(row.recalled) for row in run.recall}
-    machine = [run.environment, *run.environment.get("resumed", [])][-1]
-    start = {**summary, "config": run.config.model_dump(), "environment": machine}
-    own = {"run_id": None, "sources_sha256": None, "step": 0}
-    windows = {best: summary.get("best_train_loss_windows"), 0: run.config.eval_windows or "all"}
+    settings = {
+        "config": run.config.model_dump(),
+        "environment": [run.environment, *run.environment.get("resumed", [])][-1],
+        "run_id": None,
+        "sources_sha256": None,
+    }
+    events = [{**summary, **settings, "event": "start", "step": 0}]
+    for row in run.rows:
+        if row.loss is not None:
+            events.append({**vars(row), "event": "step", "skipped": False, "wall_s": row.elapsed_s})
+        if row.step in windows and row.train_loss is not None:
+            about = {"windows": windows[row.step], "recall": recall.get(row.step)}
+            events.append({**vars(row), "event": "measured", **about})
+    samples = [asdict(sample) for sample in run.samples]
+    end = {name: summary[name] for name in ("step", "status", "wall_seconds")}
     return [
-        {**start, **own, "event": "start"},
-        *(
-            {**vars(row), "event": "step", "skipped": False, "wall_s": row.elapsed_s}
-            for row in run.rows
-            if row.loss is not None
-        ),
-        *(
-            {
-                **vars(row),
-                "event": "measured",
-                "windows": windows[row.step],
-                "recall": recall.get(row.step),
-            }
-            for row in run.rows
-            if row.step in windows and row.train_loss is not None
-        ),
-        {"event": "samples", "step": 0, "samples": [asdict(sample) for sample in run.samples]},
-        {**summary, "event": "end"},
+        *events,
+        {"event": "samples", "step": 0, "samples": samples},
+        {"event": "end", **end},
     ]
 
 
@@ -341,14 +285,15 @@ def windows_per_step(settings: RunConfig) -> int:
     return count
 
 
-def misfits(best: dict[str, Any]) -> list[str]:
+def shape_problems(best: dict[str, Any]) -> list[str]:
     """What keeps the tensors of a checkpoint from being the fp32 weights of GPT-2 as published, in
     the sizes that it states."""
     tensors, stated = best["model"], best["model_config"]
+    problem = f"its sizes are {stated}"
     if set(stated) != set(GPT2Config().to_dict()) or not all(
         type(size) is int and size > 0 for size in stated.values()
     ):
-        return [f"its sizes are {stated}"]
+        return [problem]
     sizes = GPT2Config(**stated)
     if sizes.n_layer > len(tensors):  # before the shapes of so many layers are listed
         return [f"{len(tensors)} tensors cannot be {sizes.n_layer:,} layers"]
@@ -361,18 +306,8 @@ def misfits(best: dict[str, Any]) -> list[str]:
         f"on {'no' if one.is_meta else 'a'} device"
         for name, one in tensors.items()
     }
-    problems = []
-    if sizes.vocab_size != VOCAB_SIZE or sizes.n_embd % sizes.n_head:
-        problems.append(f"its sizes are {stated}")
-    return problems + [
+    return [problem] * (sizes.vocab_size != VOCAB_SIZE or sizes.n_embd % sizes.n_head > 0) + [
         f"{name}: {there.get(name, 'nothing')} instead of {expected.get(name, 'nothing')}"
         for name in sorted(expected.keys() | there.keys())
         if there.get(name) != expected.get(name)
     ]
-
-
-def _text_at(path: Path) -> Corpus | None:
-    try:
-        return load_corpus(str(path)) if path.exists() else None
-    except (UserError, OSError):
-        return None

@@ -9,24 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from gpt2_nb_utils.config import TARGET_LOSS
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.model.gpt2 import GPT2Config
-from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.results import verdict
-from gpt2_nb_utils.results.audit import Audit, Check, Replay, read_audit
-from gpt2_nb_utils.results.evidence import Evidence
+from gpt2_nb_utils.results.audit import Audit, Check, Replay
 from gpt2_nb_utils.results.record import Record, read_record
-from gpt2_nb_utils.results.replay import ASKS as REPLAY_ASKS
-from gpt2_nb_utils.results.replay import BOUND
 from gpt2_nb_utils.results.token_losses import TokenLosses, read_token_losses
 from gpt2_nb_utils.results.verdict import Condition
-from gpt2_nb_utils.results.verify import ANY_VERSION, CHECKS, RECORD_CHECKS
+from gpt2_nb_utils.results.verify import ANY_VERSION, audit_of, quick_checks
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
-from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.records import Row, Sample, Summary, TrainingLoss
 from gpt2_nb_utils.wording import (
     MARKS,
@@ -56,7 +48,8 @@ class RunFacts:
         audit: what `verify` found; None where that is about another state of the run, or was not
             made with exactly the present checks.
         weights_are_here: best.pt lies beside it, and is the file that was audited.
-        record_checks: what could be checked of the records without the weights, just now.
+        record_checks: what was checked just now: the records, and, where an audit says that the run
+            is proved, best.pt.
         token_losses: the loss of every token that was measured; None likewise.
     """
 
@@ -88,19 +81,21 @@ class RunFacts:
         return (*verdict.conditions(self.record), self._records_hold())
 
     def _records_hold(self) -> Condition:
-        failed = [check for check in self.record_checks if check.ok is False]
-        unmade = [check for check in self.record_checks[:ANY_VERSION] if check.ok is None]
-        for state, checks in (("not met", failed), ("unknown", unmade)):
-            if checks:
-                shows = f"{checks[0].asks}: {checks[0].found}"
-                return Condition("its records hold together", state, shows)
-        holding = sum(check.ok is True for check in self.record_checks)
-        shows = f"{plural(holding, 'check')} of the records hold"
-        return Condition("its records hold together", "met", shows)
+        asks, checks = "its records hold together", self.record_checks
+        failed = [check for check in checks if check.ok is False]
+        unmade = [check for check in checks[:ANY_VERSION] if check.ok is None]
+        for check in failed + unmade:
+            return Condition(asks, check.ok, f"{check.asks}: {check.found}")
+        holding = sum(check.ok is True for check in checks)
+        return Condition(asks, True, f"{plural(holding, 'check')} of the records hold")
 
     @property
     def proof(self) -> tuple[str, str]:
-        """How the run was proved, in two or three words, and what belongs to it."""
+        """How the run was proved, in two or three words, and what belongs to it.
+
+        A page calls proved only what it has seen: best.pt must be here, and hold what can be
+        checked of it in seconds; else it says what is on record.
+        """
         audit = self.audit
         if audit is None:
             return "not made", "the command for it is at the end"
@@ -108,13 +103,21 @@ class RunFacts:
             f"its first {audit.replay.steps:,} steps, trained again, "
             f"{'gave' if audit.replay.check.ok else 'did not give'} the recorded losses"
         )
-        if not audit.checks:  # a page cannot train again: it says what is on record
+        if not audit.checks:
             return "replay recorded", replayed
         if not self.weights_are_here:
             besides = "the weights are not here to check"
             return "recorded", f"{besides}; {replayed}" if replayed else besides
-        word = "proved" if audit.passed else "not proved"
-        return f"{MARKS[audit.passed]} {word}", audit.tally
+        if self.unconfirmed:
+            return f"{MARKS[False]} not proved", self.unconfirmed
+        return f"{MARKS[audit.passed]} {'proved' if audit.passed else 'not proved'}", audit.tally
+
+    @property
+    def unconfirmed(self) -> str:
+        """What of an audit that passed does not hold of the files that are here; else empty."""
+        doubts = [check.asks for check in self.record_checks if check.ok is not True]
+        confirmed = not doubts or not self.audit.passed or not self.weights_are_here
+        return "" if confirmed else f"not confirmed for this page: {'; '.join(doubts)}"
 
     @property
     def reached(self) -> bool:
@@ -140,7 +143,7 @@ class RunFacts:
 
     @property
     def of_steps(self) -> str:
-        """The steps that the run was to do, such as ` of 330`; nothing where that is not recorded."""
+        """The steps that the run was to do, such as ` of 330`; empty where they are not recorded."""
         steps = self.record.setting("steps")
         return "" if steps is None else f" of {steps:,}"
 
@@ -162,10 +165,9 @@ class RunFacts:
     @property
     def best_training_loss(self) -> str:
         """The training loss of best.pt, the checkpoint that is graded, and how it was measured."""
-        step = self.summary.best_train_loss_step
-        if self.summary.best_measured is None:
-            return self.last_training_loss
-        return self._loss(self.summary.best_measured, f" at step {count(step)}")
+        run = self.summary
+        at_step = f" at step {count(run.best_train_loss_step)}" if run.best_measured else ""
+        return self._loss(run.graded, at_step)
 
     @property
     def last_training_loss(self) -> str:
@@ -277,38 +279,37 @@ class RunFacts:
         """What the run ran on, as (name, value)."""
         found = self.record.environment
         packages = (found.get("packages") or {}).items()
-        hardware = {"processor": "{}", "cpu_count": "{} CPU cores", "memory_gb": "{} GB memory"}
+        units = {"processor": "", "cpu_count": " CPU cores", "memory_gb": " GB memory"}
         rows = {
             "Date": found.get("time"),
             "Python": found.get("python"),
             "System": found.get("platform"),
             "Hardware": ", ".join(
-                form.format(found[name]) for name, form in hardware.items() if found.get(name)
+                f"{found[name]}{unit}" for name, unit in units.items() if found.get(name)
             ),
             "Packages": ", ".join(f"{name} {version}" for name, version in packages if version),
         }
         return [(name, str(value)) for name, value in rows.items() if value]
+
+    def made(self, audit: Audit | Replay) -> str:
+        """When, on what and by which program an audit or a replay was made."""
+        made = audit.made.replace("T", " ").replace("+00:00", " UTC")
+        device, amp = (audit.machine.get(name) or NOT_RECORDED for name in ("device", "amp"))
+        sources = f", package sources {audit.sources_sha256[:16]}…" if audit.sources_sha256 else ""
+        return f"{made}, {device}, in {amp}{sources}"
 
     @property
     def audited_on(self) -> str:
         """When, on what and with which command the audit was made."""
         best = self.audit.best_sha256
         file = f"; best.pt had sha256 {best[:16]}…" if best else ""
-        return f"{_made(self.audit)}: {self.audit.command}{file}"
+        return f"{self.made(self.audit)}: {self.audit.command}{file}"
 
-    @property
-    def replayed_on(self) -> str:
-        """When and on what the replay was made."""
-        return _made(self.audit.replay)
-
-    def before_and_after(self) -> tuple[list[Sample], list[Sample]]:
+    def before_and_after(self) -> list[list[Sample]]:
         """The samples of the first step, and those of the last where there is another."""
-        steps = list(dict.fromkeys(sample.step for sample in self.record.samples))
-        before, after = (
-            [sample for sample in self.record.samples if sample.step in step]
-            for step in (steps[:1], steps[1:][-1:])
-        )
-        return before, after
+        samples = self.record.samples
+        steps = dict.fromkeys(sample.step for sample in (*samples[:1], *samples[-1:]))
+        return [[sample for sample in samples if sample.step == step] for step in steps]
 
     def metric_rows(self, at_most: int = 10) -> list[Row]:
         """Rows of the metrics, spread evenly from the first to the last."""
@@ -330,13 +331,6 @@ class RunFacts:
         )
 
 
-def _made(audit: Audit | Replay) -> str:
-    made = audit.made.replace("T", " ").replace("+00:00", " UTC")
-    device, amp = (audit.machine.get(name) or NOT_RECORDED for name in ("device", "amp"))
-    sources = f", package sources {audit.sources_sha256[:16]}…" if audit.sources_sha256 else ""
-    return f"{made}, {device}, in {amp}{sources}"
-
-
 def read_facts(directory: RunDirectory) -> RunFacts:
     """Read what the run left; pieces that are damaged, or about another state of it, become notes.
 
@@ -353,61 +347,12 @@ def read_facts(directory: RunDirectory) -> RunFacts:
             damaged.append(str(error))
             return None
 
-    audit = part(directory.audit, _audit_of)
+    audit = part(directory.audit, audit_of)
     losses = part(directory.token_losses, _token_losses_of)
-    evidence = Evidence(record, Precision(torch.device("cpu"), "fp32"))
-    return RunFacts(
-        record,
-        tuple(damaged),
-        audit,
-        losses,
-        directory.best.is_file(),  # the one that was audited, where there is an audit
-        tuple(check(evidence) for check in RECORD_CHECKS),
-    )
-
-
-def _audit_of(record: Record) -> Audit:
-    """The audit of a run, if it is what `verify` writes about the present state of it."""
-    audit, best = read_audit(record.directory.audit), record.directory.best
-    try:
-        reason = _not_of(record, audit)
-        if not reason and not audit.is_of(record.summary, record.directory):
-            reason = "is of another state of this run, or of another best.pt"
-    except OSError as error:
-        raise UserError(f"{best} cannot be read ({error.strerror}): restore it") from None
-    if reason:
-        raise UserError(
-            f"The audit in {record.directory.audit.name} {reason}, and is not shown: make it again "
-            f"with verify."
-        )
-    return audit
-
-
-def _not_of(record: Record, audit: Audit) -> str:
-    """Why this cannot be what `verify` says about such a run; empty where it can."""
-    asked = tuple(check.asks for check in audit.checks)
-    if asked and asked != tuple(check.asks for check in CHECKS):
-        return "was not made with exactly the present checks"
-    if not asked and audit.replay is None:
-        return "holds no check"
-    if asked and audit.n_predictions not in (None, (record.summary.corpus.tokens or 0) - 1):
-        return "is not about every prediction of the text"
-    if record.summary.n_params != parameter_count(GPT2Config.of(record.config)):
-        return "is about sizes that do not give the number of parameters on record"
-    loss, replay = record.summary.best_train_loss, audit.replay
-    if asked and None not in (loss, audit.training_loss):
-        # An estimate on some windows may be further off: it proves nothing in any case.
-        whole = record.summary.best_train_loss_windows == "all"
-        if whole and abs(audit.training_loss - loss) > 0.05 * loss:
-            return f"measured {audit.training_loss:.6f}, which is not the loss on record"
-    if replay and not (
-        replay.check.asks == REPLAY_ASKS
-        and 0 <= replay.bound <= BOUND
-        and 0 < replay.losses
-        and 0 < replay.steps <= (record.summary.step or 0)
-    ):
-        return "holds a replay that no verify has made"
-    return ""
+    weights_are_here = directory.best.is_file()  # the one that was audited, where there is an audit
+    claimed = audit is not None and audit.passed
+    checks = quick_checks(record, weights=weights_are_here and claimed)
+    return RunFacts(record, tuple(damaged), audit, losses, weights_are_here, checks)
 
 
 def _token_losses_of(record: Record) -> TokenLosses:
@@ -415,6 +360,6 @@ def _token_losses_of(record: Record) -> TokenLosses:
     if losses.is_of(record.summary):
         return losses
     raise UserError(
-        f"The losses in {record.directory.token_losses.name} are of an earlier state of this run and "
-        f"are not shown: make them again with verify."
+        f"The losses in {record.directory.token_losses.name} are of an earlier state of this run "
+        f"and are not shown: make them again with verify."
     )

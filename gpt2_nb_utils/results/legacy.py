@@ -1,4 +1,5 @@
-"""The records of runs that have no `logs/events.jsonl`: tables and samples, read back as far as they go.
+"""The records of runs that have no `logs/events.jsonl`: tables and samples, read back as far as
+they go.
 
     === step 15 · prompt 1 of 3 · temperature 0.8 · top_k 40 ===
     PROMPT: "First Citizen:"
@@ -12,7 +13,6 @@ characters that a terminal or an editor would act on is a JSON string after `|= 
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import io
@@ -27,20 +27,23 @@ from pydantic import TypeAdapter
 from gpt2_nb_utils.files import read_regular
 from gpt2_nb_utils.training.records import RecallRow, Row, Sample
 
-_HEADER = re.compile(
-    r"=== step (\d{1,15}) · prompt (\d{1,15})(?: of (\d{1,15}))?((?: · [a-z_]\w* \S+)*) ==="
+_SAMPLE = re.compile(
+    r"=== step (\d{1,15}) · prompt (\d{1,15})(?: of (\d{1,15}))?((?: · [a-z_]\w* \S+)*) ===\n"
+    r"PROMPT: (.*)\n"
+    r"SAMPLE:\n"
+    r"(\|(?:=? .*)?(?:\n\|(?:=? .*)?)*)"  # an editor may have cut the space after a bar
 )
 _Line = TypeVar("_Line")
 _Cells = dict[str, str]
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a `train_metrics.csv`; a line that a kill cut short, or without a step, is left out."""
+    """The rows of a `train_metrics.csv`, without lines that were cut short or have no step."""
     return _read_table(path, Row, lambda cells: cells)
 
 
 def read_recall(path: Path) -> list[RecallRow]:
-    """The rows of a `recall.csv`; a line that a kill cut short, or that cannot be right, is left out."""
+    """The rows of a `recall.csv`, without lines that were cut short or cannot be right."""
     rows = _read_table(
         path, RecallRow, lambda cells: {"step": cells.pop("step"), "recalled": cells}
     )
@@ -49,8 +52,7 @@ def read_recall(path: Path) -> list[RecallRow]:
 
 def _read_table(path: Path, kind: type[_Line], content: Callable[[_Cells], Any]) -> list[_Line]:
     rows, line = [], TypeAdapter(kind)
-    text = read_regular(path).decode("utf-8") if path.exists() else ""
-    for cells in csv.DictReader(io.StringIO(text, newline="")):
+    for cells in csv.DictReader(io.StringIO(read_regular(path).decode("utf-8"), newline="")):
         with contextlib.suppress(ValueError, KeyError):
             filled = {name: cell for name, cell in cells.items() if cell}
             rows.append(line.validate_python(content(filled)))
@@ -58,42 +60,34 @@ def _read_table(path: Path, kind: type[_Line], content: Callable[[_Cells], Any])
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """All samples of a file, in its order; a block that a killed run left unfinished is not among them.
+    """All samples of a file, in its order, without a block that a killed run left unfinished.
 
     Raises:
-        OSError, ValueError: it cannot be read, is not UTF-8, or a block of it is no sample.
+        OSError, ValueError, TypeError: it cannot be read, is not UTF-8, or holds something else.
     """
-    content = read_regular(path).replace(b"\r\n", b"\n")
-    # A killed run may have left half a character, or half a block, at the end.
-    whole = codecs.getincrementaldecoder("utf-8")().decode(content).rpartition("\n\n")[0]
-    blocks = (block.strip("\n") for block in whole.split("\n\n"))
-    return [_sample(block.split("\n")) for block in blocks if block]
+    # A killed run may have left half a block, or half a character, at the end.
+    whole = read_regular(path).replace(b"\r\n", b"\n").rpartition(b"\n\n")[0].decode("utf-8")
+    return [_sample(block.strip("\n")) for block in whole.split("\n\n") if block.strip("\n")]
 
 
-def _sample(block: list[str]) -> Sample:
-    header, prompt, marker, *text = block
-    match = _HEADER.fullmatch(header)
-    if match is None or not prompt.startswith("PROMPT: ") or marker != "SAMPLE:" or not text:
-        raise ValueError(f"no sample: {header}")
-    step, index, prompts, others = match.groups()
-    settings: dict[str, int | float | str] = {"prompts": int(prompts)} if prompts else {}
+def _sample(block: str) -> Sample:
+    match = _SAMPLE.fullmatch(block)
+    if match is None:
+        raise ValueError(f"no sample: {block[:80]}")
+    step, index, prompts, others, prompt, lines = match.groups()
+    settings: dict[str, Any] = {"prompts": int(prompts)} if prompts else {}
     for item in others.split(" · ")[1:]:
-        name, _, value = item.partition(" ")
+        name, value = item.split(" ")
         settings[name] = value if value.isalpha() else json.loads(value)
-    said = "\n".join(map(_line, text))
-    return Sample(int(step), int(index), _text(prompt.removeprefix("PROMPT: ")), said, settings)
-
-
-def _line(line: str) -> str:
-    if line.startswith("|= "):
-        return _text(line[3:])
-    if line.startswith("| ") or line == "|":  # an editor may have cut the trailing space
-        return line[2:]
-    raise ValueError(f"no line of a sample: {line}")
-
-
-def _text(literal: str) -> str:
-    text = json.loads(literal)
-    if not isinstance(text, str):
-        raise ValueError(f"no text: {literal}")
-    return text
+    said = [
+        json.loads(line[3:]) if line.startswith("|= ") else line[2:] for line in lines.split("\n")
+    ]
+    return TypeAdapter(Sample).validate_python(
+        {
+            "step": step,
+            "prompt_index": index,
+            "prompt": json.loads(prompt),
+            "text": "\n".join(said),
+            "settings": settings,
+        }
+    )

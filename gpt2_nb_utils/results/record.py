@@ -24,6 +24,7 @@ from gpt2_nb_utils.tokenization.corpus import Corpus, demonstration, load_corpus
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
 from gpt2_nb_utils.training.events import Event, history, read_events
+from gpt2_nb_utils.training.events import summary as summary_of
 from gpt2_nb_utils.training.records import RecallRow, Row, Sample, Summary, TrainingLoss
 
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OSError, csv.Error, RecursionError)
@@ -146,7 +147,6 @@ def read_record(path: str | Path, to_audit: bool = False) -> Record:
         UserError: there is no run, its summary is damaged, or its settings are invalid.
     """
     directory = RunDirectory(path)
-    summary = read_summary(directory, to_audit)
     missing: list[str] = []
     damaged: list[str] = []
 
@@ -168,14 +168,25 @@ def read_record(path: str | Path, to_audit: bool = False) -> Record:
             damaged.append(f"{error}; {consequence}")
         return otherwise
 
-    saved = summary.config
-    if directory.config.exists():
-        saved = part(directory.config, directory.read_json, "summary.json has its settings", saved)
     events, rows, recall, samples = nothing = [], [], [], []
     if directory.events.exists():
         events, rows, recall, samples = part(
             directory.events, _read_history, "its other records are read instead", nothing
         )
+    try:
+        content = directory.read_summary()
+    except UserError:
+        if not events or not directory.summary.is_file():
+            raise
+        content = summary_of(history(events))  # a power cut may have emptied the file
+        damaged.append(
+            f"{directory.summary} is damaged: shown is what the events give, from which "
+            f"--resume auto writes it again"
+        )
+    summary = _typed(content, directory, to_audit)
+    saved = summary.config
+    if directory.config.exists():
+        saved = part(directory.config, directory.read_json, "summary.json has its settings", saved)
     if not events:  # runs of earlier versions have none
         rows = part(directory.metrics, read_metrics, "curves are not shown", [])
         samples = part(
@@ -207,41 +218,31 @@ def read_record(path: str | Path, to_audit: bool = False) -> Record:
     )
 
 
-def read_summary(directory: RunDirectory, to_audit: bool = False) -> Summary:
-    """The content of `summary.json`.
-
-    Args:
-        to_audit: leave values of the wrong kind out.
-
-    Raises:
-        UserError: there is none, it is damaged, or a value is of the wrong kind.
-    """
-    content = directory.read_summary()
+def _typed(content: dict[str, Any], directory: RunDirectory, to_audit: bool) -> Summary:
     try:
         return Summary.model_validate(content)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
+    if to_audit:
         wrong = {problem["loc"][0] for problem in problems}
-        if to_audit:
-            return Summary.model_validate(
-                {name: value for name, value in content.items() if name not in wrong}
-            )
-        place = problems[0]["loc"]
-        name = ".".join(map(str, place[: 2 if place[0] in ("corpus", "resumed_with") else 1]))
-        raise UserError(
-            f"{directory.summary}: {name} {ascii(problems[0]['input'])[:80]} cannot be right: "
-            f"restore it, or start a new run with --overwrite"
-        ) from None
+        right = {name: value for name, value in content.items() if name not in wrong}
+        return Summary.model_validate(right)
+    place = problems[0]["loc"]
+    name = ".".join(map(str, place[: 2 if place[0] in ("corpus", "resumed_with") else 1]))
+    raise UserError(
+        f"{directory.summary}: {name} {ascii(problems[0]['input'])[:80]} cannot be right: "
+        f"restore it, or start a new run with --overwrite"
+    )
 
 
 def _read_history(path: Path) -> _History:
     events = read_events(path)
-    told = history(events)
-    of_kinds = zip((Row, RecallRow, Sample), (told.rows, told.recall, told.samples))
+    of_run = history(events)
+    lines = (Row, of_run.rows), (RecallRow, of_run.recall), (Sample, of_run.samples)
     # The file may be anybody's: every value gets its type here, or the file is damaged.
     return events, *(
-        TypeAdapter(list[kind]).validate_python([asdict(each) for each in told_of])
-        for kind, told_of in of_kinds
+        TypeAdapter(list[kind]).validate_python(list(map(asdict, of_kind)))
+        for kind, of_kind in lines
     )
 
 
@@ -258,6 +259,6 @@ def _checkpoint(directory: RunDirectory) -> Path | None:
 
 def _no_checkpoint(directory: RunDirectory) -> str:
     return (
-        f"{directory} has no checkpoint (checkpoints/best.pt or last.pt), so what needs the model is "
-        f"not shown: run notebook 03 with this out_dir, or copy them back"
+        f"{directory} has no checkpoint (checkpoints/best.pt or last.pt), so what needs the model "
+        f"is not shown: run notebook 03 with this out_dir, or copy them back"
     )

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Literal
 
 from gpt2_nb_utils.config import TARGET_LOSS
 from gpt2_nb_utils.model.gpt2 import GPT2Config
@@ -23,13 +22,12 @@ from gpt2_nb_utils.wording import count, loss_text
 
 COURSE_MIN_PARAMS = 124_000_000
 MOST_POSITIONS = 1024
-"""Positions that a window of GPT-2 can read: embeddings of more are no part of the model that the course asks for."""
+"""Positions that a window of GPT-2 can read: embeddings of more are no part of the model that the
+course asks for."""
 RANDOM_LOSS = math.log(VOCAB_SIZE)
 """Loss of a model that gives every token the same probability: ln 50257 = 10.825 nats."""
 RANDOM_MARGIN = 0.5
-"""Random weights start this near RANDOM_LOSS: their logits, and single batches, scatter a little."""
-
-State = Literal["met", "not met", "unknown"]
+"""Random weights start this near RANDOM_LOSS: their logits, and batches, scatter a little."""
 
 
 @dataclass(frozen=True)
@@ -38,80 +36,57 @@ class Condition:
 
     Attributes:
         asks: what it asks for.
-        state: whether the run meets it, as far as the records tell.
+        holds: whether the run meets it, as far as the records show; None where they do not, which
+            does not count.
         shows: what the run shows, in words.
     """
 
     asks: str
-    state: State
+    holds: bool | None
     shows: str
 
     @property
-    def holds(self) -> bool:
-        """Whether the condition is met; one that is unknown does not count."""
-        return self.state == "met"
+    def state(self) -> str:
+        """`met`, `not met` or `unknown`."""
+        return {True: "met", False: "not met", None: "unknown"}[self.holds]
 
 
 def conditions(run: Record) -> tuple[Condition, ...]:
     """The conditions of the course's target: the loss itself, then whether it counts."""
-    loss, covers = run.summary.graded, measured_on(run, run.summary.graded)
-    max_tokens = run.setting("max_tokens")
+    loss, corpus, max_tokens = run.summary.graded, run.summary.corpus, run.setting("max_tokens")
+    covers = measured_on(run, loss)
     if loss is None:
+        below, whole = None, None
         shows = (
-            f"the training loss has not been measured yet, so nothing can be said about the target of "
-            f"{TARGET_LOSS:g}"
+            f"the training loss has not been measured yet, so nothing can be said about the target "
+            f"of {TARGET_LOSS:g}"
         )
     else:
-        below = "below" if loss.loss < TARGET_LOSS else "not below"
-        shows = f"the training loss is {loss_text(loss.loss)} ({covers}), {below} the target of "
-        shows += f"{TARGET_LOSS:g}"
-    whole = _state(loss.whole if loss and loss.windows is not None else None)
-    corpus = run.summary.corpus
-    in_course = corpus.is_course_input is True and corpus.sha256 == COURSE_SHA256
+        below, whole = loss.loss < TARGET_LOSS, None if loss.windows is None else loss.whole
+        shows = (
+            f"the training loss is {loss_text(loss.loss)} ({covers}), "
+            f"{'below' if below else 'not below'} the target of {TARGET_LOSS:g}"
+        )
+    if corpus.is_course_input is True and corpus.sha256 == COURSE_SHA256:
+        max_tokens = 0  # which the record of the text includes
     excerpt = f"it saw an excerpt of {max_tokens:,} tokens (max_tokens)" if max_tokens else ""
     return (
-        Condition(
-            f"training loss below {TARGET_LOSS:g}", _state(loss and loss.loss < TARGET_LOSS), shows
-        ),
+        Condition(f"training loss below {TARGET_LOSS:g}", below, shows),
         Condition(
             "measured on every prediction of its text",
             whole,
-            f"the loss is only {covers}" if whole == "not met" else covers,
+            f"the loss is only {covers}" if whole is False else covers,
         ),
-        _on_the_course_file(run.summary.corpus),
+        Condition("on the course's input.txt", *_on_the_course_file(corpus)),
         Condition(
             "on all of its tokens",
-            _state(True if in_course else None if max_tokens is None else not max_tokens),
-            "no excerpt"
-            if in_course or max_tokens == 0
-            else excerpt or "max_tokens is not recorded",
+            None if max_tokens is None else not max_tokens,
+            "no excerpt" if max_tokens == 0 else excerpt or "max_tokens is not recorded",
         ),
-        _large_enough(run),
-        _from_random_weights(run),
-        _ended(run),
+        Condition(f"at least {COURSE_MIN_PARAMS:,} parameters", *_large_enough(run)),
+        Condition("from random weights", *_from_random_weights(run)),
+        Condition("the run came to its end", *_ended(run)),
     )
-
-
-def _large_enough(run: Record) -> Condition:
-    asks, n_params = f"at least {COURSE_MIN_PARAMS:,} parameters", run.summary.n_params
-    if n_params is None:
-        return Condition(asks, "unknown", "the model size is not recorded")
-    sizes = [run.setting(name) for name in ("block_size", "n_layer", "n_head", "n_embd")]
-    if None in sizes:
-        return Condition(asks, "unknown", f"{count(n_params)} parameters on record, without sizes")
-    of_sizes = parameter_count(GPT2Config(*sizes))
-    if n_params != of_sizes:
-        shows = f"{count(n_params)} parameters are on record, its sizes give {count(of_sizes)}"
-        return Condition(asks, "not met", shows)
-    n_params = counted_parameters(n_params, sizes[0], sizes[3])
-    return Condition(
-        asks, _state(n_params >= COURSE_MIN_PARAMS), f"the model has {count(n_params)} parameters"
-    )
-
-
-def counted_parameters(n_params: int, block_size: int, n_embd: int) -> int:
-    """The parameters that count, of so many: without the embeddings of positions that no window of GPT-2 reads."""
-    return n_params - n_embd * max(0, block_size - MOST_POSITIONS)
 
 
 def reached(conditions: Sequence[Condition]) -> bool:
@@ -126,7 +101,7 @@ def headline(conditions: Sequence[Condition]) -> str:
 
 def explanation(conditions: Sequence[Condition]) -> str:
     """The verdict in a sentence or two: the figure, and what keeps it from counting."""
-    loss, others = conditions[0], conditions[1:]
+    loss, *others = conditions
     missing = "; ".join(condition.shows for condition in others if not condition.holds)
     figure = f"{loss.shows[:1].upper()}{loss.shows[1:]}."
     if reached(conditions):
@@ -138,57 +113,67 @@ def explanation(conditions: Sequence[Condition]) -> str:
     return f"{figure} It does not count as the course's target: {missing}."
 
 
-def _state(holds: bool | None) -> State:
-    return "unknown" if holds is None else "met" if holds else "not met"
-
-
-def _on_the_course_file(corpus: CorpusFacts) -> Condition:
-    asks = "on the course's input.txt"
+def _on_the_course_file(corpus: CorpusFacts) -> tuple[bool | None, str]:
     if corpus.sha256 == COURSE_SHA256:
-        return Condition(asks, "met", "the sha256 is that of the course's file")
+        return True, "the sha256 is that of the course's file"
     if corpus.source == "demo":
-        return Condition(asks, "not met", "it was trained on the demonstration corpus")
+        return False, "it was trained on the demonstration corpus"
     if corpus.is_course_input is None and corpus.sha256 is None:
-        return Condition(asks, "unknown", "its corpus is not recorded")
-    return Condition(asks, "not met", "its corpus is not the course's input.txt")
+        return None, "its corpus is not recorded"
+    return False, "its corpus is not the course's input.txt"
 
 
-def _from_random_weights(run: Record) -> Condition:
+def _large_enough(run: Record) -> tuple[bool | None, str]:
+    n_params = run.summary.n_params
+    if n_params is None:
+        return None, "the model size is not recorded"
+    sizes = [run.setting(name) for name in ("block_size", "n_layer", "n_head", "n_embd")]
+    if None in sizes:
+        return None, f"{count(n_params)} parameters on record, without sizes"
+    model = GPT2Config(*sizes)
+    if n_params != (of_sizes := parameter_count(model)):
+        return False, (
+            f"{count(n_params)} parameters are on record, its sizes give {count(of_sizes)}"
+        )
+    n_params = counted_parameters(n_params, model.block_size, model.n_embd)
+    return n_params >= COURSE_MIN_PARAMS, f"the model has {count(n_params)} parameters"
+
+
+def counted_parameters(n_params: int, block_size: int, n_embd: int) -> int:
+    """The parameters that count, of so many: without the embeddings of positions that no window of
+    GPT-2 reads."""
+    return n_params - n_embd * max(0, block_size - MOST_POSITIONS)
+
+
+def _from_random_weights(run: Record) -> tuple[bool | None, str]:
     """Whether the log starts where random weights start (`verify` looks closer)."""
-    asks = "from random weights"
     # As recorded: `run.config` says how the *next* command would resume.
     resume, out_dir = (str(run.summary.config.get(name) or "") for name in ("resume", "out_dir"))
-    own = PurePath(out_dir, "checkpoints")
-    if resume not in ("", "auto") and PurePath(resume).parent != own:
-        return Condition(asks, "unknown", "it went on from a named checkpoint (resume)")
+    if resume not in ("", "auto") and PurePath(resume).parent != PurePath(out_dir, "checkpoints"):
+        return None, "it went on from a named checkpoint (resume)"
     for row in run.rows:
         # The batch loss of step 1 is that of the weights before their first update.
-        kind, loss = (
-            ("batch", row.loss)
-            if row.train_loss is None or row.step
-            else ("training", row.train_loss)
-        )
+        kind, loss = "batch", row.loss
+        if row.step == 0 and row.train_loss is not None:
+            kind, loss = "training", row.train_loss
         if row.step <= 1 and loss is not None:
-            return Condition(
-                asks,
-                _state(abs(loss - RANDOM_LOSS) <= RANDOM_MARGIN),
+            return abs(loss - RANDOM_LOSS) <= RANDOM_MARGIN, (
                 f"the log starts with a {kind} loss of {loss_text(loss)} at step {row.step} "
-                f"(random guess: {RANDOM_LOSS:.3f})",
+                f"(random guess: {RANDOM_LOSS:.3f})"
             )
-    return Condition(asks, "unknown", "no log shows that it started from random weights")
+    return None, "no log shows that it started from random weights"
 
 
-def _ended(run: Record) -> Condition:
+def _ended(run: Record) -> tuple[bool | None, str]:
     step = count(run.summary.step)
-    states: dict[str | None, tuple[State, str]] = {
-        "target_reached": ("met", f"it stopped at step {step} because the target was reached"),
-        "steps_done": ("met", f"all {step} steps are done"),
-        "running": ("unknown", f"it is still running at step {step}, or was killed without notice"),
-        "interrupted": ("not met", f"it was interrupted at step {step} and can be resumed"),
-        "failed": ("not met", f"it failed at step {step}; train.log says why"),
+    states = {
+        "target_reached": (True, f"it stopped at step {step} because the target was reached"),
+        "steps_done": (True, f"all {step} steps are done"),
+        "running": (None, f"it is still running at step {step}, or was killed without notice"),
+        "interrupted": (False, f"it was interrupted at step {step} and can be resumed"),
+        "failed": (False, f"it failed at step {step}; train.log says why"),
     }
-    unknown: tuple[State, str] = ("unknown", "its status is not recorded")
-    return Condition("the run came to its end", *states.get(run.summary.status, unknown))
+    return states.get(run.summary.status, (None, "its status is not recorded"))
 
 
 def measured_on(run: Record, loss: TrainingLoss | None) -> str:
@@ -204,17 +189,17 @@ def corpus_caveat(run: Record) -> str | None:
     corpus, max_tokens = run.summary.corpus, run.setting("max_tokens")
     if corpus.source == "demo":
         return (
-            "This run was trained on the demonstration corpus (Python's own documentation), because "
-            "no input.txt was there: it does not count for the course."
+            "This run was trained on the demonstration corpus (Python's own documentation), "
+            "because no input.txt was there: it does not count for the course."
         )
     if max_tokens and corpus.is_course_input is not True:
         return (
-            f"This run saw an excerpt only: the first {count(corpus.tokens)} tokens of {corpus.path} "
-            f"(max_tokens). It does not count for the course."
+            f"This run saw an excerpt only: the first {count(corpus.tokens)} tokens of "
+            f"{corpus.path} (max_tokens). It does not count for the course."
         )
     if corpus.is_course_input is False:
         return (
-            f"This run was trained on another text ({corpus.path}), not on the course's input.txt: it "
-            f"does not count for the course."
+            f"This run was trained on another text ({corpus.path}), not on the course's input.txt: "
+            f"it does not count for the course."
         )
     return None

@@ -7,37 +7,39 @@ made by `replay`.
 
 from __future__ import annotations
 
-import contextlib
+import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import NotWritten, UserError
-from gpt2_nb_utils.machine import command_line, environment, sources_sha256
+from gpt2_nb_utils.machine import command_line, sources_sha256
 from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.results import audit_outputs, audit_records, audit_weights
 from gpt2_nb_utils.results.audit import (
-    CANNOT_BE_RIGHT,
     Audit,
-    CannotCheck,
     Check,
     audit_table,
     audited_state,
     file_sha256,
+    machine_of,
     read_audit,
     records_sha256,
 )
-from gpt2_nb_utils.results.evidence import Evidence
-from gpt2_nb_utils.results.record import read_record
+from gpt2_nb_utils.results.evidence import Evidence, losses_of
+from gpt2_nb_utils.results.record import Record, read_record
 from gpt2_nb_utils.results.replay import replay
 from gpt2_nb_utils.results.token_losses import keep
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
 from gpt2_nb_utils.training.precision import Precision, check_device
 
+_Value = TypeVar("_Value")
 CHECKS = (
     audit_weights.loads,
     audit_weights.architecture,
@@ -48,7 +50,7 @@ CHECKS = (
     audit_weights.recorded_loss,
     audit_records.random_start,
     audit_weights.first_losses,
-    audit_weights.kinship,
+    audit_weights.from_seed,
     audit_records.arithmetic,
     audit_records.schedule,
     audit_records.chain,
@@ -69,7 +71,19 @@ RECORD_CHECKS = (
 )
 """Those that need no weights: they are made whenever a report is built."""
 ANY_VERSION = 2
-"""So many of them, the first ones, can be made of runs of earlier versions too: without these nothing holds."""
+"""So many of them, the first ones, can be made of runs of earlier versions too: without these
+nothing holds."""
+QUICK_CHECKS = (
+    audit_weights.loads,
+    audit_weights.architecture,
+    audit_weights.parameters,
+    audit_weights.recorded_loss,
+    audit_weights.from_seed,
+    audit_records.best_belongs,
+)
+"""Those of the weights that take seconds: a report calls no run proved without having made them."""
+_QUICK_TOKENS = 1024
+"""Tokens whose losses are measured for it, in 4 windows at least."""
 
 
 def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
@@ -96,10 +110,32 @@ def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
     n_params = parameter_count(GPT2Config.of(config))
     refuse_what_cannot_fit(config, n_params, precision.device, training=False)
     evidence = Evidence(run, precision, sample)
-    if sample:
-        _refuse_all(sample, evidence)
+    n_windows = _or_none(lambda: len(evidence.windows)) or math.inf  # unknown: the checks say why
+    if sample >= n_windows:
+        raise UserError(
+            f"sample {sample} is not below the {n_windows:,} windows of the text: leave it out to "
+            f"measure all"
+        )
     checks = tuple(check(evidence) for check in CHECKS)
-    audit = _audit(evidence, checks, sample)
+    measured = _or_none(lambda: evidence.measurement)
+    loss = measured and losses_of(measured).mean().item()
+    whole = not sample and loss is not None and math.isfinite(loss)  # JSON knows no NaN
+    before = _or_none(lambda: audit_of(run))
+    best = run.directory.best
+    machine = machine_of(precision)
+    audit = Audit(
+        machine["time"],
+        command_line(),
+        machine,
+        file_sha256(best) if best.is_file() else None,
+        loss if whole else None,
+        evidence.windows.n_targets if whole else None,
+        audited_state(run.summary),
+        checks,
+        sources_sha256(),
+        before and before.replay,
+        records_sha256(run.directory),
+    )
     title = f"Audit of {run.directory}{' (a quick look)' if sample else ''}"
     _show(f"{title}\n\n{audit_table(audit.every_check)}\n\n{audit.verdict}")
     missing = list(evidence.missing)
@@ -117,24 +153,10 @@ def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
             f"A quick look on {sample:,} windows proves nothing and writes no verify.json: "
             f"leave --sample out."
         )
-    elif _written(audit, run.directory):
-        # For the report to paint, where they could be measured.
-        with contextlib.suppress(CannotCheck, *CANNOT_BE_RIGHT):
-            losses = evidence.measurement.losses
-            keep(run.directory, run.summary, evidence.windows, losses)
+    elif _written(audit, run.directory) and measured:  # the losses, for the report to paint
+        losses = {index: window.losses for index, window in measured.items()}
+        keep(run.directory, run.summary, evidence.windows, losses)
     return audit
-
-
-def _refuse_all(sample: int, evidence: Evidence) -> None:
-    try:
-        n_windows = len(evidence.windows)
-    except (CannotCheck, *CANNOT_BE_RIGHT):
-        return  # the checks tell
-    if sample >= n_windows:
-        raise UserError(
-            f"sample {sample} is not below the {n_windows:,} windows of the text: leave it out to "
-            f"measure all"
-        )
 
 
 def verify_by_replay(run_dir: str, given: dict[str, Any], steps: int = 0) -> Audit:
@@ -151,31 +173,60 @@ def verify_by_replay(run_dir: str, given: dict[str, Any], steps: int = 0) -> Aud
     Raises:
         UserError: no run there, or what a replay needs is missing.
     """
-    made = replay(run_dir, given, steps)
-    directory = RunDirectory(run_dir)
-    before = _audit_before(directory, made.state)
-    audit = replace(
-        before or Audit("", command_line(), {}, None, None, None, made.state),
-        replay=made,
-        records_sha256=records_sha256(directory),
-    )
-    _show(f"Replay of {directory}\n\n{audit_table((made.check,))}\n")
-    _written(audit, directory)
+    run = read_record(run_dir, to_audit=True)
+    made = replay(run, given, steps)
+    state, records = audited_state(run.summary), records_sha256(run.directory)
+    new = Audit("", command_line(), {}, None, None, None, state, records_sha256=records)
+    audit = replace(_or_none(lambda: audit_of(run)) or new, replay=made)
+    _show(f"Replay of {run.directory}\n\n{audit_table((made.check,))}\n")
+    _written(audit, run.directory)
     return audit
 
 
-def _audit_before(directory: RunDirectory, state: dict[str, Any]) -> Audit | None:
-    """The audit that is there already, if it is of this state of the run, and of the present checks."""
-    with contextlib.suppress(UserError):
-        audit = read_audit(directory.audit)
-        present = [check.asks for check in CHECKS]
-        if (
-            audit.state == state
-            and audit.records_sha256 == records_sha256(directory)
-            and [check.asks for check in audit.checks] in ([], present)
-        ):
-            return audit
-    return None
+def audit_of(run: Record) -> Audit:
+    """The audit in a run's `verify.json`, if it is what `verify` writes about its present state.
+
+    Raises:
+        UserError: it cannot be read, or is about something else.
+    """
+    path, best = run.directory.audit, run.directory.best
+    audit = read_audit(path)
+    asked, reason = [check.asks for check in audit.checks], ""
+    try:
+        if asked and asked != [check.asks for check in CHECKS]:
+            reason = "was not made with exactly the present checks"
+        elif not asked and audit.replay is None:
+            reason = "holds no check"
+        elif asked and audit.n_predictions not in (None, (run.summary.corpus.tokens or 0) - 1):
+            reason = "is not about every prediction of the text"
+        elif not audit.is_of(run.summary, run.directory):
+            reason = "is of another state of this run, or of another best.pt"
+    except OSError as error:
+        raise UserError(f"{best} cannot be read ({error.strerror}): restore it") from None
+    if reason:
+        raise UserError(
+            f"The audit in {path.name} {reason}, and is not shown: make it again with verify."
+        )
+    return audit
+
+
+def quick_checks(run: Record, weights: bool) -> tuple[Check, ...]:
+    """What a report has checked itself while it was built, in seconds.
+
+    Args:
+        weights: also load best.pt, and hold it against the seed, the records and the text.
+    """
+    n_windows = max(4, _QUICK_TOKENS // run.config.seq_len)
+    evidence = Evidence(run, Precision(torch.device("cpu"), "fp32"), n_windows)
+    return tuple(check(evidence) for check in RECORD_CHECKS + (QUICK_CHECKS if weights else ()))
+
+
+def _or_none(value: Callable[[], _Value]) -> _Value | None:
+    """A value; None where what it needs is missing or was edited, which the checks say."""
+    try:
+        return value()
+    except Exception:
+        return None
 
 
 def _written(audit: Audit, directory: RunDirectory) -> bool:
@@ -187,31 +238,6 @@ def _written(audit: Audit, directory: RunDirectory) -> bool:
         return False
     _show(f"{directory.audit}")
     return True
-
-
-def _audit(evidence: Evidence, checks: tuple[Check, ...], sample: int) -> Audit:
-    """The audit as verify.json keeps it, with the replay of this state of the run that was made
-    before."""
-    best, loss, n_predictions = evidence.directory.best, None, None
-    with contextlib.suppress(CannotCheck, *CANNOT_BE_RIGHT):
-        mean = evidence.measurement.mean()
-        if not sample and mean == mean:  # JSON knows no NaN
-            loss, n_predictions = mean, evidence.windows.n_targets
-    precision, state = evidence.precision, audited_state(evidence.run.summary)
-    before = _audit_before(evidence.directory, state)
-    return Audit(
-        datetime.now(UTC).isoformat(timespec="seconds"),
-        command_line(),
-        {**environment(), "device": precision.device_name, "amp": precision.amp},
-        file_sha256(best) if best.is_file() else None,
-        loss,
-        n_predictions,
-        state,
-        checks,
-        sources_sha256(),
-        before and before.replay,
-        records_sha256(evidence.directory),
-    )
 
 
 def _show(text: str) -> None:
