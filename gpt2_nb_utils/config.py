@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -120,235 +120,138 @@ Text = Annotated[str, AfterValidator(_writable_text)]
 FileName = Annotated[Text, AfterValidator(_file_name)]
 
 
-def _setting(default: Any, group: str, help: str, *also: str) -> Any:
-    """A field of `RunConfig`.
+def _setting(default: Any, group: str, *also: str) -> Any:
+    """A field of `RunConfig`. The docstring below it is its help text.
 
     Args:
         default: its value where neither a person nor the preset gives one.
         group: one of `GROUPS`.
-        help: what the setting means.
         also: names that other programs give it, for "did you mean". Those that resemble its name
             are found without being listed.
     """
-    return Field(default, description=help, json_schema_extra={"group": group, "also": also})
+    return Field(default, json_schema_extra={"group": group, "also": also})
 
 
 class RunConfig(BaseModel):
     """All settings of a run, complete and checked. Build it with `RunConfig.resolve`."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
-    preset: Literal["auto", "tiny", "sanity", "full"] = _setting(
-        "auto", "data", "named set of defaults; auto takes full on a CUDA GPU, sanity elsewhere"
-    )
-    input_file: FileName = _setting(
-        "",
-        "data",
-        "UTF-8 text to train on; empty means data/input.txt, else a download, else a "
-        "demonstration text",
-        "data_path",
-    )
-    out_dir: FileName = _setting(
-        "out/run",
-        "data",
-        "run directory for logs, samples, checkpoints, figures and the report",
-        "output",
-        "save_dir",
-    )
-    max_tokens: CountOrZero = _setting(
-        0, "data", "train on the first tokens of the corpus only; 0 means all of it", "limit_tokens"
-    )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = _setting(
-        1337, "data", "seed of weights, window order and samples", "random_state"
-    )
-    resume: FileName = _setting(
-        "",
-        "data",
-        "auto goes on with the run in out_dir; a checkpoint path goes on from that file",
-        "checkpoint",
-        "continue",
-    )
-    overwrite: bool = _setting(
-        False, "data", "throw away the run that out_dir already holds", "force"
-    )
+    preset: Literal["auto", "tiny", "sanity", "full"] = _setting("auto", "data")
+    """named set of defaults; auto takes full on a CUDA GPU, sanity elsewhere"""
+    input_file: FileName = _setting("", "data", "data_path")
+    """UTF-8 text to train on; empty means data/input.txt, else a download, else a demonstration
+    text"""
+    out_dir: FileName = _setting("out/run", "data", "output", "save_dir")
+    """run directory for logs, samples, checkpoints, figures and the report"""
+    max_tokens: CountOrZero = _setting(0, "data", "limit_tokens")
+    """train on the first tokens of the corpus only; 0 means all of it"""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = _setting(1337, "data", "random_state")
+    """seed of weights, window order and samples"""
+    resume: FileName = _setting("", "data", "checkpoint", "continue")
+    """auto goes on with the run in out_dir; a checkpoint path goes on from that file"""
+    overwrite: bool = _setting(False, "data", "force")
+    """throw away the run that out_dir already holds"""
 
     block_size: Count = _setting(
-        1024,
-        "model",
-        "longest context, in tokens (rows of the position embedding)",
-        "context_length",
-        "n_ctx",
-        "max_position_embeddings",
+        1024, "model", "context_length", "n_ctx", "max_position_embeddings"
     )
-    n_layer: Count = _setting(12, "model", "transformer blocks", "depth")
-    n_head: Count = _setting(12, "model", "attention heads per block", "num_attention_heads")
-    n_embd: Count = _setting(
-        768,
-        "model",
-        "width of the embeddings; must be divisible by n_head",
-        "d_model",
-        "hidden_size",
-        "embedding_dim",
-        "width",
-    )
+    """longest context, in tokens (rows of the position embedding)"""
+    n_layer: Count = _setting(12, "model", "depth")
+    """transformer blocks"""
+    n_head: Count = _setting(12, "model", "num_attention_heads")
+    """attention heads per block"""
+    n_embd: Count = _setting(768, "model", "d_model", "hidden_size", "embedding_dim", "width")
+    """width of the embeddings; must be divisible by n_head"""
 
-    batch_size: Count = _setting(4, "optimisation", "windows in one micro-batch", "bs")
-    seq_len: Count = _setting(
-        128, "optimisation", "tokens in one window", "sequence_length", "window"
-    )
-    grad_accum: Count = _setting(
-        1, "optimisation", "micro-batches added up in one step", "accumulation_steps", "accum_steps"
-    )
-    randomize_batches: bool = _setting(
-        True,
-        "optimisation",
-        "draw the windows of each epoch in a new random order; false reads the file in order",
-        "shuffle_batches",
-    )
-    optimizer: Literal["adamw", "muon"] = _setting(
-        "adamw",
-        "optimisation",
-        "adamw for everything, or muon for the matrices of the blocks and AdamW for the rest; "
-        "lr given alone means adamw",
-    )
-    lr: Rate = _setting(
-        3e-4,
-        "optimisation",
-        "peak learning rate; of the matrices in the blocks where the next two are set",
-        "learning_rate",
-        "peak_lr",
-        "matrix_lr",
-    )
-    embedding_lr: Rate = _setting(
-        0.0,
-        "optimisation",
-        "peak learning rate of the token and position embeddings; 0 takes lr",
-        "wte_lr",
-    )
-    vector_lr: Rate = _setting(
-        0.0,
-        "optimisation",
-        "peak learning rate of biases and LayerNorms; 0 takes lr",
-        "scalar_lr",
-        "bias_lr",
-        "lr_rest",
-    )
+    batch_size: Count = _setting(4, "optimisation", "bs")
+    """windows in one micro-batch"""
+    seq_len: Count = _setting(128, "optimisation", "sequence_length", "window")
+    """tokens in one window"""
+    grad_accum: Count = _setting(1, "optimisation", "accumulation_steps", "accum_steps")
+    """micro-batches added up in one step"""
+    randomize_batches: bool = _setting(True, "optimisation", "shuffle_batches")
+    """draw the windows of each epoch in a new random order; false reads the file in order"""
+    optimizer: Literal["adamw", "muon"] = _setting("adamw", "optimisation")
+    """adamw for everything, or muon for the matrices of the blocks and AdamW for the rest; lr given
+    alone means adamw"""
+    lr: Rate = _setting(3e-4, "optimisation", "learning_rate", "peak_lr", "matrix_lr")
+    """peak learning rate; of the matrices in the blocks where the next two are set"""
+    embedding_lr: Rate = _setting(0.0, "optimisation", "wte_lr")
+    """peak learning rate of the token and position embeddings; 0 takes lr"""
+    vector_lr: Rate = _setting(0.0, "optimisation", "scalar_lr", "bias_lr", "lr_rest")
+    """peak learning rate of biases and LayerNorms; 0 takes lr"""
     lr_schedule: Literal["constant", "linear", "cosine", "wsd"] = _setting(
-        "cosine",
-        "optimisation",
-        "learning rate after the warm-up; wsd is stable first and decays at the end",
-        "lr_decay",
+        "cosine", "optimisation", "lr_decay"
     )
-    warmup_steps: CountOrZero = _setting(
-        0, "optimisation", "steps over which the learning rate rises to its peak"
-    )
-    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = _setting(
-        0.0, "optimisation", "learning rate at the last step as a share of lr", "final_lr"
-    )
+    """learning rate after the warm-up; wsd is stable first and decays at the end"""
+    warmup_steps: CountOrZero = _setting(0, "optimisation")
+    """steps over which the learning rate rises to its peak"""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = _setting(0.0, "optimisation", "final_lr")
+    """learning rate at the last step as a share of lr"""
     decay_share: Annotated[float, Field(gt=0, le=1)] = _setting(
-        0.5,
-        "optimisation",
-        "share of the steps over which wsd decays",
-        "cooldown",
-        "decay_fraction",
+        0.5, "optimisation", "cooldown", "decay_fraction"
     )
-    weight_decay: Annotated[float, Field(ge=0, lt=1e6)] = _setting(
-        0.1,
-        "optimisation",
-        "decay of the weight matrices; biases and norms take none of it",
-        "wd",
-        "l2",
-    )
-    beta1: Decay = _setting(
-        0.9, "optimisation", "decay of the gradient mean in AdamW", "adam_beta1"
-    )
-    beta2: Decay = _setting(
-        0.95, "optimisation", "decay of the squared-gradient mean in AdamW", "adam_beta2"
-    )
-    momentum: Decay = _setting(0.95, "optimisation", "decay of the gradient mean in Muon")
-    clip_grad: Rate = _setting(
-        1.0,
-        "optimisation",
-        "largest gradient norm; 0 means no clipping",
-        "max_grad_norm",
-        "gradient_clip_val",
-    )
+    """share of the steps over which wsd decays"""
+    weight_decay: Annotated[float, Field(ge=0, lt=1e6)] = _setting(0.1, "optimisation", "wd", "l2")
+    """decay of the weight matrices; biases and norms take none of it"""
+    beta1: Decay = _setting(0.9, "optimisation", "adam_beta1")
+    """decay of the gradient mean in AdamW"""
+    beta2: Decay = _setting(0.95, "optimisation", "adam_beta2")
+    """decay of the squared-gradient mean in AdamW"""
+    momentum: Decay = _setting(0.95, "optimisation")
+    """decay of the gradient mean in Muon"""
+    clip_grad: Rate = _setting(1.0, "optimisation", "max_grad_norm", "gradient_clip_val")
+    """largest gradient norm; 0 means no clipping"""
 
-    steps: Count = _setting(
-        30, "stop", "optimizer updates at most", "num_steps", "max_iters", "iterations"
-    )
+    steps: Count = _setting(30, "stop", "num_steps", "max_iters", "iterations")
+    """optimizer updates at most"""
     target_loss: Annotated[float, Field(gt=0, lt=1e32)] = _setting(
-        TARGET_LOSS,
-        "stop",
-        "training loss over the whole corpus below which the run stops, in nats per token",
-        "target",
-        "threshold",
+        TARGET_LOSS, "stop", "target", "threshold"
     )
-    log_every: Count = _setting(
-        10, "stop", "steps between two lines of the log", "log_interval", "logging_steps"
-    )
-    eval_every: Count = _setting(
-        50,
-        "stop",
-        "steps between two measurements of the training loss",
-        "eval_interval",
-        "eval_steps",
-    )
-    eval_windows: CountOrZero = _setting(
-        16,
-        "stop",
-        "windows on which the training loss is estimated; 0 measures the whole corpus each time",
-        "eval_iters",
-    )
-    save_every: Count = _setting(
-        100,
-        "stop",
-        "steps between two saves of checkpoints/last.pt; it is written less often where that would "
-        "take over 3 % of the time",
-        "save_interval",
-        "save_steps",
-        "checkpoint_every",
-    )
+    """training loss over the whole corpus below which the run stops, in nats per token"""
+    log_every: Count = _setting(10, "stop", "log_interval", "logging_steps")
+    """steps between two lines of the log"""
+    eval_every: Count = _setting(50, "stop", "eval_interval", "eval_steps")
+    """steps between two measurements of the training loss"""
+    eval_windows: CountOrZero = _setting(16, "stop", "eval_iters")
+    """windows on which the training loss is estimated; 0 measures the whole corpus each time"""
+    save_every: Count = _setting(100, "stop", "save_interval", "save_steps", "checkpoint_every")
+    """steps between two saves of checkpoints/last.pt; it is written less often where that would
+    take over 3 % of the time"""
 
-    sample_every: CountOrZero = _setting(
-        100, "samples", "steps between two generations; 0 means none", "sample_interval"
-    )
+    sample_every: CountOrZero = _setting(100, "samples", "sample_interval")
+    """steps between two generations; 0 means none"""
     prompt: Annotated[Text, Field(min_length=1)] = _setting(
-        "First Citizen:",
-        "samples",
-        "text that the first sample continues",
-        "start",
-        "sample_prompt",
+        "First Citizen:", "samples", "start", "sample_prompt"
     )
-    num_prompts: Count = _setting(
-        3,
-        "samples",
-        "samples each time; those after the first continue openings taken from the corpus",
-        "n_samples",
-    )
-    max_new_tokens: Count = _setting(
-        60, "samples", "tokens generated for a sample", "sample_length", "num_tokens"
-    )
-    top_k: CountOrZero = _setting(40, "samples", "draw among the k likeliest tokens; 0 means all")
-    temperature: Rate = _setting(
-        0.8, "samples", "divides the logits before drawing; 0 takes the likeliest", "temp"
-    )
+    """text that the first sample continues"""
+    num_prompts: Count = _setting(3, "samples", "n_samples")
+    """samples each time; those after the first continue openings taken from the corpus"""
+    max_new_tokens: Count = _setting(60, "samples", "sample_length", "num_tokens")
+    """tokens generated for a sample"""
+    top_k: CountOrZero = _setting(40, "samples")
+    """draw among the k likeliest tokens; 0 means all"""
+    temperature: Rate = _setting(0.8, "samples", "temp")
+    """divides the logits before drawing; 0 takes the likeliest"""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = _setting(
-        "auto", "machine", "auto, cpu, cuda or cuda:N", "accelerator", "gpu"
+        "auto", "machine", "accelerator", "gpu"
     )
+    """auto, cpu, cuda or cuda:N"""
     amp: Literal["auto", "fp16", "bf16", "fp32"] = _setting(
-        "auto",
-        "machine",
-        "precision of the matrix products; auto takes fp16 with a GradScaler on CUDA, bf16 on a "
-        "CPU with units for it, else fp32",
-        "dtype",
-        "mixed_precision",
-        "bf16",
+        "auto", "machine", "dtype", "mixed_precision", "bf16"
     )
-    compile: bool = _setting(False, "machine", "speed up the model with torch.compile")
+    """precision of the matrix products; auto takes fp16 with a GradScaler on CUDA, bf16 on a CPU
+    with units for it, else fp32"""
+    compile: bool = _setting(False, "machine")
+    """speed up the model with torch.compile"""
 
     _given: set[str] = PrivateAttr(default_factory=set)
 
@@ -468,17 +371,22 @@ def _one_line(error: ValidationError) -> str:
     return f"{problem['loc'][0]} {value if len(value) <= 200 else value[:200] + '…'}: {message}"
 
 
-def default_text(name: str) -> str:
+def default_text(name: str, presets: dict[str, dict[str, Any]] = PRESETS) -> str:
     """How help texts state the default of a setting: one value, or one per preset."""
     default = RunConfig.model_fields[name].default
     presets_of: dict[Any, list[str]] = {}
-    for preset, values in PRESETS.items():
+    for preset, values in presets.items():
         presets_of.setdefault(values.get(name, default), []).append(preset)
     if len(presets_of) > 1:
         return ", ".join(
             f"{' and '.join(presets)} {value}" for value, presets in presets_of.items()
         )
-    return (str(default).lower() if isinstance(default, bool) else str(default)) or "empty"
+    (value,) = presets_of
+    return (str(value).lower() if isinstance(value, bool) else str(value)) or "empty"
+
+
+def _help_text(name: str) -> str:
+    return " ".join(RunConfig.model_fields[name].description.split())
 
 
 def _plain_type(name: str) -> type:
@@ -493,17 +401,29 @@ def _boolean(text: str) -> bool:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
 
 
+def counted(what: str, highest: int = 10**12) -> Callable[[str], int]:
+    """A type for argparse: a whole number from 1 to `highest`. Its error says that a word is not
+    `what`."""
+
+    def whole_number(text: str) -> int:
+        if not text.isdecimal() or not 0 < int(text) <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return int(text)
+
+    return whole_number
+
+
 def add_flags(
     parser: argparse.ArgumentParser,
     names: Iterable[str] | None = None,
-    defaults: dict[str, Any] | None = None,
+    presets: dict[str, dict[str, Any]] = PRESETS,
 ) -> None:
     """Give `parser` one `--flag` per setting, grouped; only flags that were given appear in the
     result.
 
     Args:
         names: the settings, in the order of `RunConfig`; all, when None.
-        defaults: what the help says instead, where a command has defaults of its own.
+        presets: those of the command, for the defaults that the help states.
     """
     sections: dict[str, Any] = {}
     for name in names or RunConfig.model_fields:
@@ -511,11 +431,12 @@ def add_flags(
         group = field.json_schema_extra["group"]
         if group not in sections:
             sections[group] = parser.add_argument_group(group, GROUPS[group])
-        default = (defaults or {}).get(name, default_text(name))
         kind = _plain_type(name)
         options = {
             "default": argparse.SUPPRESS,
-            "help": f"{field.description} (default: {default})".replace("%", "%%"),
+            "help": f"{_help_text(name)} (default: {default_text(name, presets)})".replace(
+                "%", "%%"
+            ),
         }
         if kind is not bool:
             metavar = "|".join(get_args(field.annotation)) or kind.__name__.upper()
@@ -552,7 +473,7 @@ def parameters_cell(names: Iterable[str] | None = None) -> str:
     lines = [PARAMETERS_HEADER, "# fmt: off"]  # papermill reads one line for each name
     for name in names or RunConfig.model_fields:
         value = notebook_default(name)
-        help_text = RunConfig.model_fields[name].description
+        help_text = _help_text(name)
         if value is None:
             help_text += f" ({default_text(name)})"
         literal = '"' + value + '"' if isinstance(value, str) else repr(value)
