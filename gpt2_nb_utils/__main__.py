@@ -33,12 +33,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(args: argparse.Namespace) -> int:
+    """All notebooks, headless, and the report: from the text to index.html."""
     from gpt2_nb_utils.report.run import run
 
     return _show_end(run(RunConfig.resolve(args.given)))
 
 
 def _train(args: argparse.Namespace) -> int:
+    """The training of notebook 03 alone."""
     from gpt2_nb_utils.large_blocks import keep_large_blocks
     from gpt2_nb_utils.training.distributed import connected
     from gpt2_nb_utils.training.train import train
@@ -51,6 +53,8 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
+    """Train every run of a TOML file of settings, and set them side by side in a table and a
+    figure."""
     from gpt2_nb_utils.report.sweep import FIGURE, TABLE, sweep
 
     folder = Path(args.out_dir)
@@ -64,6 +68,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _sample(args: argparse.Namespace) -> int:
+    """Let the model of a run continue a prompt."""
     from gpt2_nb_utils.results.sample import continuations, sample_from_run
 
     if args.from_hf is None:
@@ -90,6 +95,7 @@ def _sample(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    """Prove a run again from its weights and its text: an audit that trusts nothing recorded."""
     from gpt2_nb_utils.results.verify import verify, verify_by_replay
 
     if args.replay is None:
@@ -102,6 +108,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    """The executed notebooks of a run as self-contained HTML."""
     from gpt2_nb_utils.report.report import build_report
     from gpt2_nb_utils.run_directory import RunDirectory
 
@@ -110,6 +117,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _readme(args: argparse.Namespace) -> int:
+    """Put the results of a run between the AUTO markers of a README."""
     from gpt2_nb_utils.report.readme import fill_readme
     from gpt2_nb_utils.run_directory import RunDirectory
 
@@ -119,6 +127,7 @@ def _readme(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    """Measure the speed of training, sampling, start-up and checkpoints on this machine."""
     import json
 
     from gpt2_nb_utils.bench.command import bench
@@ -139,6 +148,8 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _space(args: argparse.Namespace) -> int:
+    """Export the model of a run to the Hugging Face format, with an app around it: the folder of a
+    Space."""
     from gpt2_nb_utils.space.folder import build_space, how_to_publish
 
     if args.port is not None and not args.serve:
@@ -217,7 +228,8 @@ def _exit_status(status: str) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command line. Each command's function is in `function`."""
+    """The parser of the command line. Each command is a function of this module, in `function`; its
+    docstring is the help."""
     parser = _Parser(
         prog="python -m gpt2_nb_utils",
         allow_abbrev=False,
@@ -227,38 +239,28 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gpt2_nb_utils {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
 
-    def command(
-        name: str, function: Callable[..., int], summary: str, on_a_run: bool = True
-    ) -> argparse.ArgumentParser:
-        description = summary[0].upper() + summary[1:] + "."
-        added = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+    def command(function: Callable[..., int]) -> argparse.ArgumentParser:
+        text = " ".join(function.__doc__.split())
+        summary = text[0].lower() + text[1:].rstrip(".")
+        name = function.__name__.strip("_")
+        added = commands.add_parser(name, help=summary, description=text, allow_abbrev=False)
         added.set_defaults(function=function)
-        if on_a_run:
-            added.add_argument(
-                "run_dir",
-                nargs="?",
-                default=_OUT_DIR,
-                metavar="RUN_DIR",
-                help=f"run directory (default: {_OUT_DIR})",
-            )
         return added
 
-    add_flags(
-        command(
-            "run",
-            _run,
-            "all notebooks, headless, and the report: from the text to index.html",
-            on_a_run=False,
+    def command_on_a_run(function: Callable[..., int]) -> argparse.ArgumentParser:
+        added = command(function)
+        added.add_argument(
+            "run_dir",
+            nargs="?",
+            default=_OUT_DIR,
+            metavar="RUN_DIR",
+            help=f"run directory (default: {_OUT_DIR})",
         )
-    )
-    add_flags(command("train", _train, "the training of notebook 03 alone", on_a_run=False))
-    sweep = command(
-        "sweep",
-        _sweep,
-        "train every run of a TOML file of settings, and set them side by side in a table and a "
-        "figure",
-        on_a_run=False,
-    )
+        return added
+
+    add_flags(command(_run))
+    add_flags(command(_train))
+    sweep = command(_sweep)
     sweep.add_argument(
         "spec",
         metavar="SPEC",
@@ -275,7 +277,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave checkpoints/best.pt of each run there",
     )
-    sample = command("sample", _sample, "let the model of a run continue a prompt")
+    sample = command_on_a_run(_sample)
     sample.set_defaults(run_dir=None)
     sample.add_argument(
         "--from_hf",
@@ -287,11 +289,7 @@ def build_parser() -> argparse.ArgumentParser:
         sample,
         ("seed", "prompt", "num_prompts", "max_new_tokens", "top_k", "temperature", "device"),
     )
-    verify = command(
-        "verify",
-        _verify,
-        "prove a run again from its weights and its text: an audit that trusts nothing recorded",
-    )
+    verify = command_on_a_run(_verify)
     verify.add_argument(
         "--sample",
         type=counted("1 or more windows"),
@@ -312,22 +310,15 @@ def build_parser() -> argparse.ArgumentParser:
         ("device", "amp"),
         {"usually": {"amp": "fp32"}, "with --replay": {"amp": "auto"}},
     )
-    command("report", _report, "the executed notebooks of a run as self-contained HTML")
-    readme = command(
-        "readme", _readme, "put the results of a run between the AUTO markers of a README"
-    )
+    command_on_a_run(_report)
+    readme = command_on_a_run(_readme)
     readme.add_argument(
         "--readme",
         default="README.md",
         metavar="FILE",
         help="file to fill (default: %(default)s)",
     )
-    space = command(
-        "space",
-        _space,
-        "export the model of a run to the Hugging Face format, with an app around it: the folder "
-        "of a Space",
-    )
+    space = command_on_a_run(_space)
     space.add_argument("--to", metavar="DIR", help="folder to write (default: RUN_DIR/space)")
     space.add_argument(
         "--dtype",
@@ -350,14 +341,7 @@ def build_parser() -> argparse.ArgumentParser:
     space.add_argument(
         "--screenshots", metavar="DIR", help="take pictures of the app in headless Chromium"
     )
-    add_bench_flags(
-        command(
-            "bench",
-            _bench,
-            "measure the speed of training, sampling, start-up and checkpoints on this machine",
-            on_a_run=False,
-        )
-    )
+    add_bench_flags(command(_bench))
     return parser
 
 
@@ -383,10 +367,9 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         args, unknown = build_parser().parse_known_args(argv)
-        flags = [word for word in unknown if word.startswith("--")]
-        if flags:
-            check_names([flags[0].removeprefix("--").partition("=")[0]])
         if unknown:
+            if unknown[0].startswith("--"):
+                check_names([unknown[0].removeprefix("--").partition("=")[0]])
             raise UserError(
                 f"unexpected argument {unknown[0]!r} (`python -m gpt2_nb_utils {args.command} "
                 f"--help` lists the flags)"

@@ -116,8 +116,7 @@ def _file_name(path: str) -> str:
     return path
 
 
-Text = Annotated[str, AfterValidator(_writable_text)]
-FileName = Annotated[Text, AfterValidator(_file_name)]
+FileName = Annotated[str, AfterValidator(_writable_text), AfterValidator(_file_name)]
 
 
 def _setting(default: Any, group: str, *also: str) -> Any:
@@ -228,7 +227,7 @@ class RunConfig(BaseModel):
 
     sample_every: CountOrZero = _setting(100, "samples", "sample_interval")
     """steps between two generations; 0 means none"""
-    prompt: Annotated[Text, Field(min_length=1)] = _setting(
+    prompt: Annotated[str, Field(min_length=1), AfterValidator(_writable_text)] = _setting(
         "First Citizen:", "samples", "start", "sample_prompt"
     )
     """text that the first sample continues"""
