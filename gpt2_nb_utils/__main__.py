@@ -1,7 +1,7 @@
-"""The commands: `python -m gpt2_nb_utils run | train | sweep | sample | verify | report | readme | space | bench`.
+"""The commands: `python -m gpt2_nb_utils COMMAND`; `build_parser` lists them.
 
-Here flags are read and the work is handed on; nothing is done here. Heavy modules are imported by the command that
-needs them, so that `--help` answers at once.
+Flags are read here, and the work is handed on. Slow modules are imported by the command that needs
+them, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import errno
 import io
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, get_args
+from pathlib import Path
+from typing import Any, NoReturn
 
 from gpt2_nb_utils import __version__, dist_env
-from gpt2_nb_utils.bench.settings import FLAGS, add_bench_flags
-from gpt2_nb_utils.config import RunConfig, add_flags, check_names
+from gpt2_nb_utils.bench.settings import add_bench_flags
+from gpt2_nb_utils.config import RunConfig, add_flags, check_names, counted
 from gpt2_nb_utils.errors import FULL, NotWritten, UserError
 from gpt2_nb_utils.progress import send_nowhere
 from gpt2_nb_utils.text import visible
+
+_OUT_DIR = RunConfig.model_fields["out_dir"].default
+_PORT = 7860  # Gradio's own
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,85 +32,83 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (`{self.prog} --help` lists the flags)")
 
 
-def _run(args: argparse.Namespace, given: dict[str, Any]) -> int:
+def _run(args: argparse.Namespace) -> int:
+    """All notebooks, headless, and the report: from the text to index.html."""
     from gpt2_nb_utils.report.run import run
 
-    return _tell(run(RunConfig.resolve(given)))
+    return _show_end(run(RunConfig.resolve(args.given)))
 
 
-def _train(args: argparse.Namespace, given: dict[str, Any]) -> int:
+def _train(args: argparse.Namespace) -> int:
+    """The training of notebook 03 alone."""
     from gpt2_nb_utils.large_blocks import keep_large_blocks
     from gpt2_nb_utils.training.distributed import connected
     from gpt2_nb_utils.training.train import train
 
-    config = RunConfig.resolve(given)
+    config = RunConfig.resolve(args.given)
     keep_large_blocks()  # before the processes exchange their first tensors
     with connected() as dist:
         summary = train(config, dist=dist)
-        return _tell(summary) if dist.is_main else _exit_status(summary)
+        return _show_end(summary) if dist.is_main else _exit_status(summary["status"])
 
 
-def _sweep(args: argparse.Namespace, given: dict[str, Any]) -> int:
-    from pathlib import Path
-
+def _sweep(args: argparse.Namespace) -> int:
+    """Train every run of a TOML file of settings, and set them side by side in a table and a
+    figure."""
     from gpt2_nb_utils.report.sweep import FIGURE, TABLE, sweep
 
     folder = Path(args.out_dir)
     outcomes = sweep(Path(args.spec), folder, args.keep_checkpoints).outcomes
     table = (folder / TABLE).read_text(encoding="utf-8")
     print("", table, f"figure      {folder / FIGURE}", sep="\n")
-    if any(outcome.status == "interrupted" for outcome in outcomes):
-        return _interrupted()
-    return 1 if all(outcome.status == "failed" for outcome in outcomes) else 0
+    statuses = {outcome.status for outcome in outcomes}
+    if statuses == {"failed"}:
+        return 1
+    return _exit_status("interrupted" if "interrupted" in statuses else "")
 
 
-def _sample(args: argparse.Namespace, given: dict[str, Any]) -> int:
-    if args.from_hf is not None and args.run_dir is not None:
+def _sample(args: argparse.Namespace) -> int:
+    """Let the model of a run continue a prompt."""
+    from gpt2_nb_utils.results.sample import continuations, sample_from_run
+
+    if args.from_hf is None:
+        texts, demo = sample_from_run(args.run_dir or _OUT_DIR, args.given)
+    elif args.run_dir is not None:
         raise UserError(
-            f"RUN_DIR {args.run_dir} and --from_hf {args.from_hf} name a model each: give one of them"
+            f"RUN_DIR {args.run_dir} and --from_hf {args.from_hf} name a model each: give one of "
+            f"them"
         )
-    texts, demo = (
-        _sampled_from_hf(args, given)
-        if args.from_hf is not None
-        else _sampled_from_run(args, given)
-    )
+    else:
+        from gpt2_nb_utils.space.hf_format import read_hf
+
+        source = read_hf(args.from_hf)
+        texts, demo = continuations(source.load_model, source.settings, args.given), source.demo
     for text in texts:
         print(visible(text), end="\n\n")
     if demo:
         print(
-            "(by a model that was trained on the demonstration corpus, not on the course's input.txt)",
+            "(by a model that was trained on the demonstration corpus, not on the course's "
+            "input.txt)",
             file=sys.stderr,
         )
     return 0
 
 
-def _sampled_from_hf(args: argparse.Namespace, given: dict[str, Any]) -> tuple[list[str], bool]:
-    from gpt2_nb_utils.results.sample import continuations
-    from gpt2_nb_utils.space.hf_format import read_hf
-
-    source = read_hf(args.from_hf)
-    return continuations(source.load_model, source.settings, given), source.demo
-
-
-def _sampled_from_run(args: argparse.Namespace, given: dict[str, Any]) -> tuple[list[str], bool]:
-    from gpt2_nb_utils.results.sample import sample_from_run
-
-    return sample_from_run(args.run_dir or RunConfig.model_fields["out_dir"].default, given)
-
-
-def _verify(args: argparse.Namespace, given: dict[str, Any]) -> int:
+def _verify(args: argparse.Namespace) -> int:
+    """Prove a run again from its weights and its text: an audit that trusts nothing recorded."""
     from gpt2_nb_utils.results.verify import verify, verify_by_replay
 
     if args.replay is None:
-        return 0 if verify(args.run_dir, given, args.sample).passed else 1
+        return 0 if verify(args.run_dir, args.given, args.sample).passed else 1
     if args.sample:
         raise UserError(
             f"--sample {args.sample} measures weights and --replay trains: give one of them"
         )
-    return 0 if verify_by_replay(args.run_dir, given, args.replay).replay.check.ok else 1
+    return 0 if verify_by_replay(args.run_dir, args.given, args.replay).replay.check.ok else 1
 
 
-def _report(args: argparse.Namespace, given: dict[str, Any]) -> int:
+def _report(args: argparse.Namespace) -> int:
+    """The executed notebooks of a run as self-contained HTML."""
     from gpt2_nb_utils.report.report import build_report
     from gpt2_nb_utils.run_directory import RunDirectory
 
@@ -114,9 +116,8 @@ def _report(args: argparse.Namespace, given: dict[str, Any]) -> int:
     return 0
 
 
-def _readme(args: argparse.Namespace, given: dict[str, Any]) -> int:
-    from pathlib import Path
-
+def _readme(args: argparse.Namespace) -> int:
+    """Put the results of a run between the AUTO markers of a README."""
     from gpt2_nb_utils.report.readme import fill_readme
     from gpt2_nb_utils.run_directory import RunDirectory
 
@@ -125,30 +126,30 @@ def _readme(args: argparse.Namespace, given: dict[str, Any]) -> int:
     return 0
 
 
-def _bench(args: argparse.Namespace, given: dict[str, Any]) -> int:
+def _bench(args: argparse.Namespace) -> int:
+    """Measure the speed of training, sampling, start-up and checkpoints on this machine."""
     import json
 
     from gpt2_nb_utils.bench.command import bench
     from gpt2_nb_utils.report.bench_table import as_text
 
-    given = {name: value for name, value in given.items() if name in FLAGS}
     result = bench(
         args.only,
-        given,
+        args.given,
         args.against,
         args.rounds,
         args.profile,
         args.nproc_per_node,
-        args.out_dir,
-        args.overwrite,
+        args.folder,
+        args.again,
     )
     print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else as_text(result))
     return 0
 
 
-def _space(args: argparse.Namespace, given: dict[str, Any]) -> int:
-    from pathlib import Path
-
+def _space(args: argparse.Namespace) -> int:
+    """Export the model of a run to the Hugging Face format, with an app around it: the folder of a
+    Space."""
     from gpt2_nb_utils.space.folder import build_space, how_to_publish
 
     if args.port is not None and not args.serve:
@@ -157,7 +158,8 @@ def _space(args: argparse.Namespace, given: dict[str, Any]) -> int:
         )
     space = build_space(args.run_dir, args.to, args.dtype, args.overwrite)
     print(
-        f"{space.folder}: {space.n_bytes / 1e6:,.0f} MB, weights in {space.dtype}{'' if space.written else ' (was there already)'}"
+        f"{space.folder}: {space.n_bytes / 1e6:,.0f} MB, weights in {space.dtype}"
+        f"{'' if space.written else ' (was there already)'}"
     )
     if args.screenshots is not None:
         from gpt2_nb_utils.space.screenshots import take_screenshots
@@ -173,221 +175,173 @@ def _space(args: argparse.Namespace, given: dict[str, Any]) -> int:
     return 0
 
 
-def _tell(summary: dict[str, Any]) -> int:
+def _show_end(summary: dict[str, Any]) -> int:
     """Print how a run ended and where everything is; the exit status."""
     try:
         _print_end(summary)
         print(end="", flush=True)
     except OSError:  # where nobody can read it, the run has ended all the same
         send_nowhere(sys.stdout)
-    return _exit_status(summary)
+    return _exit_status(summary["status"])
 
 
-def _print_end(summary: dict[str, Any]) -> None:
+def _print_end(content: dict[str, Any]) -> None:
     from gpt2_nb_utils.run_directory import RunDirectory
     from gpt2_nb_utils.training.records import Summary
 
-    directory = RunDirectory(summary["config"]["out_dir"])
-    if summary["corpus"]["source"] == "demo":
+    summary = Summary.model_validate(content)
+    if summary.corpus.source == "demo":
         print(
-            "This run used the demonstration corpus, not the course's input.txt (data/README.md tells where to put it)."
+            "This run used the demonstration corpus, not the course's input.txt (data/README.md "
+            "says where to put it)."
         )
-    loss = Summary.model_validate(summary).best_measured
-    extent = loss and loss.extent(summary["config"]["max_tokens"])
-    measured = f"{loss.loss:.6f}, {extent}" if loss else "not measured"
+    best = summary.best_measured
+    measured = "not measured"
+    if best is not None:
+        measured = f"{best.loss:.6f}, {best.extent(summary.config['max_tokens'])}"
     print(
-        f"{summary['status'].replace('_', ' ')} at step {summary['step']:,}: training loss {measured}; "
-        f"target {summary['target_loss']} {'reached' if summary['target_reached'] else 'not reached'}"
+        f"{summary.status.replace('_', ' ')} at step {summary.step:,}: training loss {measured}; "
+        f"target {summary.target_loss} {'reached' if summary.target_reached else 'not reached'}"
     )
-    for title, path in (
-        ("report", directory.report / "index.html"),
-        ("notebooks", directory.notebooks),
-        ("checkpoints", directory.last.parent),
-        ("log", directory.log),
-        ("metrics", directory.metrics),
-        ("samples", directory.samples),
-        ("figures", directory.figures),
-        ("space", directory.space),
-    ):
+    directory = RunDirectory(summary.config["out_dir"])
+    for title, path in {
+        "report": directory.report / "index.html",
+        "notebooks": directory.notebooks,
+        "checkpoints": directory.last.parent,
+        "log": directory.log,
+        "metrics": directory.metrics,
+        "samples": directory.samples,
+        "figures": directory.figures,
+        "space": directory.space,
+    }.items():
         if path.exists():
             print(f"{title:12}{path}")
 
 
-def _exit_status(summary: dict[str, Any]) -> int:
-    return _interrupted() if summary["status"] == "interrupted" else 0
-
-
-def _interrupted() -> int:
+def _exit_status(status: str) -> int:
+    """That of a run: 128 + the number of the signal that interrupted it, else 0."""
+    if status != "interrupted":
+        return 0
     from gpt2_nb_utils.training.stop_request import exit_status
 
     return exit_status()
 
 
-def _windows(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more windows")
-    return int(text)
-
-
-def _steps(text: str) -> int:
-    if text != "all" and (not text.isdecimal() or int(text) < 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither all nor 1 or more steps")
-    return 0 if text == "all" else int(text)
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
-    return int(text)
-
-
-_PORT = 7860  # Gradio's own
-_SAMPLE_FLAGS = (
-    "prompt",
-    "num_prompts",
-    "max_new_tokens",
-    "top_k",
-    "temperature",
-    "seed",
-    "device",
-)
-
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, dict[str, Any]], int], str]] = {
-    "run": (_run, "all notebooks, headless, and the report: from the text to index.html"),
-    "train": (_train, "the training of notebook 03 alone"),
-    "sweep": (
-        _sweep,
-        "train every run of a TOML file of settings, and set them side by side in a table and a figure",
-    ),
-    "sample": (_sample, "let the model of a run continue a prompt"),
-    "verify": (
-        _verify,
-        "prove a run again from its weights and its text: an audit that trusts nothing recorded",
-    ),
-    "report": (_report, "the executed notebooks of a run as self-contained HTML"),
-    "readme": (_readme, "put the results of a run between the AUTO markers of a README"),
-    "space": (
-        _space,
-        "export the model of a run to the Hugging Face format, with an app around it: the folder of a Space",
-    ),
-    "bench": (
-        _bench,
-        "measure the speed of training, sampling, start-up and checkpoints on this machine",
-    ),
-}
-
-
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command line, with one sub-command per entry of COMMANDS."""
+    """The parser of the command line. Each command is a function of this module, in `function`; its
+    docstring is the help."""
     parser = _Parser(
         prog="python -m gpt2_nb_utils",
         allow_abbrev=False,
-        description="GPT-2 (124M) trained from scratch on one text file, until it knows that file by heart.",
+        description="GPT-2 (124M) trained from scratch on one text file, until it has memorised "
+        "that file.",
     )
     parser.add_argument("--version", action="version", version=f"gpt2_nb_utils {__version__}")
-    commands = parser.add_subparsers(
-        dest="command", metavar="command", required=True, parser_class=_Parser
-    )
-    for name, (_, summary) in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            allow_abbrev=False,
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+
+    def command(function: Callable[..., int]) -> argparse.ArgumentParser:
+        text = " ".join(function.__doc__.split())
+        summary = text[0].lower() + text[1:].rstrip(".")
+        name = function.__name__.strip("_")
+        added = commands.add_parser(name, help=summary, description=text, allow_abbrev=False)
+        added.set_defaults(function=function)
+        return added
+
+    def command_on_a_run(function: Callable[..., int]) -> argparse.ArgumentParser:
+        added = command(function)
+        added.add_argument(
+            "run_dir",
+            nargs="?",
+            default=_OUT_DIR,
+            metavar="RUN_DIR",
+            help=f"run directory (default: {_OUT_DIR})",
         )
-        if name in ("run", "train"):
-            add_flags(command)
-        elif name == "sweep":
-            command.add_argument(
-                "spec",
-                metavar="SPEC",
-                help="TOML file: [common] settings, [runs.NAME] with what differs",
-            )
-            command.add_argument(
-                "--out_dir",
-                default="out/sweep",
-                metavar="DIR",
-                help="folder for the runs, the table and the figure (default: %(default)s)",
-            )
-            command.add_argument(
-                "--keep_checkpoints",
-                action="store_true",
-                help="leave checkpoints/best.pt of each run there",
-            )
-        elif name == "bench":
-            add_bench_flags(command)
-        else:
-            out_dir = RunConfig.model_fields["out_dir"].default
-            command.add_argument(
-                "run_dir",
-                nargs="?",
-                default=None if name == "sample" else out_dir,
-                metavar="RUN_DIR",
-                help=f"run directory (default: {out_dir})",
-            )
-        if name == "sample":
-            command.add_argument(
-                "--from_hf",
-                metavar="DIR",
-                help="take the model of this folder in the Hugging Face format instead "
-                "(a Space's folder does as well)",
-            )
-            add_flags(command, _SAMPLE_FLAGS)
-        if name == "verify":
-            command.add_argument(
-                "--sample",
-                type=_windows,
-                default=0,
-                metavar="N",
-                help="a quick look: measure only N windows, which proves nothing (default: all)",
-            )
-            command.add_argument(
-                "--replay",
-                type=_steps,
-                metavar="N|all",
-                help="train the first N steps again from the seed and compare every loss on record: needs no checkpoint",
-            )
-            command.add_argument(
-                "--device",
-                default="auto",
-                metavar="STR",
-                help="auto, cpu, cuda or cuda:N (default: %(default)s)",
-            )
-            command.add_argument(
-                "--amp",
-                default=argparse.SUPPRESS,
-                metavar="|".join(get_args(RunConfig.model_fields["amp"].annotation)),
-                help="number format, whatever that of the training was (default: fp32; with --replay, the fastest of this machine)",
-            )
-        if name == "space":
-            command.add_argument(
-                "--to", metavar="DIR", help="folder to write (default: RUN_DIR/space)"
-            )
-            command.add_argument(
-                "--dtype",
-                choices=("float16", "float32"),
-                default="float16",
-                help="number format of the stored weights (default: %(default)s)",
-            )
-            command.add_argument(
-                "--overwrite", action="store_true", help="replace another export that is there"
-            )
-            command.add_argument(
-                "--serve", action="store_true", help="then start the app on 127.0.0.1, until Ctrl-C"
-            )
-            command.add_argument(
-                "--port", type=_port, metavar="INT", help=f"port of the app (default: {_PORT})"
-            )
-            command.add_argument(
-                "--screenshots", metavar="DIR", help="take pictures of the app in headless Chromium"
-            )
-        if name == "readme":
-            command.add_argument(
-                "--readme",
-                default="README.md",
-                metavar="FILE",
-                help="file to fill (default: %(default)s)",
-            )
+        return added
+
+    add_flags(command(_run))
+    add_flags(command(_train))
+    sweep = command(_sweep)
+    sweep.add_argument(
+        "spec",
+        metavar="SPEC",
+        help="TOML file: [common] settings, [runs.NAME] with what differs",
+    )
+    sweep.add_argument(
+        "--out_dir",
+        default="out/sweep",
+        metavar="DIR",
+        help="folder for the runs, the table and the figure (default: %(default)s)",
+    )
+    sweep.add_argument(
+        "--keep_checkpoints",
+        action="store_true",
+        help="leave checkpoints/best.pt of each run there",
+    )
+    sample = command_on_a_run(_sample)
+    sample.set_defaults(run_dir=None)
+    sample.add_argument(
+        "--from_hf",
+        metavar="DIR",
+        help="take the model of this folder in the Hugging Face format instead "
+        "(a Space's folder does as well)",
+    )
+    add_flags(
+        sample,
+        ("seed", "prompt", "num_prompts", "max_new_tokens", "top_k", "temperature", "device"),
+    )
+    verify = command_on_a_run(_verify)
+    verify.add_argument(
+        "--sample",
+        type=counted("1 or more windows"),
+        default=0,
+        metavar="N",
+        help="a quick look: measure only N windows, which proves nothing (default: all)",
+    )
+    steps = counted("1 or more steps, or all")
+    verify.add_argument(
+        "--replay",
+        type=lambda text: 0 if text == "all" else steps(text),
+        metavar="N|all",
+        help="train the first N steps again from the seed and compare every loss on record: needs "
+        "no checkpoint",
+    )
+    add_flags(
+        verify,
+        ("device", "amp"),
+        {"usually": {"amp": "fp32"}, "with --replay": {"amp": "auto"}},
+    )
+    command_on_a_run(_report)
+    readme = command_on_a_run(_readme)
+    readme.add_argument(
+        "--readme",
+        default="README.md",
+        metavar="FILE",
+        help="file to fill (default: %(default)s)",
+    )
+    space = command_on_a_run(_space)
+    space.add_argument("--to", metavar="DIR", help="folder to write (default: RUN_DIR/space)")
+    space.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        default="float16",
+        help="number format of the stored weights (default: %(default)s)",
+    )
+    space.add_argument(
+        "--overwrite", action="store_true", help="replace another export that is there"
+    )
+    space.add_argument(
+        "--serve", action="store_true", help="then start the app on 127.0.0.1, until Ctrl-C"
+    )
+    space.add_argument(
+        "--port",
+        type=counted("a port: give a number from 1 to 65535", highest=65535),
+        metavar="INT",
+        help=f"port of the app (default: {_PORT})",
+    )
+    space.add_argument(
+        "--screenshots", metavar="DIR", help="take pictures of the app in headless Chromium"
+    )
+    add_bench_flags(command(_bench))
     return parser
 
 
@@ -404,32 +358,32 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, 2 for bad input, 128 + its number after a signal that asked to stop, 1 for anything
-        else that failed.
+        The exit status: 0, 2 for bad input, 128 + its number after a signal that asked to stop, 1
+        for anything else that failed.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a console of Windows, or a pipe, may not know ✓ or ♞
+            # A console of Windows, or a pipe, may not know ✓ or ♞.
+            stream.reconfigure(errors="backslashreplace")
     try:
         args, unknown = build_parser().parse_known_args(argv)
-        flags = [word for word in unknown if word.startswith("--")]
-        if flags:
-            check_names([flags[0].removeprefix("--").partition("=")[0]])
         if unknown:
+            if unknown[0].startswith("--"):
+                check_names([unknown[0].removeprefix("--").partition("=")[0]])
             raise UserError(
-                f"unexpected argument {unknown[0]!r} (`python -m gpt2_nb_utils {args.command} --help` lists the flags)"
+                f"unexpected argument {unknown[0]!r} (`python -m gpt2_nb_utils {args.command} "
+                f"--help` lists the flags)"
             )
         if dist_env.world_size() > 1 and args.command != "train":
             raise UserError(
-                f"{args.command} works in one process, and torchrun started {dist_env.world_size()}: start it without "
-                f"torchrun; train is the one that shares its work out"
+                f"{args.command} works in one process, and torchrun started "
+                f"{dist_env.world_size()}: start it without torchrun; train is the one that shares "
+                f"its work out"
             )
-        given = {
+        args.given = {
             name: value for name, value in vars(args).items() if name in RunConfig.model_fields
         }
-        return COMMANDS[args.command][0](args, given)
+        return args.function(args)
     except UserError as error:
         if _failed_first(str(error)):
             print(f"error: {error}", file=sys.stderr)
@@ -437,7 +391,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         if dist_env.rank() == 0:
             print("interrupted", file=sys.stderr)
-        return _interrupted()
+        return _exit_status("interrupted")
     except BrokenPipeError:
         return 1
     except OSError as error:

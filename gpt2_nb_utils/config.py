@@ -1,7 +1,7 @@
 """Every setting of a run, once: flags, notebook parameters and config.json derive from `RunConfig`.
 
-This module knows names, types, ranges and presets. It deliberately knows nothing of torch, files or
-notebooks, so that `--help` answers at once.
+This module holds names, types, ranges and presets. It imports neither torch nor anything else that
+is slow, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
+    TypeAdapter,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -36,10 +37,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         n_embd=16,
         batch_size=16,
         seq_len=64,
-        grad_accum=1,
         steps=400,
         lr=2e-2,
-        lr_schedule="cosine",
         warmup_steps=20,
         weight_decay=0.0,
         log_every=20,
@@ -50,34 +49,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         max_new_tokens=40,
     ),
     "sanity": dict(
-        max_tokens=0,
-        block_size=1024,
-        n_layer=12,
-        n_head=12,
-        n_embd=768,
-        batch_size=4,
-        seq_len=128,
-        grad_accum=1,
-        steps=30,
         lr=6e-4,
-        lr_schedule="cosine",
         warmup_steps=5,
-        weight_decay=0.1,
         log_every=1,
         eval_every=15,
-        eval_windows=16,
         sample_every=15,
         save_every=15,
-        max_new_tokens=60,
     ),
     "full": dict(
-        max_tokens=0,
-        block_size=1024,
-        n_layer=12,
-        n_head=12,
-        n_embd=768,
         batch_size=16,
-        seq_len=128,
         grad_accum=3,
         steps=385,
         optimizer="muon",
@@ -96,7 +76,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         max_new_tokens=100,
     ),
 }
-"""What each preset sets. A setting given by hand wins over its preset."""
+"""What each preset sets; everything else has the default in `RunConfig`, whose sizes are those of
+GPT-2 124M. A setting given by hand wins over its preset."""
 
 _RECIPE = ("optimizer", "lr", "embedding_lr", "vector_lr", "momentum")
 
@@ -110,338 +91,186 @@ GROUPS = {
 }
 
 
-_TOO_LARGE = {int: 10**12, float: 1e32}
-"""No number of any use is as large, and far larger ones overflow in arithmetic instead of being refused."""
+# No number of any use reaches the upper bounds; far larger ones overflow in arithmetic instead of
+# being refused.
+Count = Annotated[int, Field(gt=0, lt=10**12)]
+CountOrZero = Annotated[int, Field(ge=0, lt=10**12)]
+Rate = Annotated[float, Field(ge=0, lt=1e32)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _setting(
-    default: Any, group: str, help: str, also: tuple[str, ...] = (), **constraints: Any
-) -> Any:
-    """A RunConfig field. `also` lists the names under which other programs know it, for "did you mean"."""
-    if type(default) in (int, float) and not {"lt", "le"} & constraints.keys():
-        constraints["lt"] = _TOO_LARGE[type(default)]
-    return Field(
-        default,
-        description=help,
-        json_schema_extra={"group": group, "also": list(also)},
-        **constraints,
-    )
+def _writable_text(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("holds bytes that are no UTF-8 text: use another name") from None
+    if "\0" in text:
+        raise ValueError("holds a NUL character: leave it out")
+    return text
+
+
+def _file_name(path: str) -> str:
+    longest = max(len(part.encode("utf-8")) for part in re.split(r"[/\\]", path))
+    if longest > 255 or len(path.encode("utf-8")) > 4000:
+        raise ValueError("is too long for a file name: use a shorter one")
+    return path
+
+
+FileName = Annotated[str, AfterValidator(_writable_text), AfterValidator(_file_name)]
+
+
+def _setting(default: Any, group: str, *also: str) -> Any:
+    """A field of `RunConfig`. The docstring below it is its help text.
+
+    Args:
+        default: its value where neither a person nor the preset gives one.
+        group: one of `GROUPS`.
+        also: names that other programs give it, for "did you mean". Those that resemble its name
+            are found without being listed.
+    """
+    return Field(default, json_schema_extra={"group": group, "also": also})
 
 
 class RunConfig(BaseModel):
     """All settings of a run, complete and checked. Build it with `RunConfig.resolve`."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
-    preset: Literal["auto", "tiny", "sanity", "full"] = _setting(
-        "auto", "data", "named set of defaults; auto takes full on a CUDA GPU, sanity elsewhere"
-    )
-    input_file: str = _setting(
-        "",
-        "data",
-        "UTF-8 text to train on; empty means data/input.txt, else a download, else a demonstration text",
-        ("data", "data_path", "text_file", "dataset", "input"),
-    )
-    out_dir: str = _setting(
-        "out/run",
-        "data",
-        "run directory for logs, samples, checkpoints, figures and the report",
-        ("output_dir", "output", "run_dir", "save_dir"),
-    )
-    max_tokens: int = _setting(
-        0,
-        "data",
-        "train on the first tokens of the corpus only; 0 means all of it",
-        ("limit_tokens",),
-        ge=0,
-    )
-    seed: int = _setting(
-        1337,
-        "data",
-        "seed of weights, window order and samples",
-        ("random_seed", "random_state"),
-        ge=0,
-        lt=2**31,
-    )
-    resume: str = _setting(
-        "",
-        "data",
-        "auto goes on with the run in out_dir; a checkpoint path goes on from that file",
-        ("resume_from", "checkpoint", "ckpt", "continue"),
-    )
-    overwrite: bool = _setting(
-        False,
-        "data",
-        "throw away the run that out_dir already holds",
-        ("force", "overwrite_output_dir"),
-    )
+    preset: Literal["auto", "tiny", "sanity", "full"] = _setting("auto", "data")
+    """named set of defaults; auto takes full on a CUDA GPU, sanity elsewhere"""
+    input_file: FileName = _setting("", "data", "data_path")
+    """UTF-8 text to train on; empty means data/input.txt, else a download, else a demonstration
+    text"""
+    out_dir: FileName = _setting("out/run", "data", "output", "save_dir")
+    """run directory for logs, samples, checkpoints, figures and the report"""
+    max_tokens: CountOrZero = _setting(0, "data", "limit_tokens")
+    """train on the first tokens of the corpus only; 0 means all of it"""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = _setting(1337, "data", "random_state")
+    """seed of weights, window order and samples"""
+    resume: FileName = _setting("", "data", "checkpoint", "continue")
+    """auto goes on with the run in out_dir; a checkpoint path goes on from that file"""
+    overwrite: bool = _setting(False, "data", "force")
+    """throw away the run that out_dir already holds"""
 
-    block_size: int = _setting(
-        1024,
-        "model",
-        "longest context, in tokens (rows of the position embedding)",
-        ("context_length", "n_positions", "n_ctx", "max_position_embeddings"),
-        gt=0,
+    block_size: Count = _setting(
+        1024, "model", "context_length", "n_ctx", "max_position_embeddings"
     )
-    n_layer: int = _setting(
-        12,
-        "model",
-        "transformer blocks",
-        ("num_layers", "layers", "num_hidden_layers", "depth"),
-        gt=0,
-    )
-    n_head: int = _setting(
-        12,
-        "model",
-        "attention heads per block",
-        ("num_heads", "heads", "num_attention_heads"),
-        gt=0,
-    )
-    n_embd: int = _setting(
-        768,
-        "model",
-        "width of the embeddings; must be divisible by n_head",
-        ("d_model", "hidden_size", "embed_dim", "embedding_dim", "width"),
-        gt=0,
-    )
+    """longest context, in tokens (rows of the position embedding)"""
+    n_layer: Count = _setting(12, "model", "depth")
+    """transformer blocks"""
+    n_head: Count = _setting(12, "model", "num_attention_heads")
+    """attention heads per block"""
+    n_embd: Count = _setting(768, "model", "d_model", "hidden_size", "embedding_dim", "width")
+    """width of the embeddings; must be divisible by n_head"""
 
-    batch_size: int = _setting(
-        4,
-        "optimisation",
-        "windows in one micro-batch",
-        ("micro_batch_size", "bs", "per_device_train_batch_size"),
-        gt=0,
-    )
-    seq_len: int = _setting(
-        128,
-        "optimisation",
-        "tokens in one window",
-        ("sequence_length", "max_seq_len", "window", "seq_length"),
-        gt=0,
-    )
-    grad_accum: int = _setting(
-        1,
-        "optimisation",
-        "micro-batches added up in one step",
-        ("gradient_accumulation_steps", "accumulation_steps", "accum_steps"),
-        gt=0,
-    )
-    randomize_batches: bool = _setting(
-        True,
-        "optimisation",
-        "draw the windows of each epoch in a new random order; false reads the file in order",
-        ("shuffle", "shuffle_batches", "random_batches"),
-    )
-    optimizer: Literal["adamw", "muon"] = _setting(
-        "adamw",
-        "optimisation",
-        "adamw for everything, or muon for the matrices of the blocks and AdamW for the rest; lr given alone means adamw",
-        ("optim",),
-    )
-    lr: float = _setting(
-        3e-4,
-        "optimisation",
-        "peak learning rate; of the matrices in the blocks where the next two are set",
-        ("learning_rate", "max_lr", "peak_lr", "matrix_lr"),
-        ge=0,
-    )
-    embedding_lr: float = _setting(
-        0.0,
-        "optimisation",
-        "peak learning rate of the token and position embeddings; 0 takes lr",
-        ("lr_embeddings", "embed_lr", "wte_lr"),
-        ge=0,
-    )
-    vector_lr: float = _setting(
-        0.0,
-        "optimisation",
-        "peak learning rate of biases and LayerNorms; 0 takes lr",
-        ("scalar_lr", "norm_lr", "bias_lr", "lr_rest"),
-        ge=0,
-    )
+    batch_size: Count = _setting(4, "optimisation", "bs")
+    """windows in one micro-batch"""
+    seq_len: Count = _setting(128, "optimisation", "sequence_length", "window")
+    """tokens in one window"""
+    grad_accum: Count = _setting(1, "optimisation", "accumulation_steps", "accum_steps")
+    """micro-batches added up in one step"""
+    randomize_batches: bool = _setting(True, "optimisation", "shuffle_batches")
+    """draw the windows of each epoch in a new random order; false reads the file in order"""
+    optimizer: Literal["adamw", "muon"] = _setting("adamw", "optimisation")
+    """adamw for everything, or muon for the matrices of the blocks and AdamW for the rest; lr given
+    alone means adamw"""
+    lr: Rate = _setting(3e-4, "optimisation", "learning_rate", "peak_lr", "matrix_lr")
+    """peak learning rate; of the matrices in the blocks where the next two are set"""
+    embedding_lr: Rate = _setting(0.0, "optimisation", "wte_lr")
+    """peak learning rate of the token and position embeddings; 0 takes lr"""
+    vector_lr: Rate = _setting(0.0, "optimisation", "scalar_lr", "bias_lr", "lr_rest")
+    """peak learning rate of biases and LayerNorms; 0 takes lr"""
     lr_schedule: Literal["constant", "linear", "cosine", "wsd"] = _setting(
-        "cosine",
-        "optimisation",
-        "learning rate after the warm-up; wsd is stable first and decays at the end",
-        ("scheduler", "schedule", "lr_scheduler", "lr_scheduler_type", "lr_decay"),
+        "cosine", "optimisation", "lr_decay"
     )
-    warmup_steps: int = _setting(
-        0,
-        "optimisation",
-        "steps over which the learning rate rises to its peak",
-        ("warmup", "warmup_iters"),
-        ge=0,
+    """learning rate after the warm-up; wsd is stable first and decays at the end"""
+    warmup_steps: CountOrZero = _setting(0, "optimisation")
+    """steps over which the learning rate rises to its peak"""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = _setting(0.0, "optimisation", "final_lr")
+    """learning rate at the last step as a share of lr"""
+    decay_share: Annotated[float, Field(gt=0, le=1)] = _setting(
+        0.5, "optimisation", "cooldown", "decay_fraction"
     )
-    min_lr_ratio: float = _setting(
-        0.0,
-        "optimisation",
-        "learning rate at the last step as a share of lr",
-        ("min_lr", "final_lr"),
-        ge=0,
-        le=1,
-    )
-    decay_share: float = _setting(
-        0.5,
-        "optimisation",
-        "share of the steps over which wsd decays",
-        ("cooldown", "decay_fraction"),
-        gt=0,
-        le=1,
-    )
-    weight_decay: float = _setting(
-        0.1,
-        "optimisation",
-        "decay of the weight matrices; biases and norms take none of it",
-        ("wd", "l2"),
-        ge=0,
-        lt=1e6,
-    )
-    beta1: float = _setting(
-        0.9, "optimisation", "decay of the gradient mean in AdamW", ("adam_beta1",), ge=0, lt=1
-    )
-    beta2: float = _setting(
-        0.95,
-        "optimisation",
-        "decay of the squared-gradient mean in AdamW",
-        ("adam_beta2",),
-        ge=0,
-        lt=1,
-    )
-    momentum: float = _setting(
-        0.95, "optimisation", "decay of the gradient mean in Muon", ("muon_momentum",), ge=0, lt=1
-    )
-    clip_grad: float = _setting(
-        1.0,
-        "optimisation",
-        "largest gradient norm; 0 means no clipping",
-        ("grad_clip", "max_grad_norm", "gradient_clip_val", "clip"),
-        ge=0,
-    )
+    """share of the steps over which wsd decays"""
+    weight_decay: Annotated[float, Field(ge=0, lt=1e6)] = _setting(0.1, "optimisation", "wd", "l2")
+    """decay of the weight matrices; biases and norms take none of it"""
+    beta1: Decay = _setting(0.9, "optimisation", "adam_beta1")
+    """decay of the gradient mean in AdamW"""
+    beta2: Decay = _setting(0.95, "optimisation", "adam_beta2")
+    """decay of the squared-gradient mean in AdamW"""
+    momentum: Decay = _setting(0.95, "optimisation")
+    """decay of the gradient mean in Muon"""
+    clip_grad: Rate = _setting(1.0, "optimisation", "max_grad_norm", "gradient_clip_val")
+    """largest gradient norm; 0 means no clipping"""
 
-    steps: int = _setting(
-        30,
-        "stop",
-        "optimizer updates at most",
-        ("max_steps", "num_steps", "max_iters", "iterations", "iters"),
-        gt=0,
+    steps: Count = _setting(30, "stop", "num_steps", "max_iters", "iterations")
+    """optimizer updates at most"""
+    target_loss: Annotated[float, Field(gt=0, lt=1e32)] = _setting(
+        TARGET_LOSS, "stop", "target", "threshold"
     )
-    target_loss: float = _setting(
-        TARGET_LOSS,
-        "stop",
-        "training loss over the whole corpus below which the run stops, in nats per token",
-        ("target", "stop_loss", "loss_target", "threshold"),
-        gt=0,
-    )
-    log_every: int = _setting(
-        10, "stop", "steps between two lines of the log", ("log_interval", "logging_steps"), gt=0
-    )
-    eval_every: int = _setting(
-        50,
-        "stop",
-        "steps between two measurements of the training loss",
-        ("eval_interval", "eval_steps", "val_every"),
-        gt=0,
-    )
-    eval_windows: int = _setting(
-        16,
-        "stop",
-        "windows on which the training loss is estimated; 0 measures the whole corpus each time",
-        ("eval_iters", "eval_batches"),
-        ge=0,
-    )
-    save_every: int = _setting(
-        100,
-        "stop",
-        "steps between two saves of checkpoints/last.pt; it is written less often where that would take over 3 % of the time",
-        ("save_interval", "save_steps", "checkpoint_every"),
-        gt=0,
-    )
+    """training loss over the whole corpus below which the run stops, in nats per token"""
+    log_every: Count = _setting(10, "stop", "log_interval", "logging_steps")
+    """steps between two lines of the log"""
+    eval_every: Count = _setting(50, "stop", "eval_interval", "eval_steps")
+    """steps between two measurements of the training loss"""
+    eval_windows: CountOrZero = _setting(16, "stop", "eval_iters")
+    """windows on which the training loss is estimated; 0 measures the whole corpus each time"""
+    save_every: Count = _setting(100, "stop", "save_interval", "save_steps", "checkpoint_every")
+    """steps between two saves of checkpoints/last.pt; it is written less often where that would
+    take over 3 % of the time"""
 
-    sample_every: int = _setting(
-        100, "samples", "steps between two generations; 0 means none", ("sample_interval",), ge=0
+    sample_every: CountOrZero = _setting(100, "samples", "sample_interval")
+    """steps between two generations; 0 means none"""
+    prompt: Annotated[str, Field(min_length=1), AfterValidator(_writable_text)] = _setting(
+        "First Citizen:", "samples", "start", "sample_prompt"
     )
-    prompt: str = _setting(
-        "First Citizen:",
-        "samples",
-        "text that the first sample continues",
-        ("prompts", "start", "sample_prompt"),
-        min_length=1,
-    )
-    num_prompts: int = _setting(
-        3,
-        "samples",
-        "samples each time; those after the first continue openings taken from the corpus",
-        ("num_samples", "n_prompts", "n_samples"),
-        gt=0,
-    )
-    max_new_tokens: int = _setting(
-        60,
-        "samples",
-        "tokens generated for a sample",
-        ("sample_length", "max_length", "num_tokens", "length"),
-        gt=0,
-    )
-    top_k: int = _setting(
-        40, "samples", "draw among the k likeliest tokens; 0 means all", ("topk", "k"), ge=0
-    )
-    temperature: float = _setting(
-        0.8, "samples", "divides the logits before drawing; 0 takes the likeliest", ("temp",), ge=0
-    )
+    """text that the first sample continues"""
+    num_prompts: Count = _setting(3, "samples", "n_samples")
+    """samples each time; those after the first continue openings taken from the corpus"""
+    max_new_tokens: Count = _setting(60, "samples", "sample_length", "num_tokens")
+    """tokens generated for a sample"""
+    top_k: CountOrZero = _setting(40, "samples")
+    """draw among the k likeliest tokens; 0 means all"""
+    temperature: Rate = _setting(0.8, "samples", "temp")
+    """divides the logits before drawing; 0 takes the likeliest"""
 
-    device: str = _setting(
-        "auto",
-        "machine",
-        "auto, cpu, cuda or cuda:N",
-        ("accelerator", "gpu"),
-        pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = _setting(
+        "auto", "machine", "accelerator", "gpu"
     )
+    """auto, cpu, cuda or cuda:N"""
     amp: Literal["auto", "fp16", "bf16", "fp32"] = _setting(
-        "auto",
-        "machine",
-        "precision of the matrix products; auto takes fp16 with a GradScaler on CUDA, bf16 on a CPU with units for it, else fp32",
-        ("dtype", "precision", "mixed_precision", "fp16", "bf16"),
+        "auto", "machine", "dtype", "mixed_precision", "bf16"
     )
-    compile: bool = _setting(
-        False, "machine", "speed up the model with torch.compile", ("torch_compile",)
-    )
+    """precision of the matrix products; auto takes fp16 with a GradScaler on CUDA, bf16 on a CPU
+    with units for it, else fp32"""
+    compile: bool = _setting(False, "machine")
+    """speed up the model with torch.compile"""
 
-    _given: frozenset[str] = PrivateAttr(default=frozenset())
-
-    @field_validator("input_file", "out_dir", "resume", "prompt")
-    @classmethod
-    def _can_be_written_down(cls, text: str) -> str:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError("holds bytes that are no UTF-8 text: use another name") from None
-        if "\0" in text:
-            raise ValueError("holds a NUL character: leave it out")
-        return text
-
-    @field_validator("input_file", "out_dir", "resume")
-    @classmethod
-    def _can_be_a_file_name(cls, path: str) -> str:
-        longest = max(len(part.encode("utf-8")) for part in re.split(r"[/\\]", path))
-        if longest > 255 or len(path.encode("utf-8")) > 4000:
-            raise ValueError("is too long for a file name: use a shorter one")
-        return path
+    _given: set[str] = PrivateAttr(default_factory=set)
 
     @model_validator(mode="after")
     def _settings_fit_each_other(self) -> RunConfig:
         if self.seq_len > self.block_size:
             raise ValueError(
-                f"seq_len {self.seq_len} exceeds block_size {self.block_size}: lower seq_len or raise block_size"
+                f"seq_len {self.seq_len} exceeds block_size {self.block_size}: lower seq_len or "
+                f"raise block_size"
             )
         if self.n_embd % self.n_head:
+            multiple = self.n_head * max(1, round(self.n_embd / self.n_head))
             raise ValueError(
-                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: choose an n_embd that is a "
-                f"multiple of {self.n_head}, such as {self.n_head * max(1, round(self.n_embd / self.n_head))}"
+                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: choose an n_embd "
+                f"that is a multiple of {self.n_head}, such as {multiple}"
             )
         if 0 < self.max_tokens < 3:
             raise ValueError(
-                f"max_tokens {self.max_tokens} leaves nothing to predict: take 3 or more, or 0 for all"
+                f"max_tokens {self.max_tokens} leaves nothing to predict: take 3 or more, or 0 "
+                f"for all"
             )
         return self
 
@@ -459,10 +288,8 @@ class RunConfig(BaseModel):
         check_names(given)
         if saved is not None:
             # A run keeps its preset: naming it again while resuming changes nothing.
-            merged = {**saved, **{name: value for name, value in given.items() if name != "preset"}}
-            merged.update(
-                overwrite=bool(given.get("overwrite", False)), resume=given.get("resume", "")
-            )
+            merged = {**saved, "overwrite": False, "resume": "", **given}
+            merged["preset"] = saved.get("preset", "auto")
         else:
             preset = given.get("preset", "auto")
             if preset == "auto":
@@ -472,17 +299,13 @@ class RunConfig(BaseModel):
             config = cls(**merged)
         except ValidationError as error:
             raise UserError(_one_line(error)) from None
-        config._given = frozenset(
-            name for name in given if (name, given[name]) != ("preset", "auto")
-        )
+        config._given = {name for name in given if (name, given[name]) != ("preset", "auto")}
         return config
 
     @property
     def given(self) -> dict[str, Any]:
         """The settings that were given by hand, with their values."""
-        return {
-            name: getattr(self, name) for name in type(self).model_fields if name in self._given
-        }
+        return self.model_dump(include=self._given)
 
     @property
     def tokens_per_step(self) -> int:
@@ -493,16 +316,16 @@ class RunConfig(BaseModel):
 def _preset_for(preset: str, given: dict[str, Any]) -> dict[str, Any]:
     """The values of a preset, without its optimizer and rates where somebody brings their own.
 
-    They were found together: AdamW with Muon's rate would diverge, and Muon with AdamW's would hardly learn. So another
-    optimizer, or a bare `lr` under a preset that trains with Muon, means AdamW with one rate for everything.
+    They were found together: AdamW with Muon's rate would diverge, and Muon with AdamW's would
+    hardly learn. So another optimizer, or a bare `lr` under a preset that trains with Muon, means
+    AdamW with one rate for everything.
     """
     values = PRESETS.get(preset, {})
-    preset_optimizer = values.get("optimizer", "adamw")
-    own_optimizer = given.get("optimizer", preset_optimizer) != preset_optimizer
-    bare_rate = "lr" in given and "optimizer" not in given and preset_optimizer == "muon"
-    if own_optimizer or bare_rate:
-        return {name: value for name, value in values.items() if name not in _RECIPE}
-    return values
+    found_for = values.get("optimizer", "adamw")
+    wanted = given.get("optimizer", "adamw" if "lr" in given else found_for)
+    if wanted == found_for:
+        return values
+    return {name: value for name, value in values.items() if name not in _RECIPE}
 
 
 def _cuda_is_wanted(device: str) -> bool:
@@ -515,15 +338,14 @@ def _cuda_is_wanted(device: str) -> bool:
 
 def nearest_name(name: str) -> str:
     """The known setting that somebody who wrote `name` most likely meant."""
-    wanted = name.lower().replace("-", "_")
-
-    def likeness(field: str) -> float:
-        spellings = [field, *RunConfig.model_fields[field].json_schema_extra["also"]]
-        return max(
-            difflib.SequenceMatcher(None, wanted, spelling).ratio() for spelling in spellings
-        )
-
-    return max(RunConfig.model_fields, key=likeness)
+    settings = {
+        spelling: setting
+        for setting, field in RunConfig.model_fields.items()
+        for spelling in (setting, *field.json_schema_extra["also"])
+    }
+    written = name.lower().replace("-", "_")
+    (nearest,) = difflib.get_close_matches(written, settings, n=1, cutoff=0)
+    return settings[nearest]
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -531,7 +353,8 @@ def check_names(names: Iterable[str]) -> None:
     for name in names:
         if name not in RunConfig.model_fields:
             raise UserError(
-                f"unknown setting {name!r}: did you mean {nearest_name(name)!r}? (`--help` lists all)"
+                f"unknown setting {name!r}: did you mean {nearest_name(name)!r}? "
+                f"(`--help` lists all)"
             )
 
 
@@ -547,110 +370,90 @@ def _one_line(error: ValidationError) -> str:
     return f"{problem['loc'][0]} {value if len(value) <= 200 else value[:200] + '…'}: {message}"
 
 
-def default_text(name: str) -> str:
+def default_text(name: str, presets: dict[str, dict[str, Any]] = PRESETS) -> str:
     """How help texts state the default of a setting: one value, or one per preset."""
     default = RunConfig.model_fields[name].default
     presets_of: dict[Any, list[str]] = {}
-    if any(name in values for values in PRESETS.values()):
-        for preset, values in PRESETS.items():
-            presets_of.setdefault(values.get(name, default), []).append(preset)
+    for preset, values in presets.items():
+        presets_of.setdefault(values.get(name, default), []).append(preset)
     if len(presets_of) > 1:
         return ", ".join(
             f"{' and '.join(presets)} {value}" for value, presets in presets_of.items()
         )
-    default = next(iter(presets_of), default)
-    return (
-        "empty"
-        if default == ""
-        else str(default).lower()
-        if isinstance(default, bool)
-        else str(default)
-    )
+    (value,) = presets_of
+    return (str(value).lower() if isinstance(value, bool) else str(value)) or "empty"
+
+
+def _help_text(name: str) -> str:
+    return " ".join(RunConfig.model_fields[name].description.split())
 
 
 def _plain_type(name: str) -> type:
-    annotation = {"int": int, "float": float, "bool": bool, "str": str}.get(
-        RunConfig.__annotations__[name]
-    )
-    return annotation or str
+    annotation = RunConfig.model_fields[name].annotation
+    return annotation if isinstance(annotation, type) else str  # one of several words
 
 
 def _boolean(text: str) -> bool:
-    words = {
-        "true": True,
-        "1": True,
-        "yes": True,
-        "on": True,
-        "false": False,
-        "0": False,
-        "no": False,
-        "off": False,
-    }
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return words[text.lower()]
+    try:
+        return TypeAdapter(bool).validate_python(text)
+    except ValidationError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
+
+
+def counted(what: str, highest: int = 10**12) -> Callable[[str], int]:
+    """A type for argparse: a whole number from 1 to `highest`. Its error says that a word is not
+    `what`."""
+
+    def whole_number(text: str) -> int:
+        if not text.isdecimal() or not 0 < int(text) <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return int(text)
+
+    return whole_number
 
 
 def add_flags(
     parser: argparse.ArgumentParser,
     names: Iterable[str] | None = None,
-    defaults: dict[str, Any] | None = None,
+    presets: dict[str, dict[str, Any]] = PRESETS,
 ) -> None:
-    """Give `parser` one `--flag` per setting, grouped; only flags that were given appear in the result.
+    """Give `parser` one `--flag` per setting, grouped; only flags that were given appear in the
+    result.
 
     Args:
-        names: the settings; all, when None.
-        defaults: what the help says instead, where a command has defaults of its own.
+        names: the settings, in the order of `RunConfig`; all, when None.
+        presets: those of the command, for the defaults that the help states.
     """
-    wanted = list(names or RunConfig.model_fields)
-    for group, title in GROUPS.items():
-        members = [
-            name
-            for name in wanted
-            if RunConfig.model_fields[name].json_schema_extra["group"] == group
-        ]
-        if not members:
+    sections: dict[str, Any] = {}
+    for name in names or RunConfig.model_fields:
+        field = RunConfig.model_fields[name]
+        group = field.json_schema_extra["group"]
+        if group not in sections:
+            sections[group] = parser.add_argument_group(group, GROUPS[group])
+        kind = _plain_type(name)
+        options = {
+            "default": argparse.SUPPRESS,
+            "help": f"{_help_text(name)} (default: {default_text(name, presets)})".replace(
+                "%", "%%"
+            ),
+        }
+        if kind is not bool:
+            metavar = "|".join(get_args(field.annotation)) or kind.__name__.upper()
+            sections[group].add_argument(f"--{name}", type=kind, metavar=metavar, **options)
             continue
-        section = parser.add_argument_group(group, title)
-        for name in members:
-            field = RunConfig.model_fields[name]
-            default = (defaults or {}).get(name, default_text(name))
-            help_text = f"{field.description} (default: {default})".replace("%", "%%")
-            kind = _plain_type(name)
-            if kind is bool:
-                section.add_argument(
-                    f"--{name}",
-                    nargs="?",
-                    const=True,
-                    type=_boolean,
-                    default=argparse.SUPPRESS,
-                    metavar="true|false",
-                    help=help_text,
-                )
-                section.add_argument(
-                    f"--no_{name}",
-                    f"--no-{name}",
-                    dest=name,
-                    action="store_false",
-                    default=argparse.SUPPRESS,
-                    help=argparse.SUPPRESS,
-                )
-            else:
-                choices = get_args(field.annotation)
-                metavar = "|".join(choices) if choices else kind.__name__.upper()
-                section.add_argument(
-                    f"--{name}",
-                    type=kind,
-                    default=argparse.SUPPRESS,
-                    metavar=metavar,
-                    help=help_text,
-                )
+        sections[group].add_argument(
+            f"--{name}", nargs="?", const=True, type=_boolean, metavar="true|false", **options
+        )
+        options["help"] = argparse.SUPPRESS
+        sections[group].add_argument(
+            f"--no_{name}", f"--no-{name}", dest=name, action="store_false", **options
+        )
 
 
 def notebook_default(name: str) -> Any:
     """The value that a notebook's parameters cell gives a setting; None leaves it to the preset."""
     if name == "resume":
-        return "auto"  # a notebook that is run again goes on with its run instead of refusing
+        return "auto"  # a notebook that is run again continues its run instead of refusing
     if any(name in values for values in PRESETS.values()):
         return None
     return RunConfig.model_fields[name].default
@@ -663,13 +466,13 @@ PARAMETERS_HEADER = "# Settings of this run. None leaves a value to the preset."
 def parameters_cell(names: Iterable[str] | None = None) -> str:
     """The source of a notebook's `parameters` cell for these settings (all, when None).
 
-    The lines have the form that papermill's inspector reads: `name: annotation = value  # help`, with
-    no second equals sign and no `|` in the annotation.
+    The lines have the form that papermill's inspector reads: `name: annotation = value  # help`,
+    with no second equals sign and no `|` in the annotation.
     """
     lines = [PARAMETERS_HEADER, "# fmt: off"]  # papermill reads one line for each name
     for name in names or RunConfig.model_fields:
         value = notebook_default(name)
-        help_text = RunConfig.model_fields[name].description
+        help_text = _help_text(name)
         if value is None:
             help_text += f" ({default_text(name)})"
         literal = '"' + value + '"' if isinstance(value, str) else repr(value)

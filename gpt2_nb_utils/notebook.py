@@ -11,24 +11,25 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
-from gpt2_nb_utils import config as _config
-from gpt2_nb_utils.config import RunConfig
+from gpt2_nb_utils.config import PARAMETERS_HEADER, RunConfig, check_names, notebook_default
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.large_blocks import keep_large_blocks
 from gpt2_nb_utils.text import one_line
 
 
 def enter_project() -> None:
-    """Work from the project's folder: JupyterLab starts a notebook in `notebooks`, and paths are relative to the project."""
+    """Work from the project's folder: JupyterLab starts a notebook in `notebooks`, and paths are
+    relative to the project."""
     if Path("01_tokenization.ipynb").exists() and Path("../gpt2_nb_utils").is_dir():
         os.chdir("..")
 
 
 def start() -> None:
-    """Print the versions in use, work from the project's folder, and explain missing names in one line.
+    """Print the versions in use, work from the project's folder, and explain missing names in one
+    line.
 
-    Started from another folder than the project's, a notebook stays there, as a command does, and says so.
-    Call this before the first tensor is made.
+    Started from another folder than the project's, a notebook stays there, as a command does, and
+    says so. Call this before the first tensor is made.
     """
     keep_large_blocks()
     enter_project()
@@ -55,7 +56,8 @@ def _shell() -> Any:
 def _explain_missing_name(
     shell: Any, kind: type, error: NameError, traceback: Any, tb_offset: int | None = None
 ) -> None:
-    """A cell without the cells above it (after a restart, or out of order) misses a name: say that, in place of a traceback."""
+    """A cell without the cells above it (after a restart, or out of order) misses a name: say that,
+    in place of a traceback."""
     *_, (innermost, _) = walk_tb(traceback)
     if innermost.f_globals is shell.user_ns:  # else a mistake in a package: its traceback says more
         line = (
@@ -70,16 +72,17 @@ def settings(namespace: dict[str, Any]) -> RunConfig:
     """The config that a notebook's parameters describe.
 
     Args:
-        namespace: `globals()` of the notebook, after its parameters cell (and after the cell that papermill
-            injects below it).
+        namespace: `globals()` of the notebook, after its parameters cell (and after the cell that
+            papermill injects below it).
 
     Raises:
-        UserError: a parameter that no setting has (papermill itself would only warn), or a bad value.
+        UserError: a parameter that no setting has (papermill itself would only warn), or a bad
+            value.
     """
-    parameters, injected = _assigned_names()
+    parameters, injected = _assigned_names(PARAMETERS_HEADER), _assigned_names("# Parameters")
     if _shell() is not None and "out_dir" not in namespace and "preset" not in namespace:
         raise UserError("the parameters are not set: run the cell above first, which sets them")
-    _config.check_names([*parameters, *injected])
+    check_names([*parameters, *injected])
     for name in injected:
         if parameters and name not in parameters:
             raise UserError(
@@ -90,30 +93,23 @@ def settings(namespace: dict[str, Any]) -> RunConfig:
             name: namespace[name]
             for name in RunConfig.model_fields
             if namespace.get(name) is not None
-            and (name in (*injected, "resume") or namespace[name] != _config.notebook_default(name))
+            and (name in (*injected, "resume") or namespace[name] != notebook_default(name))
         }
     )
 
 
-def _assigned_names() -> tuple[list[str], list[str]]:
-    """The names that the parameters cell of this session assigned, and those that papermill's cell below it did."""
+def _assigned_names(header: str) -> list[str]:
+    """The names that this session's cell with such a first line assigned; when last run, if it was
+    run more than once."""
     shell = _shell()
-    if shell is None:
-        return [], []
-    latest = {_config.PARAMETERS_HEADER: "", "# Parameters": ""}
-    for source in shell.history_manager.input_hist_raw:
-        first_line = source.lstrip().partition("\n")[0].strip()
-        if first_line in latest:
-            latest[first_line] = source
-    parameters, injected = (
-        [
-            node.id
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        ]
-        for source in latest.values()
-    )
-    return parameters, injected
+    for source in reversed(shell.history_manager.input_hist_raw if shell else []):
+        if source.lstrip().partition("\n")[0].strip() == header:
+            return [
+                node.id
+                for node in ast.walk(ast.parse(source))
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            ]
+    return []
 
 
 def show(figure: Any, alt: str, save_as: Path | None = None) -> None:

@@ -1,7 +1,9 @@
-"""One progress line for long work: in a terminal, in a notebook (kept by the saved file), or in a log.
+"""One progress line for long work: in a terminal, in a notebook (the saved file keeps it), or in a
+log.
 
-A `tqdm.notebook` bar is a widget, and a saved widget stays at 0 %. This line is an ordinary display
-output that is updated in place, so the file on disk shows what the reader last saw.
+A `tqdm.notebook` bar is a widget, and a saved widget stays at 0 %; `tqdm` raises where its terminal
+is gone. This line is an ordinary display output that is updated in place, so the file on disk shows
+what the reader last saw.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from typing import TextIO
 
 from gpt2_nb_utils.wording import duration
@@ -24,14 +25,15 @@ CSS_CLASS = "gpt2-progress"
 class Progress:
     """A line such as `training  120/400  loss 3.2145  131 tok/s  2:10 left`.
 
-    Where nobody can see it any more (the terminal is gone, or what read the pipe has ended), nothing
-    more is drawn: the work goes on.
+    Where nobody can see it any more (the terminal is gone, or what read the pipe has ended),
+    nothing more is drawn, and the work continues.
 
     Args:
         total: the count at which the work is done.
         label: what is being done.
         done: the count at which this process starts (a resumed run starts above 0).
-        estimate: work out the time left from the pace so far; False where the counts take unequal time.
+        estimate: work out the time left from the pace so far; False where the counts take unequal
+            time.
         shown: False draws nothing: of several processes, one shows the work of all.
     """
 
@@ -43,13 +45,10 @@ class Progress:
         self._figures: list[str] = []
         self._started_at = self._drawn_at = time.monotonic()
         self._display = None
-        self._show: Callable[[str, bool], None] | None = None
-        self._interval = 0.0
-        if shown and _is_notebook():
-            self._interval, self._show = 0.5, self._in_notebook
-        elif shown and sys.stderr is not None:  # None: it was closed before the start
-            terminal = sys.stderr.isatty()
-            self._interval, self._show = (0.1, _in_terminal) if terminal else (30.0, _in_log)
+        self._notebook = _is_notebook()
+        self._shown = shown and (self._notebook or sys.stderr is not None)
+        self._terminal = self._shown and not self._notebook and sys.stderr.isatty()
+        self._interval = 0.5 if self._notebook else 0.1 if self._terminal else 30.0
 
     def update(self, done: int, note: str = "", **figures: str) -> None:
         """Say how far the work is.
@@ -66,23 +65,32 @@ class Progress:
             return
         self._drawn_at = now
         left = (now - self._started_at) / max(worked, 1) * (self.total - done)
-        self._draw(f"{duration(left)} left" if self._estimate and worked > 0 else "", final=False)
+        self._draw(f"{duration(left)} left" if self._estimate and worked > 0 else "")
 
     def close(self, note: str = "") -> None:
         """Draw the last state, with the time that the work took and a closing note."""
         took = f"took {duration(time.monotonic() - self._started_at)}"
         self._draw(took, note, final=True)
 
-    def _draw(self, *more: str, final: bool) -> None:
+    def _draw(self, *more: str, final: bool = False) -> None:
         parts = [self.label, f"{self._done:,}/{self.total:,}", *self._figures, *more]
+        line, end = "  ".join(filter(None, parts)), "\n"
+        if not self._shown:
+            return
+        if self._notebook:
+            self._draw_in_notebook(line)
+            return
         try:
-            if self._show:
-                self._show("  ".join(filter(None, parts)), final)
+            if self._terminal:
+                if not final:  # a line that wraps could not be drawn over
+                    line, end = line[: shutil.get_terminal_size().columns - 1], ""
+                line = f"\r\x1b[2K{line}"
+            print(line, end=end, file=sys.stderr, flush=True)
         except (OSError, ValueError):  # ValueError: a closed file
-            self._show = None
+            self._shown = False
             send_nowhere(sys.stderr)
 
-    def _in_notebook(self, line: str, final: bool) -> None:
+    def _draw_in_notebook(self, line: str) -> None:
         from IPython.display import display
 
         share = 100.0 * self._done / self.total if self.total else 100.0
@@ -96,17 +104,6 @@ class Progress:
             self._display = display(data, raw=True, display_id=True)
         else:
             self._display.update(data, raw=True)
-
-
-def _in_terminal(line: str, final: bool) -> None:
-    if not final:  # a line that wraps could not be drawn over
-        line = line[: shutil.get_terminal_size().columns - 1]
-    sys.stderr.write(f"\r\x1b[2K{line}" + ("\n" if final else ""))
-    sys.stderr.flush()
-
-
-def _in_log(line: str, final: bool) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _is_notebook() -> bool:

@@ -1,4 +1,5 @@
-"""Text of a corpus, a model or a foreign file, harmless in a terminal, a log, a page or Markdown."""
+"""Text of a corpus, a model or a foreign file, made harmless for a terminal, a log, a page or
+Markdown."""
 
 from __future__ import annotations
 
@@ -38,15 +39,16 @@ _SHOWN = _Shown()
 def visible(text: str) -> str:
     """The text with nothing in it that a terminal or a browser would act on.
 
-    Control characters become their pictures (␛). Marks that turn the direction of writing, invisible
-    characters, exotic line breaks, halves of surrogate pairs and code points without a meaning become
-    escapes such as `\\u202e`. Line breaks, tabs and joiners are kept.
+    Control characters become their pictures (␛). Marks that change the direction of writing,
+    invisible characters, exotic line breaks, halves of surrogate pairs and unassigned code points
+    become escapes such as `\\u202e`. Line breaks, tabs and joiners are kept.
     """
     return text.translate(_SHOWN)
 
 
 def one_line(text: str) -> str:
-    """The text as one line: as `visible`, but all control characters become escapes such as `\\n`."""
+    """The text as one line: as `visible`, but all control characters become escapes such as
+    `\\n`."""
     return visible(re.sub(r"[\x00-\x1f\x7f]", lambda match: _escaped(match[0]), text))
 
 

@@ -13,7 +13,8 @@ MARKS = {
     False: "✗",
     None: "–",
 }
-"""The sign of each state of a condition and each outcome of a check; its word is always beside it."""
+"""The sign of each state of a condition and each outcome of a check; its word is always beside
+it."""
 STATUS = {
     "running": ("still running", ", or killed without notice"),
     "target_reached": ("finished", ": target reached"),

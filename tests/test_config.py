@@ -44,6 +44,59 @@ def test_a_saved_config_takes_the_place_of_the_preset_and_hands_wins():
     assert (resumed.lr, resumed.steps, resumed.preset) == (0.5, 9, "tiny")
 
 
+# Names of settings in other programs, some of which resemble ours closely enough to be found.
+ELSEWHERE = {
+    "input_file": "data data_path text_file dataset input",
+    "out_dir": "output_dir output run_dir save_dir",
+    "max_tokens": "limit_tokens",
+    "seed": "random_seed random_state",
+    "resume": "resume_from checkpoint ckpt continue",
+    "overwrite": "force overwrite_output_dir",
+    "block_size": "context_length n_positions n_ctx max_position_embeddings",
+    "n_layer": "num_layers layers num_hidden_layers depth",
+    "n_head": "num_heads heads num_attention_heads",
+    "n_embd": "d_model hidden_size embed_dim embedding_dim width",
+    "batch_size": "micro_batch_size bs per_device_train_batch_size",
+    "seq_len": "sequence_length max_seq_len window seq_length",
+    "grad_accum": "gradient_accumulation_steps accumulation_steps accum_steps",
+    "randomize_batches": "shuffle shuffle_batches random_batches",
+    "optimizer": "optim",
+    "lr": "learning_rate max_lr peak_lr matrix_lr",
+    "embedding_lr": "lr_embeddings embed_lr wte_lr",
+    "vector_lr": "scalar_lr norm_lr bias_lr lr_rest",
+    "lr_schedule": "scheduler schedule lr_scheduler lr_scheduler_type lr_decay",
+    "warmup_steps": "warmup warmup_iters",
+    "min_lr_ratio": "min_lr final_lr",
+    "decay_share": "cooldown decay_fraction",
+    "weight_decay": "wd l2",
+    "beta1": "adam_beta1",
+    "beta2": "adam_beta2",
+    "momentum": "muon_momentum",
+    "clip_grad": "grad_clip max_grad_norm gradient_clip_val clip",
+    "steps": "max_steps num_steps max_iters iterations iters",
+    "target_loss": "target stop_loss loss_target threshold",
+    "log_every": "log_interval logging_steps",
+    "eval_every": "eval_interval eval_steps val_every",
+    "eval_windows": "eval_iters eval_batches",
+    "save_every": "save_interval save_steps checkpoint_every",
+    "sample_every": "sample_interval",
+    "prompt": "prompts start sample_prompt",
+    "num_prompts": "num_samples n_prompts n_samples",
+    "max_new_tokens": "sample_length max_length num_tokens length",
+    "top_k": "topk k",
+    "temperature": "temp",
+    "device": "accelerator gpu",
+    "amp": "dtype precision mixed_precision fp16 bf16",
+    "compile": "torch_compile",
+}
+
+
+@pytest.mark.parametrize("setting", ELSEWHERE)
+def test_the_names_of_other_programs_are_understood(setting):
+    names = ELSEWHERE[setting].split()
+    assert [nearest_name(name) for name in names] == [setting] * len(names)
+
+
 @pytest.mark.parametrize(
     "name, meant",
     [
@@ -92,7 +145,7 @@ def test_a_bad_value_is_one_line_that_names_it(given, words):
 def test_every_setting_is_a_flag_with_the_same_type():
     values = {"str": "x", "int": 3, "float": 0.25, "bool": True}
     for name in RunConfig.model_fields:
-        value = values.get(RunConfig.__annotations__[name], "x")
+        value = values.get(getattr(RunConfig.model_fields[name].annotation, "__name__", ""), "x")
         args = build_parser().parse_args(["train", f"--{name}", str(value).lower()])
         assert getattr(args, name) == value, name
     args = build_parser().parse_args(["train", "--compile", "--no_randomize_batches"])

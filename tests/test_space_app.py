@@ -890,7 +890,10 @@ import sys
 from pathlib import Path
 from gpt2_nb_utils import __main__ as command
 from gpt2_nb_utils.space.serve import serve
-command.COMMANDS["space"] = (lambda args, given: serve(Path(args.run_dir), args.port), "serve")
+def _space(args):
+    "Serve."
+    serve(Path(args.run_dir), args.port)
+command._space = _space
 sys.exit(command.main(["space", *sys.argv[1:]]))
 """
 """What the command `space --serve` does once the folder is there."""

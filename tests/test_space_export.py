@@ -962,8 +962,8 @@ def test_a_full_disk_is_one_line_and_the_export_before_stays(space, trained, dis
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--port=0", "--serve"], "'0' is no port"),
-        (["--port=x", "--serve"], "'x' is no port"),
+        (["--port=0", "--serve"], "'0' is not a port"),
+        (["--port=x", "--serve"], "'x' is not a port"),
         (["--port=7860"], "add --serve"),
         (["--dtype=int8"], "invalid choice: 'int8'"),
         ([f"--to={'a' * 300}"], "cannot be written"),

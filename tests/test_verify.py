@@ -1067,7 +1067,7 @@ def test_a_quick_look_is_named_one_never_passes_and_leaves_the_audit_alone(run, 
         (["--amp", "int8"], "amp 'int8'"),
         (["--device", "tpu"], "device 'tpu'"),
         (["--sampel", "3"], "sampel"),
-        (["--replay", "0"], "'0' is neither all nor 1 or more steps"),
+        (["--replay", "0"], "'0' is not 1 or more steps, or all"),
         (["--replay", "3", "--sample", "3"], "give one of them"),
     ],
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from gpt2_nb_utils.bench.comparison import measure_sampling, measure_training, prompt_ids
-from gpt2_nb_utils.bench.settings import PARTS, ROUNDS, config_for
+from gpt2_nb_utils.bench.settings import PARTS, config_for
 from gpt2_nb_utils.bench.whole_runs import (
     check_processes,
     measure_files,
@@ -34,16 +35,14 @@ from gpt2_nb_utils.training.precision import Precision, check_device
 
 FILE = "bench.json"
 
-_KEY = {"files": "help_s"}
-"""A key that each part fills in bench.json, where it is not the name of the part."""
-_NOT_ALWAYS = {"train": ("against", "against_compiled", "profile", "fp32", "bf16")}
-"""Keys that a part fills in some cases only: a new measurement without them takes them out."""
+_OPTIONAL = ("against", "against_compiled", "profile", "fp32", "bf16")
+"""Keys that the part `train` fills in some cases only."""
 _SAME = ("machine", "torch", "transformers", "model", "amp", "optimizer", "compile", "seed")
 """What must be alike for figures to be in one file."""
 
 
 def bench(
-    parts: Sequence[str],
+    parts: Iterable[str],
     given: dict[str, Any],
     against: str | None = None,
     rounds: int | None = None,
@@ -58,7 +57,7 @@ def bench(
         parts: some of `settings.PARTS`.
         given: settings given by hand, by the names of `RunConfig`.
         against: whose GPT-2 takes turns with ours, or None.
-        rounds: turns of each side; None takes `settings.ROUNDS`.
+        rounds: turns of each side; None takes those of the part.
         profile: look into a training step, with the part `train`.
         nproc_per_node: what the part `processes` compares with one.
         out_dir: folder that gets bench.json, or None.
@@ -73,21 +72,19 @@ def bench(
         UserError: bad input (reported before anything is measured), or too little memory. What is
             in the file by then stays.
     """
-    parts = [part for part in PARTS if part in parts]
-    configs = {part: config_for(part, given) for part in parts}
+    configs = {part: config_for(part, given) for part in PARTS if part in parts}
     compared = against is not None
-    folder = None if out_dir is None else Path(out_dir)
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise UserError(f"out_dir {folder} is a file: name a folder (--out_dir)")
-    if profile and "train" not in parts:
+    if profile and "train" not in configs:
         raise UserError(
-            "--profile looks into the training step: have train among --only, or leave out --profile"
+            "--profile looks into the training step: have train among --only, or leave out "
+            "--profile"
         )
     if compared and importlib.util.find_spec("transformers") is None:
         raise UserError(
-            "--against transformers: that package is not installed: pip install transformers, or leave out --against"
+            "--against transformers: that package is not installed: pip install transformers, or "
+            "leave out --against"
         )
-    first = configs[parts[0]]
+    first = next(iter(configs.values()))
     precision = Precision.of(first)
     check_device(precision, first.compile)
     for part, config in configs.items():
@@ -100,28 +97,30 @@ def bench(
         if part in ("files", "run", "processes"):
             load_corpus(config.input_file)
     result = _about(first, precision, compared)
+    folder = None if out_dir is None else Path(out_dir)
     if folder is not None:
-        result = _with_earlier(folder / FILE, result, parts, overwrite)
+        result = _with_earlier(folder / FILE, result, configs, overwrite)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"out_dir {folder} cannot be used ({error.strerror}): name a folder you may write to"
+                f"out_dir {folder} cannot be used ({error.strerror}): name a folder you may write "
+                f"to (--out_dir)"
             ) from None
 
     # Each part in new processes: what it does to them does not change the next, and they give their
     # memory back.
     measure: dict[str, Callable[[RunConfig, int], Figures]] = {
-        "train": lambda config, n: measure_training(config, compared, n, profile),
-        "sample": lambda config, n: measure_sampling(config, compared, n),
-        "files": lambda config, n: measure_files(config, n, folder),
-        "run": lambda config, n: measure_run(config, n),
-        "processes": lambda config, n: measure_processes(config, nproc_per_node, n),
+        "train": partial(measure_training, compared=compared, profile=profile),
+        "sample": partial(measure_sampling, compared=compared),
+        "files": partial(measure_files, out_dir=folder),
+        "run": measure_run,
+        "processes": partial(measure_processes, n_processes=nproc_per_node),
     }
-    for part in parts:
-        measured = measure[part](configs[part], rounds or ROUNDS[part])
-        for name in _NOT_ALWAYS.get(part, ()):
-            result.pop(name, None)
+    for part, config in configs.items():
+        measured = measure[part](config, rounds or PARTS[part].rounds)
+        if part == "train":
+            result = {name: value for name, value in result.items() if name not in _OPTIONAL}
         # More than five digits are noise.
         result |= json.loads(
             json.dumps(measured), parse_float=lambda text: float(f"{float(text):.5g}")
@@ -132,7 +131,7 @@ def bench(
     return result
 
 
-def _with_earlier(file: Path, about: Figures, parts: Sequence[str], overwrite: bool) -> Figures:
+def _with_earlier(file: Path, about: Figures, parts: Iterable[str], overwrite: bool) -> Figures:
     """What the file has already, if it was measured on the same: parts can be measured one after
     the other.
 
@@ -146,23 +145,21 @@ def _with_earlier(file: Path, about: Figures, parts: Sequence[str], overwrite: b
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
         lines(earlier)  # new figures are added only to what can be shown beside them
-        there = [part for part in parts if _KEY.get(part, part) in earlier]
-        other = [
-            name
-            for name in _SAME
-            if name in about and earlier.get(name, about[name]) != about[name]
-        ]
+        there = [part for part in parts if ("help_s" if part == "files" else part) in earlier]
+        both = [name for name in _SAME if name in about and name in earlier]
+        other = [name for name in both if earlier[name] != about[name]]
         command = "\n".join(dict.fromkeys([*earlier["command"].splitlines(), about["command"]]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{file} is not what `bench` writes: {elsewhere}") from None
     if there and not overwrite:
         raise UserError(
-            f"{file} has {', '.join(there)} already: name other parts (--only), another folder (--out_dir), or measure "
-            f"again (--overwrite)"
+            f"{file} has {', '.join(there)} already: name other parts (--only), another folder "
+            f"(--out_dir), or measure again (--overwrite)"
         )
     if other:
         raise UserError(
-            f"{file} was measured with another {other[0]}, and parts in one file must be comparable: {elsewhere}"
+            f"{file} was measured with another {other[0]}, and parts in one file must be "
+            f"comparable: {elsewhere}"
         )
     return {**earlier, **about, "command": command}
 

@@ -6,14 +6,15 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from statistics import median
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gpt2_nb_utils.bench.sides import Products, Side, flops_of_products
-from gpt2_nb_utils.bench.worker import Figures, Worker, WorkerFailed, in_turn, ratios
+from gpt2_nb_utils.bench.worker import Figures, Worker, in_turn, ratios
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2Config
@@ -36,7 +37,7 @@ def formats(config: RunConfig) -> list[str]:
     return [precision.amp, "fp32" if precision.amp == "bf16" else "bf16"]
 
 
-def measure_training(config: RunConfig, compared: bool, rounds: int, profile: bool) -> Figures:
+def measure_training(config: RunConfig, rounds: int, compared: bool, profile: bool) -> Figures:
     """Time the step.
 
     Args:
@@ -52,12 +53,12 @@ def measure_training(config: RunConfig, compared: bool, rounds: int, profile: bo
     """
     first, *others = formats(config)
     return {
-        **_measure(config, first, compared, rounds, profile),
-        **{amp: _measure(config, amp, compared, rounds, False) for amp in others},
+        **_measure(config, rounds, first, compared, profile),
+        **{amp: _measure(config, rounds, amp, compared, False) for amp in others},
     }
 
 
-def _measure(config: RunConfig, amp: str, compared: bool, rounds: int, profile: bool) -> Figures:
+def _measure(config: RunConfig, rounds: int, amp: str, compared: bool, profile: bool) -> Figures:
     config = config.model_copy(update={"amp": amp})
     size = f"batch_size {config.batch_size} and seq_len {config.seq_len}"
     with contextlib.ExitStack() as stack:
@@ -65,59 +66,50 @@ def _measure(config: RunConfig, amp: str, compared: bool, rounds: int, profile: 
         def worker(name: str, *what: Any) -> Worker:
             return stack.enter_context(Worker(name, size, *what))
 
-        sides = {"ours": worker("ours", Side, config, "ours", config.compile)}
-        begins = {"ours": sides["ours"].ask("warm_up")}
-        if compared:
-            sides["against"] = worker("transformers", Side, config, "transformers")
-            begins["against"] = sides["against"].ask("warm_up")
-        if compared and config.compile:
-            compiled = worker("transformers", Side, config, "transformers", True)
+        ours = worker("ours", Side, config, "ours", config.compile)
+        seconds, first = ours.ask("warm_up")
+        times = _times_in_a_turn(seconds)
+        figures, turns = {"ours": first}, {"ours": partial(ours.ask, "turn", times)}
+        for name, compiled in (("against", False), ("against_compiled", True)):
+            if not compared or compiled and not config.compile:
+                continue
+            theirs = worker("transformers", Side, config, "transformers", compiled)
             try:
-                begins["against_compiled"] = compiled.ask("warm_up")
-                sides["against_compiled"] = compiled
-            except WorkerFailed as error:
+                _, figures[name] = theirs.ask("warm_up")
+            except RuntimeError as error:
+                if not compiled:
+                    raise
                 print(f"left out, because torch.compile fails on it: {error}", file=sys.stderr)
-        for begin in begins.values():
-            check_same(begins["ours"]["loss"], begin["loss"], amp)
+                continue
+            check_same(first["loss"], figures[name]["loss"], amp)
+            turns[name] = partial(theirs.ask, "turn", times)
         products = worker("the matrix products", Products, config)
-        times = _times_in_a_turn(begins["ours"]["seconds"])
-        passes = _times_in_a_turn(products.ask("turn", 0, 1))
-        turns = {
-            name: lambda number, side=side: side.ask("turn", number, times)
-            for name, side in sides.items()
-        }
-        turns["products"] = lambda number: products.ask("turn", number, passes)
-        seconds = in_turn(turns, rounds, f"training step ({amp})")
-        operators = {"profile": sides["ours"].ask("profile")} if profile else {}
+        passes = _times_in_a_turn(products.ask("turn", 1))
+        turns["products"] = partial(products.ask, "turn", passes)
+        took = in_turn(turns, rounds, f"training step ({amp})")
+        operators = {"profile": ours.ask("profile")} if profile else {}
 
-    flops = flops_of_products(GPT2Config.of(config), config.batch_size * config.seq_len) / 1e9
-    rates = [flops / each for each in seconds.pop("products")]
-    speeds = {
-        name: [config.tokens_per_step / each for each in took] for name, took in seconds.items()
-    }
-    figures = {
-        name: {
-            "tok_per_s": median(speeds[name]),
-            "share_of_matmul": median(
-                config.grad_accum * flops / each / rate for each, rate in zip(took, rates)
-            ),
-            "loss": begins[name]["loss"],
-            "peak_memory_gb": begins[name]["peak_memory_gb"],
-        }
-        for name, took in seconds.items()
-    }
-    ours = figures.pop("ours")
+    flops = flops_of_products(GPT2Config.of(config), config.batch_size * config.seq_len)
+    rates = flops / 1e9 / took["products"]
+    speeds = {name: config.tokens_per_step / took[name] for name in figures}
+    for name, side in figures.items():
+        side["tok_per_s"] = np.median(speeds[name])
+        side["share_of_matmul"] = np.median(config.grad_accum * took["products"] / took[name])
+    del figures["ours"]
     return {
         "train": {
-            "tok_per_s": ours["tok_per_s"],
-            "ms_per_step": 1000 * median(seconds["ours"]),
+            "tok_per_s": first["tok_per_s"],
+            "ms_per_step": 1000 * np.median(took["ours"]),
             **config.model_dump(include={"batch_size", "seq_len", "grad_accum"}),
-            "loss": ours["loss"],
+            "loss": first["loss"],
         },
-        "matmul_gflops": median(rates),
-        "share_of_matmul": ours["share_of_matmul"],
-        "peak_memory_gb": ours["peak_memory_gb"],
-        "rounds": {"tok_per_s": speeds, "matmul_gflops": rates},
+        "matmul_gflops": np.median(rates),
+        "share_of_matmul": first["share_of_matmul"],
+        "peak_memory_gb": first["peak_memory_gb"],
+        "rounds": {
+            "tok_per_s": {name: speed.tolist() for name, speed in speeds.items()},
+            "matmul_gflops": rates.tolist(),
+        },
         **{
             name: {"name": "transformers", **side, **ratios(speeds["ours"], speeds[name])}
             for name, side in figures.items()
@@ -140,8 +132,9 @@ def check_same(ours: float, theirs: float, amp: str) -> None:
     """
     if not abs(ours - theirs) <= SAME_LOSS[amp] * abs(ours):
         raise UserError(
-            f"the first loss is {ours:.6f} here and {theirs:.6f} with transformers, on the same weights and batch: "
-            f"they do not compute the same, so their speeds are not compared; try another version of transformers"
+            f"the first loss is {ours:.6f} here and {theirs:.6f} with transformers, on the same "
+            f"weights and batch: they do not compute the same, so their speeds are not compared; "
+            f"try another version of transformers"
         )
 
 
@@ -155,13 +148,14 @@ def prompt_ids(config: RunConfig, compared: bool) -> Tensor:
     total = len(ids) + config.max_new_tokens
     if compared and total > config.block_size:
         raise UserError(
-            f"max_new_tokens {config.max_new_tokens} after a prompt of {len(ids)} tokens exceeds block_size "
-            f"{config.block_size}, where transformers ends: lower max_new_tokens to {max(1, config.block_size - len(ids))}"
+            f"max_new_tokens {config.max_new_tokens} after a prompt of {len(ids)} tokens exceeds "
+            f"block_size {config.block_size}, where transformers ends: lower max_new_tokens to "
+            f"{max(1, config.block_size - len(ids))}"
         )
     return ids
 
 
-def measure_sampling(config: RunConfig, compared: bool, rounds: int) -> Figures:
+def measure_sampling(config: RunConfig, rounds: int, compared: bool) -> Figures:
     """Time one prompt continued with the KV cache, without it, and by Hugging Face's `generate`:
     all three write the same.
 
@@ -171,41 +165,40 @@ def measure_sampling(config: RunConfig, compared: bool, rounds: int) -> Figures:
     """
     new_tokens, prompt = config.max_new_tokens, prompt_ids(config, compared)
     size = f"{len(prompt) + new_tokens} tokens of context"
-    names = ["ours", "transformers"][: 1 + compared]
-    with contextlib.ExitStack() as stack:
-        sides = {
-            name: stack.enter_context(Worker(name, size, Side, config, name)) for name in names
-        }
-        for side in sides.values():
-            side.ask("sample", prompt, _WARM_UP_TOKENS)
-        turns = {
-            name: lambda number, side=side: side.ask("sample", prompt, new_tokens)
-            for name, side in sides.items()
-        }
-        answers = in_turn(turns, rounds, "sampling")
-        recomputed_seconds, recomputed = sides["ours"].ask("sample", prompt, new_tokens, False)
+    sides: dict[str, Worker] = {}
+    written: dict[str, list[int]] = {}
 
-    speeds = {name: [new_tokens / seconds for seconds, _ in answers[name]] for name in names}
-    medians = {name: median(speeds[name]) for name in names}
-    written = answers["ours"][0][1]
+    def turn(name: str, use_cache: bool = True) -> float:
+        seconds, ids = sides[name].ask("sample", prompt, new_tokens, use_cache)
+        written[name if use_cache else "recomputed"] = ids
+        return new_tokens / seconds
+
+    with contextlib.ExitStack() as stack:
+        for name in ("ours", "transformers") if compared else ("ours",):
+            sides[name] = stack.enter_context(Worker(name, size, Side, config, name))
+            sides[name].ask("sample", prompt, _WARM_UP_TOKENS)
+        speeds = in_turn({name: partial(turn, name) for name in sides}, rounds, "sampling")
+        recomputed = turn("ours", use_cache=False)
+
+    tok_per_s = np.median(speeds["ours"])
     sample: Figures = {
         "new_tokens": new_tokens,
         "prompt_tokens": len(prompt),
-        "recomputed_tok_per_s": new_tokens / recomputed_seconds,
-        "cache_gain": medians["ours"] * recomputed_seconds / new_tokens,
-        "same_as_recomputed": _same(written, recomputed),
+        "recomputed_tok_per_s": recomputed,
+        "cache_gain": tok_per_s / recomputed,
+        "same_as_recomputed": _same(written["ours"], written["recomputed"]),
     }
     if compared:
         sample["against"] = {
             "name": "transformers",
-            "tok_per_s": medians["transformers"],
-            **ratios(*speeds.values()),
-            "same_tokens": _same(written, answers["transformers"][0][1]),
+            "tok_per_s": np.median(speeds["transformers"]),
+            **ratios(speeds["ours"], speeds["transformers"]),
+            "same_tokens": _same(written["ours"], written["transformers"]),
         }
-    return {"sample_tok_per_s": medians["ours"], "sample": sample}
+    return {"sample_tok_per_s": tok_per_s, "sample": sample}
 
 
 def _same(ours: list[int], theirs: list[int]) -> int:
     """How many tokens agree before the first that does not. Rounding decides between two that are
     as likely."""
-    return next((place for place, (a, b) in enumerate(zip(ours, theirs)) if a != b), len(ours))
+    return int(np.cumprod(np.equal(ours, theirs)).sum())

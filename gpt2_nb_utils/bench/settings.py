@@ -4,46 +4,57 @@ imports nothing heavy."""
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, field
 from typing import Any
 
-from gpt2_nb_utils.config import RunConfig, add_flags
+from gpt2_nb_utils.config import PRESETS, RunConfig, add_flags, counted
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the things that are measured.
+
+    Attributes:
+        what: for the help.
+        rounds: turns of each side.
+        settings: those in which it differs from the preset `sanity`.
+    """
+
+    what: str
+    rounds: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
 
 PARTS = {
-    "train": "the training step, the matrix products inside it, its memory; in bf16 too where the device has units for it",
-    "sample": "sampling with the KV cache, and without it",
-    "files": "start-up, corpus and checkpoints",
-    "run": "`train`, and papermill with notebook 03, against the bare steps",
-    "processes": "several processes against one, under torchrun",
+    "train": Part(
+        "the training step, the matrix products inside it, its memory; in bf16 too where the "
+        "device has units for it",
+        7,
+        {"seq_len": 256},
+    ),
+    "sample": Part("sampling with the KV cache, and without it", 3, {"max_new_tokens": 500}),
+    "files": Part("start-up, corpus and checkpoints", 3),
+    "run": Part(
+        "`train`, and papermill with notebook 03, against the bare steps",
+        1,
+        # The course's own command, with a measurement of the training loss wherever it samples
+        # and saves.
+        {
+            "steps": 200,
+            "lr": 3e-4,
+            "log_every": 10,
+            "save_every": 100,
+            "sample_every": 100,
+            "eval_every": 100,
+        },
+    ),
+    "processes": Part(
+        "several processes against one, under torchrun", 3, {"seq_len": 256, "steps": 20}
+    ),
 }
-USUAL = ("train", "sample", "files")
+USUAL = ["train", "sample", "files"]
 """The parts that are measured unless somebody names others: those that take a few minutes with
 GPT-2 124M on a CPU."""
-
-ROUNDS = {"train": 7, "sample": 3, "files": 3, "run": 1, "processes": 3}
-
-AGAINST = ("transformers",)
-"""Whose GPT-2 ours can be compared with."""
-
-_COURSE = {
-    "steps": 200,
-    "batch_size": 4,
-    "seq_len": 128,
-    "grad_accum": 1,
-    "lr": 3e-4,
-    "log_every": 10,
-    "save_every": 100,
-    "sample_every": 100,
-    "eval_every": 100,
-}
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "train": {"batch_size": 4, "seq_len": 256},
-    "sample": {"max_new_tokens": 500},
-    "files": {},
-    "run": _COURSE,
-    "processes": {"batch_size": 4, "seq_len": 256, "steps": 20},
-}
-"""Settings of each part, of GPT-2 124M. Those of `run` are the course's own command, with a
-measurement of the training loss wherever it samples and saves."""
 
 FLAGS = (
     "preset",
@@ -71,21 +82,6 @@ FLAGS = (
 )
 """The settings of a run that also mean something here."""
 
-_HELP_DEFAULTS = {
-    "preset": "auto, here GPT-2 124M with the values below",
-    "block_size": 1024,
-    "n_layer": 12,
-    "n_head": 12,
-    "n_embd": 768,
-    "optimizer": "adamw",
-    "grad_accum": 1,
-    "max_new_tokens": "of the part sample 500",
-    "batch_size": 4,
-    "seq_len": "256; of the part run 128",
-    "steps": "of the part run 200, of processes 20",
-    **{name: f"of the part run {_COURSE[name]}" for name in _COURSE if name.endswith("_every")},
-}
-
 
 def config_for(part: str, given: dict[str, Any]) -> RunConfig:
     """The complete settings with which a part is measured.
@@ -98,35 +94,34 @@ def config_for(part: str, given: dict[str, Any]) -> RunConfig:
         UserError: a value out of range.
     """
     if given.get("preset", "auto") == "auto":
-        given = {**_DEFAULTS[part], **given, "preset": "sanity"}
+        given = {**PARTS[part].settings, **given, "preset": "sanity"}
     return RunConfig.resolve(given)
 
 
 def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the flags of `bench`."""
-    parts = "; ".join(f"{name}: {what}" for name, what in PARTS.items())
+    parts = "; ".join(f"{name}: {part.what}" for name, part in PARTS.items())
+    rounds = ", ".join(f"{name} {part.rounds}" for name, part in PARTS.items())
     section = parser.add_argument_group("bench", "What is measured")
     section.add_argument(
         "--only",
         nargs="+",
-        choices=list(PARTS),
+        choices=PARTS,
         metavar="PART",
-        default=list(USUAL),
+        default=USUAL,
         help=f"measure these parts ({parts}; default: {' '.join(USUAL)})",
     )
     section.add_argument(
         "--against",
-        choices=AGAINST,
+        choices=("transformers",),
         metavar="NAME",
-        help=f"compare with the GPT-2 of {' or '.join(AGAINST)}, in turn with ours, each in its own process",
+        help="compare with the GPT-2 of transformers, in turn with ours, each in its own process",
     )
     section.add_argument(
         "--rounds",
-        type=_count,
+        type=counted("a count: take 1 or more"),
         metavar="INT",
-        help="turns of each side, whose median counts (default: "
-        + ", ".join(f"{part} {rounds}" for part, rounds in ROUNDS.items())
-        + ")",
+        help=f"turns of each side, whose median counts (default: {rounds})",
     )
     section.add_argument(
         "--profile",
@@ -135,7 +130,7 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     )
     section.add_argument(
         "--nproc_per_node",
-        type=_count,
+        type=counted("a count: take 1 or more"),
         default=2,
         metavar="INT",
         help="processes that the part processes compares with one (default: %(default)s)",
@@ -145,18 +140,16 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     )
     section.add_argument(
         "--out_dir",
+        dest="folder",  # not the setting of a run
         metavar="DIR",
         help="also write bench.json there, or add to it the parts that it lacks (default: nowhere)",
     )
     section.add_argument(
         "--overwrite",
+        dest="again",
         action="store_true",
         help="measure parts again that the bench.json in out_dir has already",
     )
-    add_flags(parser, FLAGS, _HELP_DEFAULTS)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a count: take 1 or more")
-    return int(text)
+    usual = {**PRESETS["sanity"], "preset": "auto, here GPT-2 124M with the values below"}
+    defaults = {name: {**usual, **part.settings} for name, part in PARTS.items()}
+    add_flags(parser, FLAGS, defaults)

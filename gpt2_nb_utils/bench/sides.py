@@ -1,9 +1,8 @@
 """What is timed: our GPT-2 and Hugging Face's, and the bare matrix products of a step.
 
-Ids are random, from the seed and the number of the step: speed does not depend on what they say,
-every side sees the same, and no file is needed. Both sides take the step of `train`; only model and
-loss differ. Hugging Face's attention, loss and cache are the library's own defaults, with dropout 0
-as in ours.
+Ids are random, from the seed: speed does not depend on what they say, every side sees the same, and
+no file is needed. Both sides take the step of `train`; only model and loss differ. Hugging Face's
+attention, loss and cache are the library's own defaults, with dropout 0 as in ours.
 
 Of the matrix products, the linear layers are counted, forward and in both directions of the
 backward pass: queries, keys and values, the projection of the attention, both layers of the MLP in
@@ -16,6 +15,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,8 +33,6 @@ from gpt2_nb_utils.training.optimizer import build_optimizer
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.step import Learner, training_step
 
-Batch = tuple[Tensor, Tensor]
-
 _WARM_UP_AT_MOST = 20
 _OPERATORS_SHOWN = 12
 _HEAD_MULTIPLE = 64
@@ -45,29 +43,32 @@ _HEAD_MULTIPLE = 64
 def build_model(config: RunConfig, side: str) -> nn.Module:
     """GPT-2 on the CPU with the weights that a run starts from: `ours`, or the one of
     `transformers`."""
-    sizes = GPT2Config.of(config)
-    ours = GPT2(sizes, seed=config.seed)
+    ours = GPT2(GPT2Config.of(config), seed=config.seed)
     if side == "ours":
         return ours
     import transformers
 
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=sizes.vocab_size,
-            n_positions=sizes.block_size,
-            n_embd=sizes.n_embd,
-            n_layer=sizes.n_layer,
-            n_head=sizes.n_head,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
+            n_positions=config.block_size,
+            **config.model_dump(include={"n_embd", "n_layer", "n_head"}),
+            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
             bos_token_id=None,
-            eos_token_id=None,
+            eos_token_id=None,  # otherwise a text could end early
         )
     )
     model.load_state_dict(ours.state_dict(), strict=False)  # the head is missing there: it is tied
     model.tie_weights()
     return model
+
+
+def _seconds_each(work: Callable[[], object], times: int, precision: Precision) -> float:
+    precision.wait()
+    begun = time.perf_counter()
+    for _ in range(times):
+        work()
+    precision.wait()
+    return (time.perf_counter() - begun) / times
 
 
 class Side:
@@ -85,12 +86,22 @@ class Side:
         if side == "ours":
             keep_large_blocks()
         self.config, self.precision = config, Precision.of(config)
-        self.scaler = self.precision.scaler()
         self.model = build_model(config, side).to(self.precision.device).train()
         # Their parameters have the names of ours, by which they are grouped.
         self.optimizer = build_optimizer(self.model, config, self.precision.muon_dtype)
         loss_sum = self._our_loss if side == "ours" else self._their_loss
-        self._loss_sum = torch.compile(loss_sum) if compiled else loss_sum
+        self.learner = Learner(
+            self.model,
+            self.optimizer,
+            self.precision.scaler(),
+            self.precision,
+            config.clip_grad,
+            loss_sum=torch.compile(loss_sum) if compiled else loss_sum,
+        )
+        shape = (config.grad_accum, config.batch_size, config.seq_len + 1)
+        generator = torch.Generator().manual_seed(config.seed)
+        ids = torch.randint(VOCAB_SIZE, shape, generator=generator)
+        self._micro_batches = [(each[:, :-1], each[:, 1:]) for each in ids]
 
     def _our_loss(self, x: Tensor, y: Tensor) -> Tensor:
         return self.model.loss(x, y, reduction="sum")
@@ -100,33 +111,28 @@ class Side:
         logits = self.model(input_ids=x, use_cache=False).logits.float()  # (B, T, V)
         return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum")
 
-    def warm_up(self) -> dict[str, float]:
+    def _step(self) -> None:
+        self._result = training_step(self.learner, self._micro_batches)
+
+    def warm_up(self) -> tuple[float, Figures]:
         """Take steps until one updates the weights (in fp16 the loss scale is found first), and two
         at least.
 
         Returns:
-            `loss` of the first batch, with the initial weights, in nats per token; `seconds` of the
-            last step; and `peak_memory_gb` of the process so far, in GiB.
+            Seconds of the last step; and `loss` of the batch with the initial weights, in nats per
+            token, with the `peak_memory_gb` of the process so far, in GiB.
         """
-        for number in range(_WARM_UP_AT_MOST):
-            scale = self.scaler.get_scale()
-            seconds = self.turn(number, 1)
-            if number == 0:
-                loss = self.loss
-            elif self.scaler.get_scale() >= scale:
+        self._step()
+        loss = self._result.loss
+        for _ in range(_WARM_UP_AT_MOST):
+            seconds = self.turn(1)
+            if not self._result.skipped:
                 break
-        peak = _peak_memory(self.precision.device)
-        return {"loss": loss, "seconds": seconds, "peak_memory_gb": peak}
+        return seconds, {"loss": loss, "peak_memory_gb": _peak_memory(self.precision.device)}
 
-    def turn(self, number: int, times: int) -> float:
-        """Take `times` steps, on the batches of round `number`; seconds per step."""
-        batches = [self._micro_batches(number * times + i) for i in range(times)]
-        self.precision.wait()
-        begun = time.perf_counter()
-        for micro_batches in batches:
-            self._step(micro_batches)
-        self.precision.wait()
-        return (time.perf_counter() - begun) / times
+    def turn(self, times: int) -> float:
+        """Take `times` steps; seconds per step."""
+        return _seconds_each(self._step, times, self.precision)
 
     def profile(self) -> list[Figures]:
         """The operators that one step spends most of its time in.
@@ -135,15 +141,12 @@ class Side:
             Rows of `operator`, `share` of the step's time (on a GPU, of the time that kernels run),
             `ms` and `calls`, without what an operator calls in turn.
         """
-        activity = torch.profiler.ProfilerActivity
         on_gpu = self.precision.device.type == "cuda"
-        batches = self._micro_batches(0)
-        with torch.profiler.profile(activities=[activity.CPU, *[activity.CUDA] * on_gpu]) as done:
-            self._step(batches)
-            self.precision.wait()
+        with torch.profiler.profile() as profiler:
+            self.turn(1)
         micros = {
             event: event.self_device_time_total if on_gpu else event.self_cpu_time_total
-            for event in done.key_averages()
+            for event in profiler.key_averages()
             # Kernels are listed beside the operators that started them: counting both would count
             # them twice.
             if event.device_type == torch.autograd.DeviceType.CPU
@@ -183,43 +186,17 @@ class Side:
         new = ids[0][len(prompt) :].tolist()  # on the CPU: the device has finished
         return time.perf_counter() - begun, new
 
-    def checkpoint(self, path: Path) -> tuple[float, float]:
-        """Write what `train` writes to last.pt, and read it; seconds until it is on disk, and until
-        it is in memory.
+    def save(self, path: Path) -> float:
+        """Write what takes room in last.pt; seconds until it is on disk."""
+        content = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return _seconds_each(lambda: save_checkpoint(path, content), 1, self.precision)
 
-        The operating system still has the file in memory, for it was just written.
-        """
-        content = {
-            "model_config": GPT2Config.of(self.config).to_dict(),
-            "config": self.config.model_dump(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "random_states": {"cpu": torch.get_rng_state()},
-        }
-        begun = time.perf_counter()
-        save_checkpoint(path, content)
-        saved = time.perf_counter()
-        read_checkpoint(path, self.precision.device)
-        return saved - begun, time.perf_counter() - saved
-
-    def _step(self, micro_batches: list[Batch]) -> None:
-        learner = Learner(
-            self.model,
-            self.optimizer,
-            self.scaler,
-            self.precision,
-            self.config.clip_grad,
-            loss_sum=self._loss_sum,
+    def load(self, path: Path) -> float:
+        """Read a checkpoint that was just written, so that the operating system still has it in
+        memory; seconds until it is on the device."""
+        return _seconds_each(
+            lambda: read_checkpoint(path, self.precision.device), 1, self.precision
         )
-        self.loss = training_step(learner, micro_batches).loss
-
-    def _micro_batches(self, number: int) -> list[Batch]:
-        config = self.config
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
-        shape = (config.grad_accum, config.batch_size, config.seq_len + 1)
-        ids = torch.randint(VOCAB_SIZE, shape, generator=generator)
-        return [(row[:, :-1], row[:, 1:]) for row in ids]
 
 
 def _peak_memory(device: torch.device) -> float:
@@ -241,20 +218,19 @@ def linear_layers(sizes: GPT2Config) -> list[tuple[int, int, int]]:
     """The linear layers of a model: input features, output features, and how many there are."""
     C, L = sizes.n_embd, sizes.n_layer
     return [
-        (C, 3 * C, L),
-        (C, C, L),
-        (C, 4 * C, L),
+        (C, 3 * C, L),  # queries, keys and values
+        (C, C, L),  # the attention's projection
+        (C, 4 * C, L),  # MLP
         (4 * C, C, L),
-        (C, sizes.vocab_size, 1),
+        (C, sizes.vocab_size, 1),  # head
     ]
 
 
 def flops_of_products(sizes: GPT2Config, n_tokens: int) -> int:
     """Floating-point operations of the products of one step: a multiplication and an addition each,
     3 products a layer."""
-    return sum(
-        3 * 2 * n_tokens * n_in * n_out * times for n_in, n_out, times in linear_layers(sizes)
-    )
+    weights = sum(n_in * n_out * times for n_in, n_out, times in linear_layers(sizes))
+    return 3 * 2 * n_tokens * weights
 
 
 class Products:
@@ -267,24 +243,20 @@ class Products:
         self.precision = Precision.of(config)
         device, dtype = self.precision.device, self.precision.dtype
         n_rows = config.batch_size * config.seq_len
-        sizes = GPT2Config.of(config)
-        padded = device.type == "cuda" and dtype != torch.float32
         random = functools.partial(torch.randn, device=device, dtype=dtype)
         self._products: list[tuple[Tensor, Tensor, Tensor]] = []  # left, right, result
-        for n_in, n_out, times in linear_layers(sizes):
-            if padded and n_out == sizes.vocab_size:
+        for n_in, n_out, times in linear_layers(GPT2Config.of(config)):
+            if device.type == "cuda" and dtype != torch.float32 and n_out == VOCAB_SIZE:
                 n_out += -n_out % _HEAD_MULTIPLE
             x, weight, dy = random(n_rows, n_in), random(n_in, n_out), random(n_rows, n_out)
             # y, the gradient of x, the gradient of the weight
             for left, right in ((x, weight), (dy, weight.t()), (x.t(), dy)):
                 self._products += [(left, right, left @ right)] * times
 
-    def turn(self, number: int, times: int) -> float:
+    def turn(self, times: int) -> float:
         """Do all of them `times` times; seconds for one time."""
-        self.precision.wait()
-        begun = time.perf_counter()
-        for _ in range(times):
-            for left, right, result in self._products:
-                torch.mm(left, right, out=result)
-        self.precision.wait()
-        return (time.perf_counter() - begun) / times
+        return _seconds_each(self._multiply, times, self.precision)
+
+    def _multiply(self) -> None:
+        for left, right, result in self._products:
+            torch.mm(left, right, out=result)

@@ -18,9 +18,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from statistics import median
 
+import numpy as np
 import torch
 
 from gpt2_nb_utils.bench.sides import Side
@@ -28,14 +29,13 @@ from gpt2_nb_utils.bench.worker import Figures, Worker, in_turn, ratios
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.report.notebooks import SOURCES
+from gpt2_nb_utils.results.record import read_summary
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.distributed import DistContext
 from gpt2_nb_utils.training.precision import Precision
 
 _LONGEST_COMMAND = 120
 _TRAIN = ("gpt2_nb_utils", "train")
-_HELP = ("-m", "gpt2_nb_utils", "--help")
-_IMPORT = ("-c", "import gpt2_nb_utils.training.train")
 _LOAD_CORPUS = """
 import sys, time
 from pathlib import Path
@@ -75,11 +75,12 @@ def run_command(words: Sequence[str], **environment: str) -> tuple[float, str]:
     )
     seconds = time.perf_counter() - begun
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        complaint = next((line for line in lines if line.startswith("error: ")), lines[-1])
+        lines = done.stderr.split("\n")
+        complaints = [line for line in lines if line.startswith("error: ")] or lines[-2:]
         command = shlex.join([Path(words[0]).name, *words[1:]])[:_LONGEST_COMMAND]
         raise UserError(
-            f"`{command}` ended with status {done.returncode}: {complaint.removeprefix('error: ').strip()}"
+            f"`{command}` ended with status {done.returncode}: "
+            f"{complaints[0].removeprefix('error: ') or 'no message'}"
         )
     return seconds, done.stdout
 
@@ -95,17 +96,20 @@ def measure_files(config: RunConfig, rounds: int, out_dir: Path | None) -> Figur
         The keys of bench.json that this part fills, in seconds.
     """
 
-    n_tokens = 0
+    def seconds_of(*words: str) -> float:
+        return run_command([sys.executable, *words])[0]
 
-    def load_corpus(number: int) -> float:
-        """Seconds; from the text, or from the file that an earlier call with this number left."""
+    def load_corpus() -> float:
         nonlocal n_tokens
-        tokens = Path(folder, f"{number}.bin")
         words = [sys.executable, "-c", _LOAD_CORPUS, config.input_file, str(tokens)]
-        seconds, tokens_printed = run_command(words)[1].split()
-        n_tokens = int(tokens_printed)
+        seconds, n_tokens = run_command(words)[1].split()
         return float(seconds)
 
+    def load_from_text() -> float:
+        tokens.unlink(missing_ok=True)
+        return load_corpus()
+
+    n_tokens = ""
     # The weights and the optimizer's averages are what takes room; the smallest batch fills them.
     small = config.model_copy(update={"batch_size": 1, "seq_len": 1, "grad_accum": 1})
     size = "the weights and the averages of the optimizer"
@@ -113,33 +117,37 @@ def measure_files(config: RunConfig, rounds: int, out_dir: Path | None) -> Figur
         tempfile.TemporaryDirectory(dir=out_dir, prefix=".checkpoint-") as folder,
         Worker("ours", size, Side, small) as ours,
     ):
-        path = Path(folder) / "last.pt"
+        tokens, checkpoint = Path(folder, "tokens.bin"), Path(folder, "last.pt")
         ours.ask("warm_up")
         took = in_turn(
             {
-                "help_s": lambda number: run_command([sys.executable, *_HELP])[0],
-                "import_s": lambda number: run_command([sys.executable, *_IMPORT])[0],
-                "corpus_load_s": load_corpus,
+                "help_s": partial(seconds_of, "-m", "gpt2_nb_utils", "--help"),
+                "import_s": partial(seconds_of, "-c", "import gpt2_nb_utils.training.train"),
+                "corpus_load_s": load_from_text,
                 "corpus_again_s": load_corpus,
-                "checkpoint": lambda number: ours.ask("checkpoint", path),
+                "checkpoint_save_s": partial(ours.ask, "save", checkpoint),
+                "checkpoint_load_s": partial(ours.ask, "load", checkpoint),
             },
             rounds,
             "start-up and files",
         )
-        gigabytes = path.stat().st_size / 2**30
-    took["checkpoint_save_s"], took["checkpoint_load_s"] = zip(*took.pop("checkpoint"))
+        gigabytes = checkpoint.stat().st_size / 2**30
     return {
-        **{name: median(seconds) for name, seconds in took.items()},
-        "corpus_tokens": n_tokens,
+        **{name: np.median(seconds) for name, seconds in took.items()},
+        "corpus_tokens": int(n_tokens),
         "checkpoint_gb": gigabytes,
     }
 
 
 def _train(
     config: RunConfig, *module: str, papermill: bool = False, **environment: str
-) -> tuple[float, Figures]:
-    """Train with the settings of a config, by a Python module; seconds of the whole command, and
-    the run's summary."""
+) -> list[float]:
+    """Train with the settings of a config, by a Python module.
+
+    Returns:
+        Tokens/s by the steps' own time, tokens/s by the wall clock, and the seconds of the command
+        that are outside both.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out_dir = Path(folder) / "run"
         given = {**config.given, "preset": config.preset, "out_dir": out_dir}
@@ -151,7 +159,9 @@ def _train(
         else:
             words = [f"--{name}={value}" for name, value in given.items()]
         seconds, _ = run_command([sys.executable, "-m", *module, *words], **environment)
-        return seconds, RunDirectory(out_dir).read_summary()
+        summary = read_summary(RunDirectory(out_dir))
+    tokens, wall_seconds = summary.tokens_seen, summary.wall_seconds
+    return [tokens / summary.seconds, tokens / wall_seconds, seconds - wall_seconds]
 
 
 def measure_run(config: RunConfig, rounds: int) -> Figures:
@@ -163,55 +173,30 @@ def measure_run(config: RunConfig, rounds: int) -> Figures:
         clock; each cost is the share of the speed that is lost, of `train` against the bare steps
         and of papermill against `train`, by the wall clock.
     """
-
-    def speeds(seconds: float, summary: Figures) -> dict[str, float]:
-        return {
-            "tok_per_s": summary["tokens_seen"] / summary["seconds"],
-            "wall_tok_per_s": summary["tokens_seen"] / summary["wall_seconds"],
-            "start_up_s": seconds - summary["wall_seconds"],
-        }
-
-    steps = max(1, config.steps // 4)
     size = f"batch_size {config.batch_size} and seq_len {config.seq_len}"
     with Worker("ours", size, Side, config) as ours:
         ours.ask("warm_up")
         took = in_turn(
             {
-                "bare": lambda number: config.tokens_per_step / ours.ask("turn", number, steps),
-                "train": lambda number: speeds(*_train(config, *_TRAIN)),
-                "papermill": lambda number: speeds(*_train(config, "papermill", papermill=True)),
+                "bare": partial(ours.ask, "turn", max(1, config.steps // 4)),
+                "train": partial(_train, config, *_TRAIN),
+                "papermill": partial(_train, config, "papermill", papermill=True),
             },
             rounds,
             "run around the step",
         )
-    walls = {
-        name: [each["wall_tok_per_s"] for each in took[name]] for name in ("train", "papermill")
-    }
-
-    def cost(of: list[float], against: list[float]) -> float:
-        return median(1 - a / b for a, b in zip(of, against))
-
-    shown = {
-        "steps",
-        "batch_size",
-        "seq_len",
-        "log_every",
-        "eval_every",
-        "save_every",
-        "sample_every",
-    }
+    bare, train, papermill = config.tokens_per_step / took["bare"], took["train"], took["papermill"]
+    names = ("tok_per_s", "wall_tok_per_s", "start_up_s")
+    shown = {"steps", "batch_size", "seq_len"}
+    shown |= {"log_every", "eval_every", "save_every", "sample_every"}
     return {
         "run": {
             **config.model_dump(include=shown),
-            "bare_tok_per_s": median(took["bare"]),
-            **{
-                name: {
-                    figure: median(each[figure] for each in took[name]) for figure in took[name][0]
-                }
-                for name in walls
-            },
-            "train_cost": cost(walls["train"], took["bare"]),
-            "papermill_cost": cost(walls["papermill"], walls["train"]),
+            "bare_tok_per_s": np.median(bare),
+            "train": dict(zip(names, np.median(train, axis=0))),
+            "papermill": dict(zip(names, np.median(papermill, axis=0))),
+            "train_cost": np.median(1 - train[:, 1] / bare),
+            "papermill_cost": np.median(1 - papermill[:, 1] / train[:, 1]),
         }
     }
 
@@ -228,7 +213,7 @@ def check_processes(config: RunConfig, n_processes: int) -> None:
     Precision.of(config, context)
 
 
-def measure_processes(config: RunConfig, n_processes: int, rounds: int) -> Figures:
+def measure_processes(config: RunConfig, rounds: int, n_processes: int) -> Figures:
     """Train with one process and with `n_processes`, in turn. The CPU's threads are divided among
     the processes.
 
@@ -246,10 +231,9 @@ def measure_processes(config: RunConfig, n_processes: int, rounds: int) -> Figur
     def speed(n: int) -> float:
         threads = max(1, torch.get_num_threads() // n)
         torchrun = ("torch.distributed.run", "--standalone", f"--nproc_per_node={n}", "-m")
-        return _train(config, *torchrun, *_TRAIN, OMP_NUM_THREADS=str(threads))[1]["tok_per_s"]
+        return _train(config, *torchrun, *_TRAIN, OMP_NUM_THREADS=str(threads))[0]
 
-    turns = {n: lambda number, n=n: speed(n) for n in sorted({1, n_processes})}
-    took = in_turn(turns, rounds, "processes")
-    rows = [{"n": n, "tok_per_s": median(took[n]), **ratios(took[n], took[1])} for n in took]
+    took = in_turn({n: partial(speed, n) for n in sorted({1, n_processes})}, rounds, "processes")
+    rows = [{"n": n, "tok_per_s": np.median(took[n]), **ratios(took[n], took[1])} for n in took]
     shown = {"batch_size", "seq_len", "grad_accum", "steps"}
     return {"processes": {**config.model_dump(include=shown), "rows": rows}}

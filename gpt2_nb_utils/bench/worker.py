@@ -11,12 +11,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from statistics import median
 from typing import Any
+
+import numpy as np
 
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.progress import Progress
@@ -27,10 +27,6 @@ Figures = dict[str, Any]
 
 _built: list[Any] = []
 """In a worker: its object."""
-
-
-class WorkerFailed(RuntimeError):
-    """An error in a worker that no input explains; its traceback went to the standard error."""
 
 
 class Worker:
@@ -46,7 +42,7 @@ class Worker:
         self._what = f"{name}: {size}"
         # A forked copy of a process that has computed is unsafe.
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _set_up)
-        self._do(_build, factory, *args)
+        self.ask(factory, *args)
 
     def __enter__(self) -> Worker:
         return self
@@ -54,18 +50,21 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def ask(self, method: str, *args: Any) -> Any:
-        """Call a method of the object and return its answer."""
-        return self._do(_ask, method, *args)
+    def ask(self, method: str | Callable[..., Any], *args: Any) -> Any:
+        """Call a method of the object and return its answer.
 
-    def _do(self, task: Callable[..., Any], *args: Any) -> Any:
+        Raises:
+            UserError: memory ran out, or the method raised one.
+            RuntimeError: any other error; its traceback went to the standard error.
+        """
         try:
-            return self._pool.submit(_guarded, task, *args).result()
+            return self._pool.submit(_work, method, *args).result()
         except (MemoryError, BrokenExecutor) as error:
             # Linux kills a process where memory runs out.
             died = " (its process died)" if isinstance(error, BrokenExecutor) else ""
             raise UserError(
-                f"{self._what} do not fit into memory{died}: lower them, or take a smaller model (n_layer, n_embd)"
+                f"{self._what} do not fit into memory{died}: lower them, or take a smaller model "
+                f"(n_layer, n_embd)"
             ) from None
 
 
@@ -74,57 +73,45 @@ def _set_up() -> None:
     os.dup2(2, 1)  # the standard output is the result's
 
 
-def _guarded(task: Callable[..., Any], *args: Any) -> Any:
-    """Do a task; what it raises is an exception that can be sent to another process."""
+def _work(method: str | Callable[..., Any], *args: Any) -> Any:
     try:
-        return task(*args)
+        if isinstance(method, str):
+            return getattr(_built[0], method)(*args)
+        _built.append(method(*args))
     except UserError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryError from None
         traceback.print_exc()
+        # Not every exception can be sent to another process.
         message = " ".join(str(error).split())[:300]
-        raise WorkerFailed(f"{type(error).__name__}: {message}") from None
-    finally:
-        sys.stdout.flush()
-
-
-def _build(factory: Callable[..., Any], *args: Any) -> None:
-    _built.append(factory(*args))
-
-
-def _ask(method: str, *args: Any) -> Any:
-    return getattr(_built[0], method)(*args)
+        raise RuntimeError(f"{type(error).__name__}: {message}") from None
 
 
 def in_turn(
-    turns: Mapping[str, Callable[[int], Any]], rounds: int, label: str
-) -> dict[str, list[Any]]:
+    turns: Mapping[str, Callable[[], float]], rounds: int, label: str
+) -> dict[str, np.ndarray]:
     """Call each once in every round: A B C, A B C, …
 
     Args:
-        turns: by name, what to call with the number of the round.
+        turns: what to call, by name.
         label: what is being measured, for the progress line.
 
     Returns:
         Under each name what it returned, a value per round.
     """
-    answers: dict[str, list[Any]] = {name: [] for name in turns}
+    answers = {name: [] for name in turns}
     progress = Progress(rounds, f"{label}, round")
     for number in range(rounds):
         for name, turn in turns.items():
-            answers[name].append(turn(number))
+            answers[name].append(turn())
         progress.update(number + 1)
     progress.close()
-    return answers
+    return {name: np.array(values) for name, values in answers.items()}
 
 
-def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+def ratios(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     """Ours divided by theirs, round by round: the median, the lowest and the highest."""
-    pairs = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return {
-        "ratio_median": median(pairs),
-        "ratio_min": min(pairs),
-        "ratio_max": max(pairs),
-    }
+    pairs = ours / theirs
+    return {"ratio_median": np.median(pairs), "ratio_min": pairs.min(), "ratio_max": pairs.max()}
