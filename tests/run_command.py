@@ -1,19 +1,27 @@
 """The real command in a process of its own, what it leaves in executed notebooks, and notebooks that stand in for ours."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
-from conftest import PROJECT
 
 from gpt2_nb_utils.report.notebooks import NAMES
 
+PROJECT = Path(__file__).parents[1]
 
-def command(*words: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess:
+
+def command(
+    *words: str, cwd: Path = PROJECT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "gpt2_nb_utils", *words], cwd=cwd, capture_output=True, text=True
+        [sys.executable, "-m", "gpt2_nb_utils", *words],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -44,3 +52,15 @@ def stand_ins(folder: Path, **sources: list[str]) -> None:
         nbformat.write(
             nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb"
         )
+
+
+def clone(folder: Path, *real: str) -> Path:
+    """A project of its own with this package, in which all notebooks but the `real` ones are stand-ins: they only start a kernel.
+
+    Its commands need its folder as PYTHONPATH: the notebooks are then its own, too.
+    """
+    shutil.copytree(PROJECT / "gpt2_nb_utils", folder / "gpt2_nb_utils")
+    stand_ins(folder / "notebooks")
+    for name in real:
+        shutil.copy(PROJECT / "notebooks" / f"{name}.ipynb", folder / "notebooks")
+    return folder

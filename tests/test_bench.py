@@ -69,6 +69,7 @@ def measured(tmp_path_factory, text_file):
     return done, json.loads(done.stdout), folder
 
 
+@pytest.mark.slow
 def test_the_standard_output_is_json_alone_and_so_is_the_file(measured):
     done, result, folder = measured
     assert json.loads((folder / "bench.json").read_text(encoding="utf-8")) == result
@@ -78,6 +79,7 @@ def test_the_standard_output_is_json_alone_and_so_is_the_file(measured):
     ]  # the checkpoint that was timed is gone
 
 
+@pytest.mark.slow
 def test_every_figure_asked_for_is_there_and_positive(measured):
     _, result, _ = measured
     figures = [
@@ -114,6 +116,7 @@ def test_every_figure_asked_for_is_there_and_positive(measured):
     )
 
 
+@pytest.mark.slow
 def test_the_ratio_is_that_of_the_rounds(measured):
     _, result, _ = measured
     ours, theirs = result["rounds"]["tok_per_s"]["ours"], result["rounds"]["tok_per_s"]["against"]
@@ -126,6 +129,7 @@ def test_the_ratio_is_that_of_the_rounds(measured):
     )
 
 
+@pytest.mark.slow
 def test_speed_time_and_share_of_the_matrix_products_fit_each_other(measured):
     _, result, _ = measured
     speeds, rates = result["rounds"]["tok_per_s"]["ours"], result["rounds"]["matmul_gflops"]
@@ -139,6 +143,7 @@ def test_speed_time_and_share_of_the_matrix_products_fit_each_other(measured):
     assert result["share_of_matmul"] == pytest.approx(statistics.median(shares), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_both_sides_start_from_the_same_loss_and_write_the_same_text(measured):
     _, result, _ = measured
     assert result["train"]["loss"] == pytest.approx(result["against"]["loss"], rel=1e-4)
@@ -152,6 +157,7 @@ def test_both_sides_start_from_the_same_loss_and_write_the_same_text(measured):
     )
 
 
+@pytest.mark.slow
 def test_the_profile_names_the_operators_that_take_the_time_of_a_step(measured):
     _, result, _ = measured
     rows = result["profile"]
@@ -346,6 +352,7 @@ def test_without_transformers_the_comparison_says_what_to_install(monkeypatch, c
 # What is measured on demand
 
 
+@pytest.mark.slow
 def test_the_run_around_the_step_and_processes_are_measured_by_the_real_commands(
     tmp_path, text_file
 ):
@@ -431,6 +438,7 @@ def block(readme: Path) -> str:
     )
 
 
+@pytest.mark.slow
 def test_the_readmes_block_shows_what_bench_wrote(measured, tmp_path):
     _, result, folder = measured
     readme = readme_beside(folder.parents[2])

@@ -51,6 +51,7 @@ def assert_same_end(directory: RunDirectory, reference: RunDirectory) -> None:
         assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items()), name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the soak forks its processes")
 def test_runs_killed_at_random_moments_and_while_writing_each_checkpoint_end_bit_for_bit_as_if_left_alone():
     done = subprocess.run(
@@ -138,6 +139,7 @@ def test_a_stop_saves_the_step_and_leaves_out_nothing_that_the_resumed_run_would
     assert_same_end(directory, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("times", [1, 2])
 def test_the_exit_status_tells_the_signal_and_a_second_one_leaves_at_once(
@@ -186,6 +188,7 @@ def test_the_exit_status_tells_the_signal_and_a_second_one_leaves_at_once(
 # The notebooks
 
 
+@pytest.mark.slow
 def test_after_its_kernel_is_killed_a_run_goes_on_at_the_notebook_that_broke_off(
     tmp_path, settings, monkeypatch
 ):
@@ -247,6 +250,7 @@ def test_after_its_kernel_is_killed_a_run_goes_on_at_the_notebook_that_broke_off
 # Two at once
 
 
+@pytest.mark.slow
 def test_nobody_else_gets_into_the_directory_of_a_run_between_its_trainings_but_its_own_processes_do(
     settings,
 ):

@@ -980,6 +980,7 @@ def started(stub):
     return command
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_app_and_the_exit_status_tells_it(stub, number):
@@ -991,6 +992,7 @@ def test_a_signal_ends_the_app_and_the_exit_status_tells_it(stub, number):
     assert not app.is_running()
 
 
+@pytest.mark.slow
 def test_while_it_is_served_an_app_that_ends_is_one_line(stub):
     command = started(stub)
     psutil.Process(command.pid).children()[0].kill()

@@ -917,6 +917,7 @@ main(["space", *sys.argv[2:]])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment", [0, 1]
 )  # in the midst of the weights; all written, the folder before out of the way, not renamed yet

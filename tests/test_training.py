@@ -541,6 +541,7 @@ def test_a_device_that_does_not_compute_is_one_line(settings, monkeypatch, error
     assert not Path(given["out_dir"]).exists()
 
 
+@pytest.mark.slow
 def test_compile_without_a_compiler_is_one_line_and_nothing_is_written(settings):
     given = settings(compile=True)
     done = subprocess.run(
@@ -788,6 +789,7 @@ def test_work_after_the_checkpoint_is_dropped_from_the_logs_and_done_again(setti
     assert [row[:6] for row in files_of(directory)["rows"]] == [row[:6] for row in expected["rows"]]
 
 
+@pytest.mark.slow
 def test_sigint_finishes_the_step_saves_and_a_resumed_run_goes_on(settings, tmp_path):
     given = settings(steps=100_000, eval_every=100_000, save_every=100_000, sample_every=0)
     command = [
@@ -982,6 +984,7 @@ def test_a_named_checkpoint_goes_on_in_its_own_directory_or_in_a_new_one_but_nev
         assert torch.equal(tensor, read_checkpoint(third.last)["model"][name])
 
 
+@pytest.mark.slow
 def test_a_second_process_in_the_same_directory_is_refused_and_a_lock_left_behind_is_not_in_the_way(
     settings,
 ):
@@ -1014,6 +1017,7 @@ def test_a_second_process_in_the_same_directory_is_refused_and_a_lock_left_behin
     assert summary["status"] == "steps_done"
 
 
+@pytest.mark.slow
 def test_each_command_that_went_on_with_a_run_is_recorded(settings):
     def command(*words):
         subprocess.run(
