@@ -32,7 +32,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this
 # Which tests run
 
 hypothesis_settings.register_profile("fast", max_examples=20, deadline=None)
-hypothesis_settings.register_profile("complete", max_examples=150, deadline=None)
+hypothesis_settings.register_profile("complete", max_examples=200, deadline=None)
 
 SLOW_FIXTURES = {"browser", "session", "served"}
 """What starts a browser, a kernel, or the app of a Space: each test that asks for one is slow."""
