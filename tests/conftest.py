@@ -36,6 +36,16 @@ hypothesis_settings.register_profile("complete", max_examples=200, deadline=None
 
 SLOW_FIXTURES = {"browser", "session", "served"}
 """What starts a browser, a kernel, or the app of a Space: each test that asks for one is slow."""
+LONGEST_FIRST = (
+    "test_jupyterlab.py",
+    "test_run.py",
+    "test_run_starts.py",
+    "test_report_in_browser.py",
+    "test_space_app.py",
+    "test_processes.py",
+    "test_exercises.py",
+)
+"""Where whole files go to the workers, so that at the end none is still busy with a long one."""
 
 
 def complete(config: pytest.Config) -> bool:
@@ -65,6 +75,8 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=left_out)
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -54,13 +54,26 @@ def stand_ins(folder: Path, **sources: list[str]) -> None:
         )
 
 
-def clone(folder: Path, *real: str) -> Path:
-    """A project of its own with this package, in which all notebooks but the `real` ones are stand-ins: they only start a kernel.
+def clone(folder: Path, real: dict[str, tuple[str, ...]] = {}, **sources: list[str]) -> Path:
+    """A project of its own with this package, in which all notebooks but the `real` ones are stand-ins.
 
     Its commands need its folder as PYTHONPATH: the notebooks are then its own, too.
+
+    Args:
+        real: the notebooks that are ours, each with the cells that it keeps besides its first ones; all where none is named.
+        sources: the code cells of stand-ins, as `nb_01`; the others only start a kernel.
     """
     shutil.copytree(PROJECT / "gpt2_nb_utils", folder / "gpt2_nb_utils")
-    stand_ins(folder / "notebooks")
-    for name in real:
-        shutil.copy(PROJECT / "notebooks" / f"{name}.ipynb", folder / "notebooks")
+    stand_ins(folder / "notebooks", **sources)
+    for name, kept in real.items():
+        notebook = nbformat.read(PROJECT / "notebooks" / f"{name}.ipynb", as_version=4)
+        assert set(kept) <= {cell.id for cell in notebook.cells}, name
+        if kept:
+            kept = ("start", "parameters", "settings", *kept)
+            notebook.cells = [cell for cell in notebook.cells if cell.id in kept]
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
     return folder
+
+
+TRAINING = {"03_training": ("run", "outcome", "files", "log", "samples", "checkpoint")}
+"""Notebook 03 without what it shows before it trains."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
+from run_command import TRAINING, clone  # noqa: E402
 from run_fixture import make_run  # noqa: E402
 
 from gpt2_nb_utils.__main__ import main  # noqa: E402
@@ -218,6 +219,7 @@ def test_sides_that_begin_with_another_loss_are_not_compared(amp, theirs, fits):
             check_same(10.825, theirs, amp)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_worker_prints_to_the_standard_error_and_its_death_is_put_down_to_memory(capfd):
     with Worker("ours", "", print, "said by the worker"):
@@ -250,6 +252,7 @@ def test_both_formats_are_measured_where_the_processor_has_bf16_units(
     assert formats(RunConfig.resolve({"device": "cpu", "amp": amp})) == expected
 
 
+@pytest.mark.slow
 def test_a_second_format_has_its_own_columns_and_both_sides_compute_in_it(monkeypatch):
     monkeypatch.setattr(comparison, "formats", lambda config: ["bf16", "fp32"])
     words = {word.split("=")[0].removeprefix("--"): word.split("=")[1] for word in SMALL}
@@ -354,8 +357,9 @@ def test_without_transformers_the_comparison_says_what_to_install(monkeypatch, c
 
 @pytest.mark.slow
 def test_the_run_around_the_step_and_processes_are_measured_by_the_real_commands(
-    tmp_path, text_file
+    tmp_path, text_file, monkeypatch
 ):
+    monkeypatch.setenv("PYTHONPATH", str(clone(tmp_path / "clone", TRAINING)))
     done = command(
         *SMALL,
         f"--input_file={text_file}",

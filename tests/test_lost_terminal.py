@@ -10,7 +10,7 @@ import time
 
 import pytest
 from conftest import PROJECT, rows_of
-from run_command import clone, flags
+from run_command import TRAINING, clone, flags
 
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.run_directory import RunDirectory
@@ -157,7 +157,7 @@ def test_a_closed_terminal_saves_and_stops(settings, tmp_path, monkeypatch, name
     import pty
     import termios
 
-    project = clone(tmp_path / "clone", "03_training")
+    project = clone(tmp_path / "clone", TRAINING)
     monkeypatch.setenv("PYTHONPATH", str(project))
     given = settings(**ENDLESS)
     directory = RunDirectory(given["out_dir"])

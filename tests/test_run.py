@@ -7,7 +7,7 @@ import sys
 import nbformat
 import pytest
 from conftest import PROJECT
-from run_command import clone, command, outputs, stand_ins
+from run_command import TRAINING, clone, command, outputs, stand_ins
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
@@ -69,7 +69,7 @@ def test_a_second_run_on_the_same_directory_is_one_line_and_changes_nothing(fini
 def test_a_resumed_run_trains_on_and_leaves_the_first_notebooks_alone(
     finished, tmp_path, monkeypatch
 ):
-    project = clone(tmp_path / "clone", *NAMES[:3])
+    project = clone(tmp_path / "clone", {name: () for name in NAMES[:2]} | TRAINING)
     monkeypatch.setenv("PYTHONPATH", str(project))
     copy = RunDirectory(tmp_path / "copy")
     shutil.copytree(finished[0].path, copy.path)
@@ -205,7 +205,9 @@ def test_a_setting_that_a_notebook_does_not_take_is_an_error_not_a_default(tmp_p
 
 
 @pytest.mark.slow
-def test_plain_papermill_trains_from_any_working_directory(tmp_path, text_file):
+def test_plain_papermill_trains_from_any_working_directory(tmp_path, text_file, monkeypatch):
+    project = clone(tmp_path / "clone", TRAINING)
+    monkeypatch.setenv("PYTHONPATH", str(project))
     done = subprocess.run(
         [
             sys.executable,
@@ -232,7 +234,7 @@ def test_plain_papermill_trains_from_any_working_directory(tmp_path, text_file):
             "sample_every",
             "0",
         ],
-        cwd=PROJECT / "notebooks",
+        cwd=project / "notebooks",
         capture_output=True,
         text=True,
     )
@@ -263,7 +265,7 @@ def test_each_notebook_gets_the_given_settings_that_it_knows():
 @pytest.mark.slow
 def test_run_goes_on_from_a_named_checkpoint(finished, tmp_path, monkeypatch):
     directory, branch = finished[0], RunDirectory(tmp_path / "branch")
-    project = clone(tmp_path / "clone", *NAMES[2:4])  # those that read it
+    project = clone(tmp_path / "clone", TRAINING | {NAMES[3]: ()})  # those that read it
     monkeypatch.setenv("PYTHONPATH", str(project))
     done = command(
         "run", f"--resume={directory.last}", f"--out_dir={branch}", "--steps=5", cwd=project

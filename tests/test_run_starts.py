@@ -8,9 +8,8 @@ import time
 
 import pytest
 from conftest import PROJECT, rows_of
-from run_command import clone, command, flags, outputs
+from run_command import TRAINING, clone, command, flags, outputs
 
-from gpt2_nb_utils.report.notebooks import NAMES
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
 from gpt2_nb_utils.training.events import history, read_events
@@ -20,8 +19,12 @@ from gpt2_nb_utils.training.events import history, read_events
 def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every_notebook(
     tmp_path, text_file, monkeypatch
 ):
-    # The first three show the text themselves.
-    monkeypatch.setenv("PYTHONPATH", str(clone(tmp_path / "clone", *NAMES[:3])))
+    show_the_text = {
+        "01_tokenization": ("corpus-load",),
+        "02_model": ("line",),
+        "03_training": ("small-model", "run"),
+    }
+    monkeypatch.setenv("PYTHONPATH", str(clone(tmp_path / "clone", show_the_text)))
     elsewhere = tmp_path / "any folder"  # relative paths are the user's, wherever the project lies
     elsewhere.mkdir()
     out_dir = elsewhere / "run"
@@ -53,8 +56,8 @@ def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every
     process.wait()
     done = command("run", "--out_dir=run", "--resume=auto", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
-    for name in NAMES[:3]:
-        assert str(text_file) in outputs(out_dir / "notebooks" / f"{name}.ipynb"), name
+    for name, (cell_id, *_) in show_the_text.items():
+        assert str(text_file) in outputs(out_dir / "notebooks" / f"{name}.ipynb", cell_id), name
     summary = RunDirectory(out_dir).read_summary()
     assert (summary["seed"], summary["step"], summary["corpus"]["path"]) == (
         5,
@@ -94,7 +97,7 @@ def test_a_run_on_the_demonstration_corpus_says_so_wherever_a_result_is_shown(so
 def test_ctrl_c_during_a_run_saves_the_training_builds_the_report_and_can_be_resumed(
     tmp_path, text_file, monkeypatch
 ):
-    project = clone(tmp_path / "clone", "03_training")
+    project = clone(tmp_path / "clone", TRAINING)
     monkeypatch.setenv("PYTHONPATH", str(project))
     given = {
         "preset": "tiny",
