@@ -22,7 +22,7 @@ def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every
     show_the_text = {
         "01_tokenization": ("corpus-load",),
         "02_model": ("line",),
-        "03_training": ("small-model", "run"),
+        "03_training": ("small-model", "loop-figure", "run"),
     }
     monkeypatch.setenv("PYTHONPATH", str(clone(tmp_path / "clone", show_the_text)))
     elsewhere = tmp_path / "any folder"  # relative paths are the user's, wherever the project lies
