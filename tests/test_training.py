@@ -48,6 +48,7 @@ def small_model() -> GPT2:
 # The target
 
 
+@pytest.mark.slow
 def test_tiny_learns_its_corpus_by_heart_from_random_weights(tmp_path, text_file):
     summary, directory = run(
         {
@@ -696,6 +697,7 @@ def test_a_run_directory_holds_what_the_contract_says(settings):
     )
 
 
+@pytest.mark.slow
 def test_recall_is_counted_at_every_measurement_of_the_training_loss(settings):
     _, directory = run(
         settings(
