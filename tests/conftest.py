@@ -152,7 +152,7 @@ def shared_run(
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, text_file):
-    """A finished `run` of seconds on a hostile text with hostile names, and what the command printed.
+    """A finished `run` of seconds on a hostile text with hostile names, and what was printed.
 
     Tests only read it: those in another worker read the same one.
     """
@@ -188,7 +188,9 @@ def finished(tmp_path_factory, text_file):
 
 @pytest.fixture(scope="session")
 def solved(tmp_path_factory):
-    """A `run` in a project without data/input.txt, started in its notebooks' folder, with every exercise solved.
+    """A `run` in a project without data/input.txt, with every exercise solved.
+
+    It is started in the folder of its notebooks.
 
     Returns:
         The project's folder, and what the command printed.

@@ -54,18 +54,21 @@ def stand_ins(folder: Path, **sources: list[str]) -> None:
         )
 
 
-def clone(folder: Path, real: dict[str, tuple[str, ...]] = {}, **sources: list[str]) -> Path:
-    """A project of its own with this package, in which all notebooks but the `real` ones are stand-ins.
+def clone(
+    folder: Path, real: dict[str, tuple[str, ...]] | None = None, **sources: list[str]
+) -> Path:
+    """A project with a copy of this package, in which notebooks that are not `real` are stand-ins.
 
     Its commands need its folder as PYTHONPATH: the notebooks are then its own, too.
 
     Args:
-        real: the notebooks that are ours, each with the cells that it keeps besides its first ones; all where none is named.
+        real: the notebooks that are ours, each with the cells that it keeps besides its first
+            three; all of them where none is named.
         sources: the code cells of stand-ins, as `nb_01`; the others only start a kernel.
     """
     shutil.copytree(PROJECT / "gpt2_nb_utils", folder / "gpt2_nb_utils")
     stand_ins(folder / "notebooks", **sources)
-    for name, kept in real.items():
+    for name, kept in (real or {}).items():
         notebook = nbformat.read(PROJECT / "notebooks" / f"{name}.ipynb", as_version=4)
         assert set(kept) <= {cell.id for cell in notebook.cells}, name
         if kept:
