@@ -1,12 +1,16 @@
 """What all tests share: a text to train on, and settings that finish in seconds."""
 
+import json
 import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from hypothesis import settings as hypothesis_settings
+from run_command import PROJECT, clone, command, flags
 
 from gpt2_nb_utils.run_directory import RunDirectory
 
@@ -18,12 +22,72 @@ os.environ["GPT2_NB_UTILS_NO_DOWNLOAD"] = "1"  # also for the kernels and comman
 os.environ["GPT2_NB_UTILS_NO_APP"] = "1"  # each `run` would start it; the tests of the app do
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-PROJECT = Path(__file__).parents[1]
 COURSE_INPUT = PROJECT / "data" / "input.txt"
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+# Which tests run
+
+hypothesis_settings.register_profile("fast", max_examples=20, deadline=None)
+hypothesis_settings.register_profile("complete", max_examples=200, deadline=None)
+
+SLOW_FIXTURES = {"browser", "session", "served"}
+"""What starts a browser, a kernel, or the app of a Space: each test that asks for one is slow."""
+LONGEST_FIRST = (
+    "test_jupyterlab.py",
+    "test_run.py",
+    "test_run_starts.py",
+    "test_report_in_browser.py",
+    "test_space_app.py",
+    "test_processes.py",
+    "test_exercises.py",
+)
+"""Where whole files go to the workers, so that at the end none is still busy with a long one."""
+
+
+def complete(config: pytest.Config) -> bool:
+    """Whether slow tests run too: with --all or -m, and where files or tests are named."""
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    return config.getoption("all") or bool(config.getoption("markexpr")) or named
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help="also run the slow tests, and more examples of each property",
+    )
+
+
+def pytest_configure(config):
+    hypothesis_settings.load_profile("complete" if complete(config) else "fast")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker("slow")
+    if not complete(config):
+        left_out = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=left_out)
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not complete(config):
+        terminalreporter.write_line(
+            "Left out: the slow tests (browsers, kernels, torchrun, kills). "
+            "All of them: python -m pytest --all"
+        )
+
+
+# What tests start from
 
 
 @pytest.fixture(scope="module")
@@ -64,42 +128,93 @@ HOSTILE_TEXT = """\
 """A text that would do harm wherever it is taken for more than text."""
 
 
+def shared_run(
+    tmp_path_factory, name: str, run: Callable[[Path], subprocess.CompletedProcess]
+) -> tuple[Path, subprocess.CompletedProcess]:
+    """A folder with a run in it, made once for all workers, and what its command printed.
+
+    Args:
+        run: makes the run in an empty folder.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker's own folder lies in that of all
+        base = base.parent
+    folder, printed = base / name, base / f"{name}.json"
+    with FileLock(base / f"{name}.lock"):
+        if not printed.exists():
+            folder.mkdir()
+            done = run(folder)
+            printed.write_text(
+                json.dumps([done.args, done.returncode, done.stdout, done.stderr]), encoding="utf-8"
+            )
+    return folder, subprocess.CompletedProcess(*json.loads(printed.read_text(encoding="utf-8")))
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, text_file):
-    """A finished `run` of seconds on a hostile text with hostile names, and what the command printed."""
-    folder = tmp_path_factory.mktemp("run")
-    name = "=1+1 input.txt" if os.name == "nt" else "=1+1 <img src=x onerror=alert(6)>\u202e.txt"
-    text = folder / name
-    text.write_text(
-        HOSTILE_TEXT + text_file.read_text(encoding="utf-8"), encoding="utf-8", newline="\n"
-    )
-    settings = {
-        "preset": "tiny",
-        "input_file": text,
-        "out_dir": folder / "with space & 'quotes'",
-        "device": "cpu",
-        "amp": "fp32",
-        "max_tokens": 512,
-        "steps": 4,
-        "eval_every": 2,
-        "sample_every": 2,
-        "max_new_tokens": 8,
-        "prompt": HOSTILE_TEXT,
-    }
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "gpt2_nb_utils",
-            "run",
-            *(f"--{name}={value}" for name, value in settings.items()),
-        ],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
+    """A finished `run` of seconds on a hostile text with hostile names, and what was printed.
+
+    Tests only read it: those in another worker read the same one.
+    """
+    out_dir = "with space & 'quotes'"
+
+    def run(folder: Path) -> subprocess.CompletedProcess:
+        name = (
+            "=1+1 input.txt" if os.name == "nt" else "=1+1 <img src=x onerror=alert(6)>\u202e.txt"
+        )
+        text = folder / name
+        text.write_text(
+            HOSTILE_TEXT + text_file.read_text(encoding="utf-8"), encoding="utf-8", newline="\n"
+        )
+        settings = {
+            "preset": "tiny",
+            "input_file": str(text),
+            "out_dir": str(folder / out_dir),
+            "device": "cpu",
+            "amp": "fp32",
+            "max_tokens": 512,
+            "steps": 4,
+            "eval_every": 2,
+            "sample_every": 2,
+            "max_new_tokens": 8,
+            "prompt": HOSTILE_TEXT,
+        }
+        return command("run", *flags(settings))
+
+    folder, done = shared_run(tmp_path_factory, "finished", run)
     assert done.returncode == 0, done.stderr
-    return RunDirectory(settings["out_dir"]), done
+    return RunDirectory(folder / out_dir), done
+
+
+@pytest.fixture(scope="session")
+def solved(tmp_path_factory):
+    """A `run` in a project without data/input.txt, with every exercise solved.
+
+    It is started in the folder of its notebooks.
+
+    Returns:
+        The project's folder, and what the command printed.
+    """
+    from test_exercises import NOTEBOOKS, solve
+
+    def run(folder: Path) -> subprocess.CompletedProcess:
+        project = clone(folder / "project")
+        for name in NOTEBOOKS:
+            solve(name, project / "notebooks")
+        settings = {
+            "preset": "tiny",
+            "device": "cpu",
+            "max_tokens": 512,
+            "steps": 4,
+            "eval_every": 2,
+            "sample_every": 2,
+            "max_new_tokens": 8,
+        }
+        environment = {**os.environ, "PYTHONPATH": str(project)}
+        return command("run", *flags(settings), cwd=project / "notebooks", env=environment)
+
+    folder, done = shared_run(tmp_path_factory, "solved", run)
+    return folder / "project", done
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ VALUES = (
 )
 
 
-@hypothesis_settings(max_examples=150, **OURS)
+@hypothesis_settings(**OURS)
 @given(
     st.dictionaries(st.sampled_from(sorted(RunConfig.model_fields)), VALUES, min_size=1, max_size=4)
 )
@@ -309,7 +309,7 @@ PIECES = st.sampled_from(
 )
 
 
-@hypothesis_settings(max_examples=200, **OURS)
+@hypothesis_settings(**OURS)
 @given(
     st.lists(
         PIECES
@@ -391,7 +391,7 @@ def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("runs") / "run")
 
 
-@hypothesis_settings(max_examples=120, **OURS)
+@hypothesis_settings(**OURS)
 @given(
     st.dictionaries(st.sampled_from([*summary(), "resumed_with"]), JSON, max_size=3),
     st.dictionaries(st.sampled_from(OF_THE_CORPUS), JSON, max_size=2),
@@ -429,7 +429,7 @@ MARKERS = [f"<!--AUTO:{name}:{edge}-->" for name in NAMES for edge in ("START", 
 EMPTY_README = "\n".join(MARKERS)
 
 
-@hypothesis_settings(max_examples=80, **OURS)
+@hypothesis_settings(**OURS)
 @given(
     st.lists(
         st.sampled_from([marker.encode() for marker in MARKERS]) | st.binary(max_size=6), max_size=8
@@ -455,7 +455,7 @@ def test_any_bytes_with_any_markers_are_filled_or_left_alone(run, tmp_path, stra
 BLOCK = re.compile(rb"(<!--AUTO:([A-Z]+):START-->).*?(<!--AUTO:\2:END-->)", re.DOTALL)
 
 
-@hypothesis_settings(max_examples=80, **OURS)
+@hypothesis_settings(**OURS)
 @given(
     st.sampled_from(["log", "metrics", "samples", "environment", "audit"]),
     st.lists(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
+from run_command import TRAINING, clone  # noqa: E402
 from run_fixture import make_run  # noqa: E402
 
 from gpt2_nb_utils.__main__ import main  # noqa: E402
@@ -70,6 +71,7 @@ def measured(tmp_path_factory, text_file):
     return done, json.loads(done.stdout), folder
 
 
+@pytest.mark.slow
 def test_the_standard_output_is_json_alone_and_so_is_the_file(measured):
     done, result, folder = measured
     assert json.loads((folder / "bench.json").read_text(encoding="utf-8")) == result
@@ -79,6 +81,7 @@ def test_the_standard_output_is_json_alone_and_so_is_the_file(measured):
     ]  # the checkpoint that was timed is gone
 
 
+@pytest.mark.slow
 def test_every_figure_asked_for_is_there_and_positive(measured):
     _, result, _ = measured
     figures = [
@@ -115,6 +118,7 @@ def test_every_figure_asked_for_is_there_and_positive(measured):
     )
 
 
+@pytest.mark.slow
 def test_the_ratio_is_that_of_the_rounds(measured):
     _, result, _ = measured
     ours, theirs = result["rounds"]["tok_per_s"]["ours"], result["rounds"]["tok_per_s"]["against"]
@@ -127,6 +131,7 @@ def test_the_ratio_is_that_of_the_rounds(measured):
     )
 
 
+@pytest.mark.slow
 def test_speed_time_and_share_of_the_matrix_products_fit_each_other(measured):
     _, result, _ = measured
     speeds, rates = result["rounds"]["tok_per_s"]["ours"], result["rounds"]["matmul_gflops"]
@@ -140,6 +145,7 @@ def test_speed_time_and_share_of_the_matrix_products_fit_each_other(measured):
     assert result["share_of_matmul"] == pytest.approx(statistics.median(shares), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_both_sides_start_from_the_same_loss_and_write_the_same_text(measured):
     _, result, _ = measured
     assert result["train"]["loss"] == pytest.approx(result["against"]["loss"], rel=1e-4)
@@ -153,6 +159,7 @@ def test_both_sides_start_from_the_same_loss_and_write_the_same_text(measured):
     )
 
 
+@pytest.mark.slow
 def test_the_profile_names_the_operators_that_take_the_time_of_a_step(measured):
     _, result, _ = measured
     rows = result["profile"]
@@ -217,6 +224,7 @@ def test_sides_that_begin_with_another_loss_are_not_compared(amp, theirs, fits):
             check_same(10.825, theirs, amp)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_worker_prints_to_the_standard_error_and_its_death_is_put_down_to_memory(capfd):
     with Worker("ours", "", print, "said by the worker"):
@@ -249,6 +257,7 @@ def test_both_formats_are_measured_where_the_processor_has_bf16_units(
     assert formats(RunConfig.resolve({"device": "cpu", "amp": amp})) == expected
 
 
+@pytest.mark.slow
 def test_a_second_format_has_its_own_columns_and_both_sides_compute_in_it(monkeypatch):
     monkeypatch.setattr(comparison, "formats", lambda config: ["bf16", "fp32"])
     words = {word.split("=")[0].removeprefix("--"): word.split("=")[1] for word in SMALL}
@@ -351,9 +360,11 @@ def test_without_transformers_the_comparison_says_what_to_install(monkeypatch, c
 # What is measured on demand
 
 
+@pytest.mark.slow
 def test_the_run_around_the_step_and_processes_are_measured_by_the_real_commands(
-    tmp_path, text_file
+    tmp_path, text_file, monkeypatch
 ):
+    monkeypatch.setenv("PYTHONPATH", str(clone(tmp_path / "clone", TRAINING)))
     done = command(
         *SMALL,
         f"--input_file={text_file}",
@@ -436,6 +447,7 @@ def block(readme: Path) -> str:
     )
 
 
+@pytest.mark.slow
 def test_the_readmes_block_shows_what_bench_wrote(measured, tmp_path):
     _, result, folder = measured
     readme = readme_beside(folder.parents[2])

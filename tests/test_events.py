@@ -318,6 +318,7 @@ def block_device(tmp_path):
     subprocess.run(["umount", str(folder)], check=False)
 
 
+@pytest.mark.slow
 def test_whenever_the_power_is_cut_a_run_continues_from_its_last_checkpoint(
     settings, block_device, tmp_path
 ):

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
 from conftest import needs_browser
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_fixture import make_run  # noqa: E402
 
-from gpt2_nb_utils.config import RunConfig  # noqa: E402
-from gpt2_nb_utils.report.notebooks import SOURCES, parameters_for  # noqa: E402
+from gpt2_nb_utils.report.notebooks import SOURCES  # noqa: E402
 from gpt2_nb_utils.report.report import build_report  # noqa: E402
+from gpt2_nb_utils.run_directory import RunDirectory  # noqa: E402
 
 NOTEBOOKS = ("01_tokenization", "02_model", "03_training", "04_results", "05_space")
 SHAPE = re.compile(
@@ -101,54 +100,26 @@ def test_a_solution_asserts_its_claim_and_leaves_the_notebooks_names_alone(name)
         assert not names_bound(exercise.solution, imports=False) & taken, exercise.id
 
 
-@pytest.fixture(scope="module")
-def solved(tmp_path_factory, text_file):
-    """The notebooks executed in order with each solution pasted where a learner would, and all again below the last cell."""
-    folder = tmp_path_factory.mktemp("solved")
-    config = RunConfig.resolve(
-        {
-            "preset": "tiny",
-            "input_file": str(text_file),
-            "out_dir": str(folder / "run"),
-            "device": "cpu",
-            "max_tokens": 512,
-            "steps": 4,
-            "eval_every": 2,
-            "sample_every": 2,
-            "max_new_tokens": 8,
-        }
-    )
-    executed = {}
-    for name in NOTEBOOKS:
-        notebook = nbformat.read(SOURCES / f"{name}.ipynb", as_version=4)
-        solutions = {f"{exercise.id}-code": exercise.solution for exercise in exercises_of(name)}
-        for cell in notebook.cells:
-            cell.source = solutions.get(cell.id, cell.source)
-        notebook.cells += [
-            nbformat.v4.new_code_cell(solution, id=f"{cell_id}-again")
-            for cell_id, solution in solutions.items()
-        ]
-        nbformat.write(notebook, folder / f"{name}.ipynb")
-        try:
-            papermill.execute_notebook(
-                str(folder / f"{name}.ipynb"),
-                str(folder / f"{name}.out.ipynb"),
-                progress_bar=False,
-                kernel_name="python3",
-                parameters=parameters_for(SOURCES / f"{name}.ipynb", config),
-                cwd=str(SOURCES.parent),
-            )
-        except papermill.PapermillExecutionError as error:
-            executed[name] = str(error)
-        else:
-            executed[name] = nbformat.read(folder / f"{name}.out.ipynb", as_version=4)
-    return executed
+def solve(name: str, folder: Path) -> None:
+    """Write a notebook into a folder with each solution pasted where a learner would, and all again below the last cell."""
+    notebook = nbformat.read(SOURCES / f"{name}.ipynb", as_version=4)
+    solutions = {f"{exercise.id}-code": exercise.solution for exercise in exercises_of(name)}
+    for cell in notebook.cells:
+        cell.source = solutions.get(cell.id, cell.source)
+    notebook.cells += [
+        nbformat.v4.new_code_cell(solution, id=f"{cell_id}-again")
+        for cell_id, solution in solutions.items()
+    ]
+    nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_solution_holds_where_it_stands_and_again_after_the_last_cell(solved, name):
-    assert not isinstance(solved[name], str), solved[name]
-    cells = {cell.id: cell for cell in solved[name].cells}
+    project, done = solved
+    executed = RunDirectory(project / "out" / "run").notebooks / f"{name}.ipynb"
+    assert executed.exists(), done.stderr
+    cells = {cell.id: cell for cell in nbformat.read(executed, as_version=4).cells}
     for exercise in exercises_of(name):
         for cell in (cells[f"{exercise.id}-code"], cells[f"{exercise.id}-code-again"]):
             assert cell.source == exercise.solution and cell.execution_count

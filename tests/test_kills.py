@@ -1,11 +1,11 @@
 """Runs that are killed or asked to stop at any moment end as if nobody had touched them."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -13,17 +13,13 @@ import psutil
 import pytest
 import torch
 from conftest import rows_of
-from run_command import stand_ins
+from run_command import TRAINING, clone, command, flags
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.report import notebooks
-from gpt2_nb_utils.report import run as run_module
-from gpt2_nb_utils.report.notebooks import NotebookFailed, run_notebooks
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
 from gpt2_nb_utils.training.events import history, read_events
-from gpt2_nb_utils.training.open_run import open_run
 from gpt2_nb_utils.training.train import train
 
 PROJECT = Path(__file__).parents[1]
@@ -51,6 +47,7 @@ def assert_same_end(directory: RunDirectory, reference: RunDirectory) -> None:
         assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items()), name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the soak forks its processes")
 def test_runs_killed_at_random_moments_and_while_writing_each_checkpoint_end_bit_for_bit_as_if_left_alone():
     done = subprocess.run(
@@ -138,6 +135,7 @@ def test_a_stop_saves_the_step_and_leaves_out_nothing_that_the_resumed_run_would
     assert_same_end(directory, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("times", [1, 2])
 def test_the_exit_status_tells_the_signal_and_a_second_one_leaves_at_once(
@@ -186,53 +184,54 @@ def test_the_exit_status_tells_the_signal_and_a_second_one_leaves_at_once(
 # The notebooks
 
 
+@pytest.mark.slow
 def test_after_its_kernel_is_killed_a_run_goes_on_at_the_notebook_that_broke_off(
     tmp_path, settings, monkeypatch
 ):
     given = settings(steps=4000, eval_every=1000, save_every=1, sample_every=0, target_loss=1e-9)
-    stand_ins(
-        tmp_path / "notebooks",
+    project = clone(
+        tmp_path / "clone",
+        TRAINING,
         nb_01=["print('once')"],
         nb_02=["print('once')"],
         nb_04=["print('the end')"],
     )
-    shutil.copy(notebooks.SOURCES / "03_training.ipynb", tmp_path / "notebooks")
-    monkeypatch.setattr(notebooks, "SOURCES", tmp_path / "notebooks")
-    config, directory = RunConfig.resolve(given), RunDirectory(given["out_dir"])
-
-    def kill_the_kernel():
-        deadline = time.monotonic() + 600
-        while not directory.last.exists() or len(rows_of(directory)) < 5:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        (kernel,) = [
-            child
-            for child in psutil.Process().children(recursive=True)
-            if "ipykernel_launcher" in " ".join(child.cmdline())
-        ]
-        kernel.kill()
-
-    killer = threading.Thread(target=kill_the_kernel)
-    killer.start()
-    claim = open_run(config).claim
-    with directory.held_by_run():
-        claim.release()
-        with pytest.raises(
-            NotebookFailed,
-            match="03_training.ipynb.*[Kk]ernel died.*--resume auto goes on from the last checkpoint",
-        ):
-            run_notebooks(config, directory)
-    killer.join()
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    directory = RunDirectory(given["out_dir"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt2_nb_utils", "run", *flags(given)],
+        cwd=project,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 600
+    while not directory.last.exists() or len(rows_of(directory)) < 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    (kernel,) = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "ipykernel_launcher" in " ".join(child.cmdline())
+    ]
+    kernel.kill()
+    _, complained = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert re.search(
+        "error: 03_training.ipynb.*[Kk]ernel died.*--resume auto goes on from the last checkpoint",
+        complained,
+    )
     first = [
         (directory.notebooks / f"{name}.ipynb").read_bytes()
         for name in ("01_tokenization", "02_model")
     ]
     assert not (directory.notebooks / "04_results.ipynb").exists()
     step = read_checkpoint(directory.last)["state"]["step"]
-    monkeypatch.setattr(run_module, "build_report", lambda directory: None)
-    summary = run_module.run(
-        RunConfig.resolve({"out_dir": given["out_dir"], "resume": "auto", "steps": step + 2})
+    done = command(
+        "run", f"--out_dir={directory}", "--resume=auto", f"--steps={step + 2}", cwd=project
     )
+    assert done.returncode == 0, done.stderr
+    summary = directory.read_summary()
     assert (summary["status"], summary["step"]) == ("steps_done", step + 2)
     assert [
         (directory.notebooks / f"{name}.ipynb").read_bytes()
@@ -247,6 +246,7 @@ def test_after_its_kernel_is_killed_a_run_goes_on_at_the_notebook_that_broke_off
 # Two at once
 
 
+@pytest.mark.slow
 def test_nobody_else_gets_into_the_directory_of_a_run_between_its_trainings_but_its_own_processes_do(
     settings,
 ):

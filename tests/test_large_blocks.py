@@ -71,6 +71,7 @@ print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.st
     assert int(done.stdout) > 3 * 2**20, done.stderr  # in kB
 
 
+@pytest.mark.slow
 def test_a_training_step_of_train_takes_its_memory_from_the_step_before(text_file, tmp_path):
     script = """
 import resource, sys

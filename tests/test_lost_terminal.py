@@ -10,7 +10,7 @@ import time
 
 import pytest
 from conftest import PROJECT, rows_of
-from run_command import flags
+from run_command import TRAINING, clone, flags
 
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.run_directory import RunDirectory
@@ -27,9 +27,9 @@ ENDLESS = {
 }
 
 
-def start(name, given, **streams):
+def start(name, given, cwd=PROJECT, **streams):
     words = [sys.executable, "-m", "gpt2_nb_utils", name, *flags(given)]
-    return subprocess.Popen(words, cwd=PROJECT, **streams)
+    return subprocess.Popen(words, cwd=cwd, **streams)
 
 
 def wait_for_rows(directory, process, terminal, n=3):
@@ -149,19 +149,23 @@ def test_an_ignored_hangup_stays_ignored():
 # Whole runs
 
 
+@pytest.mark.slow
 @needs_hangup
 @pytest.mark.parametrize("name", ["train", "run"])
-def test_a_closed_terminal_saves_and_stops(settings, name):
+def test_a_closed_terminal_saves_and_stops(settings, tmp_path, monkeypatch, name):
     import fcntl
     import pty
     import termios
 
+    project = clone(tmp_path / "clone", TRAINING)
+    monkeypatch.setenv("PYTHONPATH", str(project))
     given = settings(**ENDLESS)
     directory = RunDirectory(given["out_dir"])
     ours, its = pty.openpty()
     process = start(
         name,
         given,
+        project,
         stdin=its,
         stdout=its,
         stderr=its,
@@ -176,6 +180,7 @@ def test_a_closed_terminal_saves_and_stops(settings, name):
     assert name == "train" or (directory.report / "index.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", ["stdout", "stderr", "both"])
 def test_a_training_goes_on_to_its_end_where_nobody_reads_what_it_says(settings, stream):
     given = settings(steps=30)
@@ -187,6 +192,7 @@ def test_a_training_goes_on_to_its_end_where_nobody_reads_what_it_says(settings,
     assert RunDirectory(given["out_dir"]).read_summary()["status"] == "steps_done"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a shell closes the streams")
 def test_a_training_goes_on_to_its_end_without_streams(settings):
     given = settings()

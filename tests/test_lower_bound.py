@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import pytest
 import torch
 from conftest import COURSE_INPUT
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_nb_utils.config import RunConfig
@@ -81,13 +81,11 @@ def test_windows_of_one_token_have_the_entropy_of_token_pairs():
     assert _bound([1, 1, 2, 1, 1, 2], seq_len=1) == pytest.approx(4 * math.log(2) / 5)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=2, max_size=60), st.integers(1, 9))
 def test_the_lower_bound_is_that_of_a_dictionary_of_prefixes(tokens, seq_len):
     assert _bound(tokens, seq_len) == pytest.approx(_by_dictionary(tokens, seq_len), abs=1e-12)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([3, 50_000, 50_256]), min_size=2, max_size=60), st.integers(1, 9))
 def test_token_ids_are_names_only(tokens, seq_len):
     small = [(3, 50_000, 50_256).index(token) for token in tokens]

@@ -67,6 +67,7 @@ def test_what_does_not_fit_ends_the_run_with_a_line_and_keeps_the_last_good_chec
     assert train(RunConfig.resolve({"out_dir": given["out_dir"], "resume": "auto"}))["step"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="limits the address space as Linux does"
 )

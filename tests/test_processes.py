@@ -76,6 +76,7 @@ def assert_same_losses(directory: RunDirectory, reference: RunDirectory) -> None
 # The same training
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_and_one_goes_on_with_their_run(settings, tmp_path):
     # 459 targets: the last of the 8 windows has 11, and two micro-batches are the whole text, so each step meets it.
     given = settings(max_tokens=460, grad_accum=2, eval_windows=3)
@@ -105,6 +106,7 @@ def test_two_processes_have_the_losses_of_one_and_one_goes_on_with_their_run(set
     assert_same_losses(two, one)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_with_the_run_of_one_with_muon_and_a_grad_scaler(settings, tmp_path):
     given = settings(
         max_tokens=200,
@@ -126,6 +128,7 @@ def test_two_processes_go_on_with_the_run_of_one_with_muon_and_a_grad_scaler(set
     assert_same_losses(RunDirectory(given["out_dir"]), RunDirectory(tmp_path / "one"))
 
 
+@pytest.mark.slow
 def test_processes_ask_for_huge_pages_before_they_exchange_anything(
     settings, tmp_path, monkeypatch
 ):
@@ -147,6 +150,7 @@ distributed.dist.init_process_group = connected
 # What cannot work is said before anything is written
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_out_is_refused_in_one_line_and_nothing_is_written(settings):
     given = settings(batch_size=3)
     done = train_with_two(given)
@@ -264,6 +268,7 @@ def injected(tmp_path, code: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_refusal_keeps_its_exit_status_while_a_thread_asks_for_the_interpreter(
     settings, tmp_path
 ):
@@ -349,6 +354,7 @@ def endless(settings, **more) -> dict:
 DIED = "one of the 2 processes died (killed, or out of memory; torchrun's report names its rank)"
 
 
+@pytest.mark.slow
 def test_when_rank_0_is_killed_another_says_so_and_the_run_can_be_resumed(settings, start):
     given = endless(settings)
     returncode, stderr = kill(start(given, 4), rank=0)
@@ -363,6 +369,7 @@ def test_when_rank_0_is_killed_another_says_so_and_the_run_can_be_resumed(settin
     assert (resumed["status"], resumed["step"]) == ("steps_done", step + 1)
 
 
+@pytest.mark.slow
 def test_when_a_rank_is_killed_while_rank_0_is_busy_the_run_ends_all_the_same(
     settings, tmp_path, start
 ):
@@ -378,6 +385,7 @@ loop.draw_samples = lambda *args, **more: (time.sleep(6), draw(*args, **more))[1
     assert_failed(*kill(process, rank=1), given, DIED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rank, said", [(0, "no room for this batch"), (1, "rank 1 of 2: no room for this batch")]
 )
@@ -398,6 +406,7 @@ loop.training_step = failing
     assert_failed(done.returncode, done.stderr, given, said)
 
 
+@pytest.mark.slow
 def test_a_traceback_is_of_the_rank_that_failed(settings, tmp_path):
     code = """
 step = loop.training_step
@@ -413,6 +422,7 @@ loop.training_step = failing
     assert log.count("failed: rank 1 of 2: ZeroDivisionError: division by zero") == 1
 
 
+@pytest.mark.slow
 def test_processes_that_read_different_texts_do_not_start(settings, tmp_path):
     given = settings()
     code = """
@@ -426,6 +436,7 @@ start.load_corpus = lambda path: replace(load(path), text=load(path).text + os.e
     assert done.returncode != 0 and not os.path.exists(given["out_dir"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to_torchrun", [True, False])
 def test_a_stop_asked_of_one_stops_all_after_the_same_step_and_saves(settings, to_torchrun, start):
     given = endless(settings, save_every=100_000)

@@ -52,9 +52,7 @@ def run(tmp_path_factory):
 # Not a byte beside the blocks
 
 
-@settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     beside=st.lists(st.binary(max_size=20), min_size=13, max_size=13),
     order=st.permutations(NAMES),

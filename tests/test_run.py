@@ -7,12 +7,11 @@ import sys
 import nbformat
 import pytest
 from conftest import PROJECT
-from run_command import command, outputs, stand_ins
+from run_command import TRAINING, clone, command, outputs, stand_ins
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.report import notebooks
-from gpt2_nb_utils.report import run as report_run
 from gpt2_nb_utils.report.notebooks import NAMES, NotebookFailed, parameters_for, run_notebooks
 from gpt2_nb_utils.run_directory import RunDirectory
 
@@ -66,18 +65,24 @@ def test_a_second_run_on_the_same_directory_is_one_line_and_changes_nothing(fini
     assert {path: path.stat().st_mtime_ns for path in directory.path.rglob("*")} == before
 
 
-def test_a_resumed_run_trains_on_and_leaves_the_first_notebooks_alone(finished, tmp_path):
+@pytest.mark.slow
+def test_a_resumed_run_trains_on_and_leaves_the_first_notebooks_alone(
+    finished, tmp_path, monkeypatch
+):
+    project = clone(tmp_path / "clone", {name: () for name in NAMES[:2]} | TRAINING)
+    monkeypatch.setenv("PYTHONPATH", str(project))
     copy = RunDirectory(tmp_path / "copy")
     shutil.copytree(finished[0].path, copy.path)
     untouched = (copy.notebooks / "01_tokenization.ipynb").read_bytes()
-    done = command("run", f"--out_dir={copy}", "--resume=auto", "--steps=6")
+    done = command("run", f"--out_dir={copy}", "--resume=auto", "--steps=6", cwd=project)
     assert done.returncode == 0, done.stderr
     assert copy.read_summary()["step"] == 6
     assert (copy.notebooks / "01_tokenization.ipynb").read_bytes() == untouched
 
 
-def test_report_and_sample_work_on_a_finished_run(finished):
-    directory, _ = finished
+def test_report_and_sample_work_on_a_finished_run(finished, tmp_path):
+    directory = RunDirectory(tmp_path / "copy")
+    shutil.copytree(finished[0].path, directory.path)
     page = directory.report / "index.html"
     page.unlink()
     done = command("report", str(directory))
@@ -199,7 +204,10 @@ def test_a_setting_that_a_notebook_does_not_take_is_an_error_not_a_default(tmp_p
     )
 
 
-def test_plain_papermill_trains_from_any_working_directory(tmp_path, text_file):
+@pytest.mark.slow
+def test_plain_papermill_trains_from_any_working_directory(tmp_path, text_file, monkeypatch):
+    project = clone(tmp_path / "clone", TRAINING)
+    monkeypatch.setenv("PYTHONPATH", str(project))
     done = subprocess.run(
         [
             sys.executable,
@@ -226,7 +234,7 @@ def test_plain_papermill_trains_from_any_working_directory(tmp_path, text_file):
             "sample_every",
             "0",
         ],
-        cwd=PROJECT / "notebooks",
+        cwd=project / "notebooks",
         capture_output=True,
         text=True,
     )
@@ -254,24 +262,21 @@ def test_each_notebook_gets_the_given_settings_that_it_knows():
             }
 
 
+@pytest.mark.slow
 def test_run_goes_on_from_a_named_checkpoint(finished, tmp_path, monkeypatch):
     directory, branch = finished[0], RunDirectory(tmp_path / "branch")
-    monkeypatch.setattr(
-        report_run,
-        "run_notebooks",
-        lambda config, branch, stop: run_notebooks(config, branch, NAMES[2:4], stop),
-    )  # those that read it
-    monkeypatch.chdir(PROJECT)  # `run` goes there
-    summary = report_run.run(
-        RunConfig.resolve({"resume": str(directory.last), "out_dir": str(branch), "steps": 5})
+    project = clone(tmp_path / "clone", TRAINING | {NAMES[3]: ()})  # those that read it
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    done = command(
+        "run", f"--resume={directory.last}", f"--out_dir={branch}", "--steps=5", cwd=project
     )
+    assert done.returncode == 0, done.stderr
     assert "resumed at step 4" in branch.log.read_text(encoding="utf-8")
-    assert (
-        summary["step"] == branch.read_summary()["step"] == 5
-        and (branch.report / "04_results.html").exists()
-    )
+    assert branch.read_summary()["step"] == 5
+    assert (branch.report / "04_results.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source, words, status",
     [
@@ -301,6 +306,7 @@ def test_a_failing_cell_is_named_and_the_partly_executed_notebook_kept(
     assert "so far\\n" in kept and not (directory.notebooks / "03_training.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_executes_a_first_notebook_again_where_it_was_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "SOURCES", tmp_path / "notebooks")
     directory, config = (

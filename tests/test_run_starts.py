@@ -6,17 +6,25 @@ import subprocess
 import sys
 import time
 
+import pytest
 from conftest import PROJECT, rows_of
-from run_command import command, flags, outputs
+from run_command import TRAINING, clone, command, flags, outputs
 
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
 from gpt2_nb_utils.training.events import history, read_events
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every_notebook(
-    tmp_path, text_file
+    tmp_path, text_file, monkeypatch
 ):
+    show_the_text = {
+        "01_tokenization": ("corpus-load",),
+        "02_model": ("line",),
+        "03_training": ("small-model", "loop-figure", "run"),
+    }
+    monkeypatch.setenv("PYTHONPATH", str(clone(tmp_path / "clone", show_the_text)))
     elsewhere = tmp_path / "any folder"  # relative paths are the user's, wherever the project lies
     elsewhere.mkdir()
     out_dir = elsewhere / "run"
@@ -48,8 +56,8 @@ def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every
     process.wait()
     done = command("run", "--out_dir=run", "--resume=auto", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
-    for name in ("01_tokenization", "02_model", "03_training"):
-        assert str(text_file) in outputs(out_dir / "notebooks" / f"{name}.ipynb"), name
+    for name, (cell_id, *_) in show_the_text.items():
+        assert str(text_file) in outputs(out_dir / "notebooks" / f"{name}.ipynb", cell_id), name
     summary = RunDirectory(out_dir).read_summary()
     assert (summary["seed"], summary["step"], summary["corpus"]["path"]) == (
         5,
@@ -59,40 +67,23 @@ def test_a_killed_run_resumed_by_its_directory_alone_shows_its_own_text_in_every
     assert (out_dir / "report" / "04_results.html").exists()
 
 
-def test_a_run_on_the_demonstration_corpus_says_so_wherever_a_result_is_shown(
-    tmp_path, monkeypatch
-):
-    clone = (
-        tmp_path / "clone"
-    )  # a project without data/input.txt, from whose notebooks folder everything is started
-    clone.mkdir()
-    for name in ("gpt2_nb_utils", "notebooks"):
-        shutil.copytree(PROJECT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setenv(
-        "PYTHONPATH", str(clone)
-    )  # its package, and so its notebooks, not those that are installed
-    done = command(
-        "run",
-        "--preset=tiny",
-        "--max_tokens=300",
-        "--steps=2",
-        "--sample_every=1",
-        "--device=cpu",
-        cwd=clone / "notebooks",
-    )
+@pytest.mark.slow
+def test_a_run_on_the_demonstration_corpus_says_so_wherever_a_result_is_shown(solved, monkeypatch):
+    project, done = solved
+    monkeypatch.setenv("PYTHONPATH", str(project))
     assert done.returncode == 0, done.stderr
-    directory = RunDirectory(clone / "out" / "run")
+    directory = RunDirectory(project / "out" / "run")
     assert directory.read_summary()["corpus"]["source"] == "demo"
     said = {
         "end of the command": done.stdout,
         "log": directory.log.read_text(encoding="utf-8"),
         "samples": directory.samples.read_text(encoding="utf-8"),
         **{page.name: page.read_text(encoding="utf-8") for page in directory.report.glob("*.html")},
-        "sample": command("sample", str(directory), "--max_new_tokens=2", cwd=clone).stderr,
+        "sample": command("sample", str(directory), "--max_new_tokens=2", cwd=project).stderr,
     }
-    readme = clone / "README.md"
+    readme = project / "README.md"
     shutil.copy(PROJECT / "README.md", readme)
-    assert command("readme", str(directory), cwd=clone).returncode == 0
+    assert command("readme", str(directory), cwd=project).returncode == 0
     for block in ("SUMMARY", "PLOT", "LOGS", "METRICS", "SAMPLES", "REPRO"):
         said[block] = (
             readme.read_text(encoding="utf-8")
@@ -102,9 +93,12 @@ def test_a_run_on_the_demonstration_corpus_says_so_wherever_a_result_is_shown(
     assert [place for place, text in said.items() if "demonstration" not in text] == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_a_run_saves_the_training_builds_the_report_and_can_be_resumed(
-    tmp_path, text_file
+    tmp_path, text_file, monkeypatch
 ):
+    project = clone(tmp_path / "clone", TRAINING)
+    monkeypatch.setenv("PYTHONPATH", str(project))
     given = {
         "preset": "tiny",
         "input_file": text_file,
@@ -120,7 +114,7 @@ def test_ctrl_c_during_a_run_saves_the_training_builds_the_report_and_can_be_res
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "gpt2_nb_utils", "run", *flags(given)],
-        cwd=PROJECT,
+        cwd=project,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -139,7 +133,9 @@ def test_ctrl_c_during_a_run_saves_the_training_builds_the_report_and_can_be_res
         directory.read_summary()["status"] == "interrupted"
         and read_checkpoint(directory.last)["state"]["step"] == step >= 3
     )
-    done = command("run", f"--out_dir={directory}", "--resume=auto", f"--steps={step + 2}")
+    done = command(
+        "run", f"--out_dir={directory}", "--resume=auto", f"--steps={step + 2}", cwd=project
+    )
     assert done.returncode == 0, done.stderr
     assert directory.read_summary()["step"] == step + 2 and [
         row.step for row in history(read_events(directory.events)).rows

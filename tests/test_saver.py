@@ -269,6 +269,7 @@ def test_samples_of_a_step_that_is_saved_are_all_there_or_are_drawn_again(settin
     ]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_one_line_and_status_2(settings):
     given = settings(steps=2000, sample_every=0, target_loss=1e-9, eval_every=1, save_every=2000)
     code = (
@@ -330,6 +331,7 @@ def half_written(path: Path) -> list[Path]:
     return list(path.parent.glob(f".{path.name}.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_a_run_killed_in_the_midst_of_writing_goes_on_bit_for_bit(settings, tmp_path, name):
     given = settings(
@@ -375,6 +377,7 @@ def test_a_run_killed_in_the_midst_of_writing_goes_on_bit_for_bit(settings, tmp_
     assert half_written(directory.best) == half_written(directory.last) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_leaves_at_once_with_whole_files_and_none_half_written(settings):
     given = settings(steps=100_000, eval_every=100_000, save_every=1, sample_every=0)
     directory = RunDirectory(given["out_dir"])

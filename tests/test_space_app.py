@@ -23,7 +23,6 @@ import pytest
 import torch
 from conftest import PROJECT, needs_browser
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -146,7 +145,6 @@ def test_it_reads_a_text_as_our_own_tokenizer_does(model, text):
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=40), st.lists(st.integers(0, 4), max_size=30)
 )
-@hypothesis_settings(max_examples=60, deadline=None)
 def test_the_verbatim_stretch_is_the_longest_end_of_the_text_that_stands_in_the_corpus(
     app, corpus, text
 ):
@@ -983,6 +981,7 @@ def started(stub):
     return command
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_app_and_the_exit_status_tells_it(stub, number):
@@ -994,6 +993,7 @@ def test_a_signal_ends_the_app_and_the_exit_status_tells_it(stub, number):
     assert not app.is_running()
 
 
+@pytest.mark.slow
 def test_while_it_is_served_an_app_that_ends_is_one_line(stub):
     command = started(stub)
     psutil.Process(command.pid).children()[0].kill()

@@ -19,7 +19,6 @@ import pytest
 import torch
 from conftest import HOSTILE_TEXT, PROJECT
 from hypothesis import example, given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from shaken_model import shaken
 from space_fixture import APP
@@ -205,7 +204,6 @@ def test_the_tokenizer_of_transformers_cuts_the_text_as_ours_does_and_knows_the_
 
 @given(st.text() | st.text(" \n\t\r'aé♞\x00"))
 @example("  a  b \n\n c's 'll 123 ½ 中文 🎭")
-@hypothesis_settings(max_examples=150, deadline=None)
 def test_the_tokenizer_of_transformers_cuts_any_text_as_ours_does(tokenizer, text):
     assert tokenizer(text)["input_ids"] == encode(text).tolist()
 
@@ -646,7 +644,6 @@ def test_code_that_a_config_names_is_not_run_and_a_pipe_is_not_waited_for(model,
 @example(
     config=b'{"model_type": "gpt2"}', weights=b"\x10\x00\x00\x00\x00\x00\x00\x00{}              "
 )
-@hypothesis_settings(max_examples=100, deadline=None)
 def test_any_bytes_in_a_folder_are_refused_in_a_line(tmp_path_factory, config, weights):
     folder = tmp_path_factory.mktemp("bytes")
     (folder / "config.json").write_bytes(config)
@@ -917,6 +914,7 @@ main(["space", *sys.argv[2:]])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment", [0, 1]
 )  # in the midst of the weights; all written, the folder before out of the way, not renamed yet

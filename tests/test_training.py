@@ -54,6 +54,7 @@ def small_model() -> GPT2:
 # The target
 
 
+@pytest.mark.slow
 def test_tiny_learns_its_corpus_by_heart_from_random_weights(tmp_path, text_file):
     summary, directory = run(
         {
@@ -534,6 +535,7 @@ def test_a_device_that_does_not_compute_is_one_line(settings, monkeypatch, error
     assert not Path(given["out_dir"]).exists()
 
 
+@pytest.mark.slow
 def test_compile_without_a_compiler_is_one_line_and_nothing_is_written(settings):
     given = settings(compile=True)
     done = subprocess.run(
@@ -680,6 +682,7 @@ def test_a_run_directory_holds_what_the_contract_says(settings):
     )
 
 
+@pytest.mark.slow
 def test_recall_is_counted_at_every_measurement_of_the_training_loss(settings):
     _, directory = run(
         settings(
@@ -773,6 +776,7 @@ def test_work_after_the_checkpoint_is_dropped_from_the_logs_and_done_again(setti
     assert [row[:6] for row in files_of(directory)["rows"]] == [row[:6] for row in expected["rows"]]
 
 
+@pytest.mark.slow
 def test_sigint_finishes_the_step_saves_and_a_resumed_run_goes_on(settings, tmp_path):
     given = settings(steps=100_000, eval_every=100_000, save_every=100_000, sample_every=0)
     command = [
@@ -967,6 +971,7 @@ def test_a_named_checkpoint_goes_on_in_its_own_directory_or_in_a_new_one_but_nev
         assert torch.equal(tensor, read_checkpoint(third.last)["model"][name])
 
 
+@pytest.mark.slow
 def test_a_second_process_in_the_same_directory_is_refused_and_a_lock_left_behind_is_not_in_the_way(
     settings,
 ):
@@ -999,6 +1004,7 @@ def test_a_second_process_in_the_same_directory_is_refused_and_a_lock_left_behin
     assert summary["status"] == "steps_done"
 
 
+@pytest.mark.slow
 def test_each_command_that_went_on_with_a_run_is_recorded(settings):
     def command(*words):
         subprocess.run(

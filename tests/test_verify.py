@@ -357,6 +357,7 @@ def test_a_run_in_bf16_is_audited_in_fp32(tmp_path, text):
     assert audited(run) == fails(weights.below_target)
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_went_on_has_an_unbroken_chain(tmp_path, text):
     run = RunDirectory(tmp_path / "run")
     given = {
