@@ -29,8 +29,7 @@ from gpt2_nb_utils.bench.worker import Figures, Worker, in_turn, ratios
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.report.notebooks import SOURCES
-from gpt2_nb_utils.results.record import read_summary
-from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.results.record import read_record
 from gpt2_nb_utils.training.distributed import DistContext
 from gpt2_nb_utils.training.precision import Precision
 
@@ -159,7 +158,7 @@ def _train(
         else:
             words = [f"--{name}={value}" for name, value in given.items()]
         seconds, _ = run_command([sys.executable, "-m", *module, *words], **environment)
-        summary = read_summary(RunDirectory(out_dir))
+        summary = read_record(out_dir).summary
     tokens, wall_seconds = summary.tokens_seen, summary.wall_seconds
     return [tokens / summary.seconds, tokens / wall_seconds, seconds - wall_seconds]
 
