@@ -718,7 +718,7 @@ def test_the_log_is_one_line_each_whatever_the_text(settings):
     _, directory = run(settings())
     record = Recorder(directory, read_events(directory.events), directory.claim(resume=True))
     before = directory.log.read_text(encoding="utf-8")
-    record.note("hostile\nname \x1b[2J")
+    record.append("note", text="hostile\nname \x1b[2J")
     (line,) = directory.log.read_text(encoding="utf-8").removeprefix(before).splitlines()
     assert "\x1b" not in line and "\\n" in line
     record.end("steps_done")
