@@ -13,6 +13,7 @@ characters that a terminal or an editor would act on is a JSON string after `|= 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
@@ -65,8 +66,9 @@ def read_samples(path: Path) -> list[Sample]:
     Raises:
         OSError, ValueError, TypeError: it cannot be read, is not UTF-8, or holds something else.
     """
-    # A killed run may have left half a block, or half a character, at the end.
-    whole = read_regular(path).replace(b"\r\n", b"\n").rpartition(b"\n\n")[0].decode("utf-8")
+    content = read_regular(path).replace(b"\r\n", b"\n")
+    # A killed run may have left half a character, or half a block, at the end.
+    whole = codecs.getincrementaldecoder("utf-8")().decode(content).rpartition("\n\n")[0]
     return [_sample(block.strip("\n")) for block in whole.split("\n\n") if block.strip("\n")]
 
 
