@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -82,13 +82,14 @@ GPT-2 124M. A setting given by hand wins over its preset."""
 _RECIPE = ("optimizer", "lr", "embedding_lr", "vector_lr", "momentum")
 
 GROUPS = {
-    "data": "Where the text comes from and where the run goes",
-    "model": "The network (GPT-2 124M by default)",
-    "optimisation": "Batches, optimizer and schedule",
-    "stop": "When to stop, measure, log and save",
-    "samples": "Periodic generations",
-    "machine": "Device and precision",
+    "preset": ("data", "Where the text comes from and where the run goes"),
+    "block_size": ("model", "The network (GPT-2 124M by default)"),
+    "batch_size": ("optimisation", "Batches, optimizer and schedule"),
+    "steps": ("stop", "When to stop, measure, log and save"),
+    "sample_every": ("samples", "Periodic generations"),
+    "device": ("machine", "Device and precision"),
 }
+"""The groups of flags in the help, each by the setting with which it begins in `RunConfig`."""
 
 
 # No number of any use reaches the upper bounds; far larger ones overflow in arithmetic instead of
@@ -119,20 +120,18 @@ def _file_name(path: str) -> str:
 FileName = Annotated[str, AfterValidator(_writable_text), AfterValidator(_file_name)]
 
 
-def _setting(default: Any, group: str, *also: str) -> Any:
-    """A field of `RunConfig`. The docstring below it is its help text.
-
-    Args:
-        default: its value where neither a person nor the preset gives one.
-        group: one of `GROUPS`.
-        also: names that other programs give it, for "did you mean". Those that resemble its name
-            are found without being listed.
-    """
-    return Field(default, json_schema_extra={"group": group, "also": also})
+def _setting(default: Any, *also: str) -> Any:
+    """A setting with the names that other programs give it, for "did you mean". Those that resemble
+    its own name are found without being listed."""
+    return Field(default, json_schema_extra={"also": also})
 
 
 class RunConfig(BaseModel):
-    """All settings of a run, complete and checked. Build it with `RunConfig.resolve`."""
+    """All settings of a run, complete and checked. Build it with `RunConfig.resolve`.
+
+    The text below each setting is its help. Its default holds where neither a person nor the preset
+    gives a value.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -142,114 +141,108 @@ class RunConfig(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    preset: Literal["auto", "tiny", "sanity", "full"] = _setting("auto", "data")
+    preset: Literal["auto", "tiny", "sanity", "full"] = "auto"
     """named set of defaults; auto takes full on a CUDA GPU, sanity elsewhere"""
-    input_file: FileName = _setting("", "data", "data_path")
+    input_file: FileName = _setting("", "data_path")
     """UTF-8 text to train on; empty means data/input.txt, else a download, else a demonstration
     text"""
-    out_dir: FileName = _setting("out/run", "data", "output", "save_dir")
+    out_dir: FileName = _setting("out/run", "output", "save_dir")
     """run directory for logs, samples, checkpoints, figures and the report"""
-    max_tokens: CountOrZero = _setting(0, "data", "limit_tokens")
+    max_tokens: CountOrZero = _setting(0, "limit_tokens")
     """train on the first tokens of the corpus only; 0 means all of it"""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = _setting(1337, "data", "random_state")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = _setting(1337, "random_state")
     """seed of weights, window order and samples"""
-    resume: FileName = _setting("", "data", "checkpoint", "continue")
+    resume: FileName = _setting("", "checkpoint", "continue")
     """auto goes on with the run in out_dir; a checkpoint path goes on from that file"""
-    overwrite: bool = _setting(False, "data", "force")
+    overwrite: bool = _setting(False, "force")
     """throw away the run that out_dir already holds"""
 
-    block_size: Count = _setting(
-        1024, "model", "context_length", "n_ctx", "max_position_embeddings"
-    )
+    block_size: Count = _setting(1024, "context_length", "n_ctx", "max_position_embeddings")
     """longest context, in tokens (rows of the position embedding)"""
-    n_layer: Count = _setting(12, "model", "depth")
+    n_layer: Count = _setting(12, "depth")
     """transformer blocks"""
-    n_head: Count = _setting(12, "model", "num_attention_heads")
+    n_head: Count = _setting(12, "num_attention_heads")
     """attention heads per block"""
-    n_embd: Count = _setting(768, "model", "d_model", "hidden_size", "embedding_dim", "width")
+    n_embd: Count = _setting(768, "d_model", "hidden_size", "embedding_dim", "width")
     """width of the embeddings; must be divisible by n_head"""
 
-    batch_size: Count = _setting(4, "optimisation", "bs")
+    batch_size: Count = _setting(4, "bs")
     """windows in one micro-batch"""
-    seq_len: Count = _setting(128, "optimisation", "sequence_length", "window")
+    seq_len: Count = _setting(128, "sequence_length", "window")
     """tokens in one window"""
-    grad_accum: Count = _setting(1, "optimisation", "accumulation_steps", "accum_steps")
+    grad_accum: Count = _setting(1, "accumulation_steps", "accum_steps")
     """micro-batches added up in one step"""
-    randomize_batches: bool = _setting(True, "optimisation", "shuffle_batches")
+    randomize_batches: bool = _setting(True, "shuffle_batches")
     """draw the windows of each epoch in a new random order; false reads the file in order"""
-    optimizer: Literal["adamw", "muon"] = _setting("adamw", "optimisation")
+    optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw for everything, or muon for the matrices of the blocks and AdamW for the rest; lr given
     alone means adamw"""
-    lr: Rate = _setting(3e-4, "optimisation", "learning_rate", "peak_lr", "matrix_lr")
+    lr: Rate = _setting(3e-4, "learning_rate", "peak_lr", "matrix_lr")
     """peak learning rate; of the matrices in the blocks where the next two are set"""
-    embedding_lr: Rate = _setting(0.0, "optimisation", "wte_lr")
+    embedding_lr: Rate = _setting(0.0, "wte_lr")
     """peak learning rate of the token and position embeddings; 0 takes lr"""
-    vector_lr: Rate = _setting(0.0, "optimisation", "scalar_lr", "bias_lr", "lr_rest")
+    vector_lr: Rate = _setting(0.0, "scalar_lr", "bias_lr", "lr_rest")
     """peak learning rate of biases and LayerNorms; 0 takes lr"""
-    lr_schedule: Literal["constant", "linear", "cosine", "wsd"] = _setting(
-        "cosine", "optimisation", "lr_decay"
-    )
+    lr_schedule: Literal["constant", "linear", "cosine", "wsd"] = _setting("cosine", "lr_decay")
     """learning rate after the warm-up; wsd is stable first and decays at the end"""
-    warmup_steps: CountOrZero = _setting(0, "optimisation")
+    warmup_steps: CountOrZero = 0
     """steps over which the learning rate rises to its peak"""
-    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = _setting(0.0, "optimisation", "final_lr")
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = _setting(0.0, "final_lr")
     """learning rate at the last step as a share of lr"""
-    decay_share: Annotated[float, Field(gt=0, le=1)] = _setting(
-        0.5, "optimisation", "cooldown", "decay_fraction"
-    )
+    decay_share: Annotated[float, Field(gt=0, le=1)] = _setting(0.5, "cooldown", "decay_fraction")
     """share of the steps over which wsd decays"""
-    weight_decay: Annotated[float, Field(ge=0, lt=1e6)] = _setting(0.1, "optimisation", "wd", "l2")
+    weight_decay: Annotated[float, Field(ge=0, lt=1e6)] = _setting(0.1, "wd", "l2")
     """decay of the weight matrices; biases and norms take none of it"""
-    beta1: Decay = _setting(0.9, "optimisation", "adam_beta1")
+    beta1: Decay = _setting(0.9, "adam_beta1")
     """decay of the gradient mean in AdamW"""
-    beta2: Decay = _setting(0.95, "optimisation", "adam_beta2")
+    beta2: Decay = _setting(0.95, "adam_beta2")
     """decay of the squared-gradient mean in AdamW"""
-    momentum: Decay = _setting(0.95, "optimisation")
+    momentum: Decay = 0.95
     """decay of the gradient mean in Muon"""
-    clip_grad: Rate = _setting(1.0, "optimisation", "max_grad_norm", "gradient_clip_val")
+    clip_grad: Rate = _setting(1.0, "max_grad_norm", "gradient_clip_val")
     """largest gradient norm; 0 means no clipping"""
 
-    steps: Count = _setting(30, "stop", "num_steps", "max_iters", "iterations")
+    steps: Count = _setting(30, "num_steps", "max_iters", "iterations")
     """optimizer updates at most"""
     target_loss: Annotated[float, Field(gt=0, lt=1e32)] = _setting(
-        TARGET_LOSS, "stop", "target", "threshold"
+        TARGET_LOSS, "target", "threshold"
     )
     """training loss over the whole corpus below which the run stops, in nats per token"""
-    log_every: Count = _setting(10, "stop", "log_interval", "logging_steps")
+    log_every: Count = _setting(10, "log_interval", "logging_steps")
     """steps between two lines of the log"""
-    eval_every: Count = _setting(50, "stop", "eval_interval", "eval_steps")
+    eval_every: Count = _setting(50, "eval_interval", "eval_steps")
     """steps between two measurements of the training loss"""
-    eval_windows: CountOrZero = _setting(16, "stop", "eval_iters")
+    eval_windows: CountOrZero = _setting(16, "eval_iters")
     """windows on which the training loss is estimated; 0 measures the whole corpus each time"""
-    save_every: Count = _setting(100, "stop", "save_interval", "save_steps", "checkpoint_every")
+    save_every: Count = _setting(100, "save_interval", "save_steps", "checkpoint_every")
     """steps between two saves of checkpoints/last.pt; it is written less often where that would
     take over 3 % of the time"""
 
-    sample_every: CountOrZero = _setting(100, "samples", "sample_interval")
+    sample_every: CountOrZero = _setting(100, "sample_interval")
     """steps between two generations; 0 means none"""
     prompt: Annotated[str, Field(min_length=1), AfterValidator(_writable_text)] = _setting(
-        "First Citizen:", "samples", "start", "sample_prompt"
+        "First Citizen:", "start", "sample_prompt"
     )
     """text that the first sample continues"""
-    num_prompts: Count = _setting(3, "samples", "n_samples")
+    num_prompts: Count = _setting(3, "n_samples")
     """samples each time; those after the first continue openings taken from the corpus"""
-    max_new_tokens: Count = _setting(60, "samples", "sample_length", "num_tokens")
+    max_new_tokens: Count = _setting(60, "sample_length", "num_tokens")
     """tokens generated for a sample"""
-    top_k: CountOrZero = _setting(40, "samples")
+    top_k: CountOrZero = 40
     """draw among the k likeliest tokens; 0 means all"""
-    temperature: Rate = _setting(0.8, "samples", "temp")
+    temperature: Rate = _setting(0.8, "temp")
     """divides the logits before drawing; 0 takes the likeliest"""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = _setting(
-        "auto", "machine", "accelerator", "gpu"
+        "auto", "accelerator", "gpu"
     )
     """auto, cpu, cuda or cuda:N"""
     amp: Literal["auto", "fp16", "bf16", "fp32"] = _setting(
-        "auto", "machine", "dtype", "mixed_precision", "bf16"
+        "auto", "dtype", "mixed_precision", "bf16"
     )
     """precision of the matrix products; auto takes fp16 with a GradScaler on CUDA, bf16 on a CPU
     with units for it, else fp32"""
-    compile: bool = _setting(False, "machine")
+    compile: bool = False
     """speed up the model with torch.compile"""
 
     _given: set[str] = PrivateAttr(default_factory=set)
@@ -341,7 +334,7 @@ def nearest_name(name: str) -> str:
     settings = {
         spelling: setting
         for setting, field in RunConfig.model_fields.items()
-        for spelling in (setting, *field.json_schema_extra["also"])
+        for spelling in (setting, *(field.json_schema_extra or {"also": ()})["also"])
     }
     written = name.lower().replace("-", "_")
     (nearest,) = difflib.get_close_matches(written, settings, n=1, cutoff=0)
@@ -414,22 +407,23 @@ def counted(what: str, highest: int = 10**12) -> Callable[[str], int]:
 
 def add_flags(
     parser: argparse.ArgumentParser,
-    names: Iterable[str] | None = None,
+    names: Collection[str] | None = None,
     presets: dict[str, dict[str, Any]] = PRESETS,
 ) -> None:
     """Give `parser` one `--flag` per setting, grouped; only flags that were given appear in the
     result.
 
     Args:
-        names: the settings, in the order of `RunConfig`; all, when None.
+        names: the settings; all, when None.
         presets: those of the command, for the defaults that the help states.
     """
-    sections: dict[str, Any] = {}
-    for name in names or RunConfig.model_fields:
-        field = RunConfig.model_fields[name]
-        group = field.json_schema_extra["group"]
-        if group not in sections:
-            sections[group] = parser.add_argument_group(group, GROUPS[group])
+    for name, field in RunConfig.model_fields.items():
+        if name in GROUPS:
+            section = None
+            group = GROUPS[name]
+        if names is not None and name not in names:
+            continue
+        section = section or parser.add_argument_group(*group)
         kind = _plain_type(name)
         options = {
             "default": argparse.SUPPRESS,
@@ -439,13 +433,13 @@ def add_flags(
         }
         if kind is not bool:
             metavar = "|".join(get_args(field.annotation)) or kind.__name__.upper()
-            sections[group].add_argument(f"--{name}", type=kind, metavar=metavar, **options)
+            section.add_argument(f"--{name}", type=kind, metavar=metavar, **options)
             continue
-        sections[group].add_argument(
+        section.add_argument(
             f"--{name}", nargs="?", const=True, type=_boolean, metavar="true|false", **options
         )
         options["help"] = argparse.SUPPRESS
-        sections[group].add_argument(
+        section.add_argument(
             f"--no_{name}", f"--no-{name}", dest=name, action="store_false", **options
         )
 
