@@ -9,6 +9,7 @@ import pytest
 from conftest import PROJECT
 from run_command import TRAINING, clone, command, outputs, stand_ins
 
+from gpt2_nb_utils.__main__ import main
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.report import notebooks
@@ -143,17 +144,18 @@ def test_a_users_mistake_is_one_line_with_status_2(words, status, parts, tmp_pat
         ("Müller ".encode("latin-1") * 99, "not UTF-8"),
     ],
 )
-def test_a_text_that_cannot_be_used_leaves_no_run_directory(content, words, tmp_path):
+def test_a_text_that_cannot_be_used_leaves_no_run_directory(
+    content, words, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(PROJECT)  # `run` goes there
     path = tmp_path / "input.txt"
     if content is not None:
         path.write_bytes(content)
     for name in ("run", "train"):
-        done = command(
-            name, f"--input_file={path}", f"--out_dir={tmp_path / 'out'}", "--preset=tiny"
-        )
-        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, (
-            done.stderr
-        )
+        given = [f"--input_file={path}", f"--out_dir={tmp_path / 'out'}", "--preset=tiny"]
+        assert main([name, *given]) == 2
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1, said
         assert not (tmp_path / "out").exists()
 
 
