@@ -363,7 +363,7 @@ def test_an_excerpt_longer_than_the_text_is_the_same_run_again(spec, tmp_path):
         ({"../a": {}}, "", r"run '../a': the name becomes a folder"),
         ({"": {}}, "", r"run '': the name becomes a folder"),
         ({"con": {}}, "", r"run 'con': the name becomes a folder"),
-        ({"a": {}, "A": {}}, "", r"run 'A': 'a' has the same name but for capitals"),
+        ({"a": {}, "A": {}}, "", r"run 'A': the name becomes a folder: .* lower-case letters"),
         ({}, "", r"runs: Field required: a spec holds"),
         (
             {"a": {}},
@@ -371,7 +371,7 @@ def test_an_excerpt_longer_than_the_text_is_the_same_run_again(spec, tmp_path):
             r"rnus: Extra inputs are not permitted: a spec holds a title, \[common\]",
         ),
         ({"a": {}}, "runs.b = 3", r"runs.b: Input should be a valid dictionary: a spec holds"),
-        ({"a": {}}, "runs.b.c.lr = 3", r"run 'b': 'c' is a table, not a setting"),
+        ({"a": {}}, "runs.b.c.lr = 3", r"run 'b': unknown setting 'c'"),
         ({"a": {}}, "runs.a = 3", r"not valid TOML"),
         ({"a": {"input_file": "no/such/file.txt"}}, "", r"no/such/file.txt"),
     ],

@@ -19,6 +19,7 @@ import psutil
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.progress import CSS_CLASS, Progress
+from gpt2_nb_utils.report.notebook_html import execution, read_notebook
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.training.stop_request import StopRequest
 
@@ -59,15 +60,14 @@ def run_notebooks(
         UserError: a notebook is missing.
     """
     for name in names:
-        source = _source(name)
-        if not source.exists():
-            raise UserError(f"{source} is missing: run from a complete clone of the project")
+        if not _source(name).exists():
+            raise UserError(f"{_source(name)} is missing: run from a complete clone of the project")
     for name in names:
         if stop:
             raise KeyboardInterrupt
         target = directory.notebooks / f"{name}.ipynb"
         if not (config.resume and name in NAMES[:2] and _ran_to_its_end(_source(name), target)):
-            _execute(name, target, config, stop)
+            _execute(_source(name), target, config, stop)
 
 
 def _source(name: str) -> Path:
@@ -98,19 +98,18 @@ def parameters_for(source: Path, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _execute(name: str, target: Path, config: RunConfig, stop: StopRequest | bool) -> None:
+def _execute(source: Path, target: Path, config: RunConfig, stop: StopRequest | bool) -> None:
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    source = _source(name)
     target.parent.mkdir(parents=True, exist_ok=True)
+    at = fix = ""
     # papermill adds a cell with the given parameters.
-    with _Watch(name, 1 + len(nbformat.read(source, as_version=4).cells)) as watch:
+    with _Watch(source.stem, 1 + len(nbformat.read(source, as_version=4).cells)) as watch:
         try:
             papermill.execute_notebook(
-                os.path.relpath(
-                    source
-                ),  # the executed notebook, which may be published, records it
+                # Relative: the executed notebook, which may be published, records it.
+                os.path.relpath(source),
                 str(target),
                 parameters_for(source, config),
                 kernel_name="python3",
@@ -121,37 +120,38 @@ def _execute(name: str, target: Path, config: RunConfig, stop: StopRequest | boo
                 # Level 50: what the kernel itself says would tear the progress line.
                 extra_arguments=["--log-level=50"],
             )
-            if stop:  # the notebook took the interrupt well, or its kernel was not there yet
-                raise KeyboardInterrupt
-        # RuntimeError, from nbclient: the kernel died, or did not start.
-        except (papermill.PapermillExecutionError, RuntimeError) as error:
-            if stop:
-                raise KeyboardInterrupt from None
-            if isinstance(error, RuntimeError):
-                at, what, status = "", str(error), 1
-                fix = "; --resume auto goes on from the last checkpoint"
-            else:
-                at, fix = f" (`{error.source.strip().splitlines()[0]}`)", ""
-                what = f"{error.ename}: {error.evalue}"
-                status = 2 if error.ename == "UserError" else 1
+            failed = None
+        except papermill.PapermillExecutionError as error:
+            failed, status = (
+                f"{error.ename}: {error.evalue}",
+                2 if error.ename == "UserError" else 1,
+            )
+            at = f" (`{error.source.strip().splitlines()[0]}`)"
+        except RuntimeError as error:  # from nbclient: the kernel died, or did not start
+            failed, status = str(error), 1
+            fix = "; --resume auto goes on from the last checkpoint"
+        if stop:  # also where the notebook took the interrupt well, or its kernel was not there yet
+            raise KeyboardInterrupt
+        if failed is not None:
             raise NotebookFailed(
-                f"{name}.ipynb, cell {watch.cells_done + 1} of {watch.n_cells}{at}: "
-                f"{' '.join(what.split())} (executed so far: {target}){fix}",
+                f"{source.name}, cell {watch.cells_done + 1} of {watch.n_cells}{at}: "
+                f"{' '.join(failed.split())} (executed so far: {target}){fix}",
                 status,
-            ) from None
+            )
 
 
 def _ran_to_its_end(source: Path, executed: Path) -> bool:
     try:
-        cells = nbformat.read(executed, as_version=4).cells
-    except (OSError, ValueError, nbformat.reader.NotJSONError):
+        notebook = read_notebook(executed)
+    except ValueError:
         return False
     own = [
-        cell.source for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])
+        cell.source
+        for cell in notebook.cells
+        if "injected-parameters" not in cell.metadata.get("tags", [])
     ]
-    return own == [cell.source for cell in nbformat.read(source, as_version=4).cells] and all(
-        cell.metadata.get("papermill", {}).get("status") == "completed" for cell in cells
-    )
+    now = [cell.source for cell in nbformat.read(source, as_version=4).cells]
+    return own == now and execution(notebook).whole
 
 
 def interrupt_kernel() -> None:

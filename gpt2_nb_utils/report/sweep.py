@@ -19,7 +19,8 @@ from __future__ import annotations
 import gc
 import re
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +33,23 @@ from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.figures.style import png
 from gpt2_nb_utils.figures.training import sweep_curves
 from gpt2_nb_utils.files import write_atomically
+from gpt2_nb_utils.results.record import Record, read_record
 from gpt2_nb_utils.results.verdict import loss_text
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.text import markdown_table, markdown_text
 from gpt2_nb_utils.tokenization.corpus import load_corpus
 from gpt2_nb_utils.training import recipe
-from gpt2_nb_utils.training.events import history, read_events
 from gpt2_nb_utils.training.precision import Precision
-from gpt2_nb_utils.training.records import Row
 from gpt2_nb_utils.training.sweep_results import FINISHED, Outcome, Sweep, write_sweep
 from gpt2_nb_utils.training.train import train
 
 TABLE, FIGURE = "table.md", "curves.png"
 _SPEC_COPY = "spec.toml"
 """The spec as it was run. A folder that holds it is that of a sweep."""
-_SET_BY_THE_SWEEP = ("out_dir", "resume", "overwrite")
+_SET_BY_THE_SWEEP = {"out_dir", "resume", "overwrite"}
 _LONGEST_REASON = 300
-_NAME = re.compile(  # Windows has no file by the names in the first group
-    r"(?!(?:con|prn|aux|nul|com\d|lpt\d)$)[a-z0-9][a-z0-9_-]{0,63}", re.IGNORECASE | re.ASCII
-)
+# Windows has no file by the names in the first group, and one folder for names that differ in case.
+_NAME = re.compile(r"(?!(?:con|prn|aux|nul|com\d|lpt\d)$)[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 
 
 class Spec(pydantic.BaseModel):
@@ -78,17 +77,16 @@ def read_spec(path: Path) -> Spec:
     try:
         return Spec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise UserError(
-            f"spec {path} cannot be read ({error.strerror}): name a TOML file"
-        ) from None
+        problem = f"cannot be read ({error.strerror})"
     except pydantic.ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(
-            f"spec {path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}: a spec holds a "
-            f"title, [common] settings and one table [runs.NAME] of settings for each run"
-        ) from None
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except ValueError as error:  # not UTF-8, or not TOML
-        raise UserError(f"spec {path} is not valid TOML ({error}): correct it there") from None
+        problem = f"not valid TOML ({error})"
+    raise UserError(
+        f"spec {path}: {problem}: a spec holds a title, [common] settings and one table [runs.NAME] "
+        f"of settings for each run, in TOML"
+    )
 
 
 @dataclass(frozen=True)
@@ -100,18 +98,22 @@ class Run:
     directory: RunDirectory
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """What the run recorded; empty where it has not started."""
-        summary = self.directory.read_summary() if self.directory.summary.exists() else {}
-        if summary.get("status") == "running":
-            summary["status"] = "interrupted"  # it was killed: this process trains one at a time
-        return summary
+    def record(self) -> Record | None:
+        """What the run recorded; None where it has not started."""
+        return read_record(self.directory.path) if self.directory.summary.exists() else None
 
-    @property
-    def rows(self) -> list[Row]:
-        """Its curve so far."""
-        events = self.directory.events
-        return history(read_events(events)).rows if events.exists() else []
+    def outcome(self, varying: list[str] | None = None) -> Outcome:
+        """How it ended, with these of its settings."""
+        record = self.record
+        found = record.summary.model_dump(exclude_none=True) if record else {}
+        if found.get("status") == "running":  # it was killed: this process trains one at a time
+            found["status"] = "interrupted"
+        return Outcome(
+            self.name,
+            {name: str(getattr(self.config, name)) for name in varying or ()},
+            self.config.tokens_per_step,
+            **found,
+        )
 
 
 def resolve_runs(spec: Spec, out_dir: Path) -> list[Run]:
@@ -121,50 +123,39 @@ def resolve_runs(spec: Spec, out_dir: Path) -> list[Run]:
         UserError: a name, a setting or a value is not valid, or a directory holds a run that was
             made with other settings.
     """
-    runs: dict[str, Run] = {}
+    runs = []
     for name, settings in spec.runs.items():
         try:
             if not _NAME.fullmatch(name):
-                raise UserError("the name becomes a folder: take up to 64 letters, digits, - and _")
-            config = _resolve({**spec.common, **settings}, out_dir / name)
-            run = Run(name, config, RunDirectory(config.out_dir))
-            _refuse_other_settings(run)
-            if (other := runs.setdefault(name.lower(), run)) is not run:
                 raise UserError(
-                    f"{other.name!r} has the same name but for capitals, and some systems have one "
-                    f"folder for both: rename one"
+                    "the name becomes a folder: take up to 64 lower-case letters, digits, - and _"
                 )
+            given = {**spec.common, **settings}
+            if taken := given.keys() & _SET_BY_THE_SWEEP:
+                raise UserError(
+                    f"{min(taken)} is set by the sweep, which resumes its runs: leave it out"
+                )
+            given |= {"out_dir": str(out_dir / name), "resume": "auto"}
+            config = RunConfig.resolve(given)
+            Precision.of(config)  # raises where this machine lacks the device
+            runs.append(Run(name, config, RunDirectory(config.out_dir)))
+            _refuse_other_settings(runs[-1])
         except UserError as error:
             raise UserError(f"run {name!r}: {error}") from None
-    return list(runs.values())
-
-
-def _resolve(given: dict[str, Any], out_dir: Path) -> RunConfig:
-    for name, value in given.items():
-        if name in _SET_BY_THE_SWEEP:
-            raise UserError(f"{name} is set by the sweep, which resumes its runs: leave it out")
-        if isinstance(value, dict):
-            raise UserError(
-                f"{name!r} is a table, not a setting (a dot in [runs.NAME] makes one): leave out "
-                f"the dot"
-            )
-    config = RunConfig.resolve({**given, "out_dir": str(out_dir), "resume": "auto"})
-    Precision.of(config)  # raises where this machine lacks the device
-    return config
+    return runs
 
 
 def _refuse_other_settings(run: Run) -> None:
-    if not run.directory.summary.exists():
+    if not (record := run.record):
         return
-    recorded = run.directory.read_config()
-    if run.config.max_tokens >= run.summary["corpus"]["tokens"]:
-        # An excerpt that covers the whole text is recorded as 0.
-        recorded["max_tokens"] = recorded["max_tokens"] or run.config.max_tokens
     for name, value in run.config:
-        if name not in _SET_BY_THE_SWEEP and recorded.get(name, value) != value:
+        recorded = record.setting(name)
+        if name == "max_tokens" and value >= record.summary.corpus.tokens:
+            recorded = recorded or value  # an excerpt that covers the whole text is recorded as 0
+        if name not in _SET_BY_THE_SWEEP and recorded not in (None, value):
             raise UserError(
-                f"{run.directory} was made with {name} {recorded[name]}, the spec says {value}: "
-                f"delete that folder, or name another --out_dir"
+                f"{run.directory} was made with {name} {recorded}, the spec says {value}: delete "
+                f"that folder, or name another --out_dir"
             )
 
 
@@ -187,13 +178,16 @@ def sweep(spec_file: Path, out_dir: Path, keep_checkpoints: bool = False) -> Swe
     """
     spec = read_spec(spec_file)
     runs = resolve_runs(spec, out_dir)
-    settings = [run.config.model_dump(exclude=set(_SET_BY_THE_SWEEP)) for run in runs]
+    settings = [run.config.model_dump(exclude=_SET_BY_THE_SWEEP) for run in runs]
     varying = [name for name in settings[0] if len({each[name] for each in settings}) > 1]
     common = [f"{name} {value}" for name, value in spec.common.items() if name not in varying]
     corpora = [load_corpus(file) for file in sorted({run.config.input_file for run in runs})]
     is_demo = any(corpus.source == "demo" for corpus in corpora)
-    about = Sweep(
-        outcomes=[],
+    collect = partial(
+        _collect,
+        out_dir,
+        runs,
+        varying,
         title=spec.title + " (demonstration corpus)" * is_demo,
         corpus="; ".join(corpus.describe() for corpus in corpora),
         common=", ".join(common) or "none",
@@ -201,56 +195,44 @@ def sweep(spec_file: Path, out_dir: Path, keep_checkpoints: bool = False) -> Swe
     with _lock(out_dir):
         write_atomically(out_dir / _SPEC_COPY, spec_file.read_bytes())
         for number, run in enumerate(runs, start=1):
-            status = run.summary.get("status", "not started")
-            print(
-                f"run {number} of {len(runs)}, {run.name}: {status.replace('_', ' ')}", flush=True
-            )
-            if status in (*FINISHED, "failed"):
-                continue
-            status = _train(run)
-            if status in FINISHED:
-                run.directory.last.unlink(missing_ok=True)
-                if not keep_checkpoints:
-                    run.directory.best.unlink(missing_ok=True)
-            _write_results(out_dir, about, runs, varying)
+            status = run.outcome().status
+            shown = status.replace("_", " ")
+            print(f"run {number} of {len(runs)}, {run.name}: {shown}", flush=True)
+            if status not in (*FINISHED, "failed"):
+                _train(run, keep_checkpoints)
+                status = run.outcome().status
+            result = collect()
             if status == "interrupted":
                 break
-        return _write_results(out_dir, about, runs, varying)
+        return result
 
 
 def _lock(out_dir: Path) -> filelock.AcquireReturnProxy:
     """A lock on the folder; a UserError where it cannot be used, or another sweep is at work there."""
+    problem = "holds files but no sweep: name a new or empty folder"
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         names = {entry.name for entry in out_dir.iterdir()} - {".lock"}
-        if names and _SPEC_COPY not in names:
-            raise UserError(
-                f"out_dir {out_dir} holds files but no sweep: name a new or empty folder "
-                f"(--out_dir)"
-            )
-        return filelock.FileLock(out_dir / ".lock", timeout=0).acquire()
+        if not names or _SPEC_COPY in names:
+            return filelock.FileLock(out_dir / ".lock", timeout=0).acquire()
     except filelock.Timeout:
-        raise UserError(
-            f"out_dir {out_dir}: another sweep is at work there: wait for it, or name another "
-            f"folder (--out_dir)"
-        ) from None
+        problem = "is taken, another sweep is at work there: wait for it, or name another folder"
     except OSError as error:
-        raise UserError(
-            f"out_dir {out_dir} cannot be used ({error.strerror}): name a folder that you may "
-            f"write to (--out_dir)"
-        ) from None
+        problem = f"cannot be used ({error.strerror}): name a folder that you may write to"
+    raise UserError(f"out_dir {out_dir} {problem} (--out_dir)")
 
 
-def _train(run: Run) -> str:
-    """Train one run; its status."""
+def _train(run: Run, keep_checkpoints: bool) -> None:
     try:
-        return train(run.config)["status"]
+        if train(run.config)["status"] in FINISHED:
+            run.directory.last.unlink(missing_ok=True)
+            if not keep_checkpoints:
+                run.directory.best.unlink(missing_ok=True)
     except Exception:
-        summary = run.summary
-        if summary.get("status") != "failed":
+        ended = run.outcome()
+        if ended.status != "failed":
             raise  # refused before the training began: nothing is wrong with these settings
-        print(f"failed: {summary['reason'][:_LONGEST_REASON]}", flush=True)
-        return "failed"
+        print(f"failed: {ended.reason[:_LONGEST_REASON]}", flush=True)
     finally:
         # The parts of a run refer to each other, so counting references does not free its memory.
         gc.collect()
@@ -260,20 +242,11 @@ def _train(run: Run) -> str:
             torch.cuda.empty_cache()
 
 
-def _write_results(out_dir: Path, about: Sweep, runs: list[Run], varying: list[str]) -> Sweep:
-    """Collect the results from the run directories; write the data, the table and the figure."""
-    outcomes = [
-        Outcome(
-            run.name,
-            {name: str(getattr(run.config, name)) for name in varying},
-            run.config.tokens_per_step,
-            **run.summary,
-        )
-        for run in runs
-    ]
-    outcomes.sort(key=lambda outcome: outcome.rank)
-    curves = {run.name: run.rows for run in runs}
-    result = replace(about, outcomes=outcomes, curves=curves)
+def _collect(out_dir: Path, runs: list[Run], varying: list[str], **about: str) -> Sweep:
+    """The results as the run directories have them; written as data, a table and a figure."""
+    outcomes = sorted((run.outcome(varying) for run in runs), key=lambda outcome: outcome.rank)
+    curves = {run.name: record.rows if (record := run.record) else [] for run in runs}
+    result = Sweep(outcomes, curves, **about)
     write_sweep(out_dir, result)
     write_atomically(out_dir / TABLE, as_markdown(result))
     target = min(run.config.target_loss for run in runs)

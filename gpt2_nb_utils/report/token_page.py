@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-import numpy as np
 import torch
 from markupsafe import Markup
 
@@ -111,20 +110,14 @@ def _excerpt(losses: TokenLosses) -> list[tuple[str, Markup]]:
     }
     if highest is first:
         chosen.popitem()
-    return [
-        (
-            f"Window {window.index + 1:,} of {losses.n_windows:,}, {name}: "
-            f"mean loss {window.mean:.3f}",
-            Markup(_painted(window, each=True, stops=_least_expected(window))),
-        )
-        for name, window in chosen.items()
-    ]
-
-
-def _least_expected(window: WindowLosses) -> list[int]:
-    values = window.losses.tolist()
-    highest = heapq.nlargest(_STOPS, range(len(values)), key=values.__getitem__)
-    return [window.start + 1 + number for number in highest]
+    found = []
+    for name, window in chosen.items():
+        highest_here = window.losses.topk(min(_STOPS, len(window.losses))).indices.tolist()
+        stops = [window.start + 1 + offset for offset in highest_here]
+        caption = f"Window {window.index + 1:,} of {losses.n_windows:,}, {name}"
+        painted = Markup(_painted(window, each=True, stops=stops))
+        found.append((f"{caption}: mean loss {window.mean:.3f}", painted))
+    return found
 
 
 def _parts(
@@ -136,13 +129,13 @@ def _parts(
     for first in range(0, len(windows), per_part):
         group = windows[first : first + per_part]
         start, end = group[0].start + 1, group[-1].start + len(group[-1].losses)
-        mean = np.concatenate([window.losses for window in group]).mean(dtype=np.float64)
-        body, before = [], None
-        for window in group:
+        mean = losses.mean_on([window.index for window in group])
+        body = []
+        for before, window in zip([None, *group], group):
             follows = before is not None and window.index == before.index + 1
-            body.append("" if follows or before is None else "\n<i>⋯</i>\n")
+            if before is not None and not follows:
+                body.append("\n<i>⋯</i>\n")
             body.append(_painted(window, each, named, continued=follows))
-            before = window
         title = f"Tokens {start:,} to {end:,}"
         yield Part(f"from-{start}", title, f"{mean:.3f}", Markup("".join(body)))
 

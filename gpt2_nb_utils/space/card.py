@@ -32,12 +32,6 @@ def _facts(export: Export) -> dict[str, Any]:
     return {
         "verdict": f"{verdict.headline(conditions)}. {verdict.explanation(conditions)}",
         "caveat": verdict.corpus_caveat(run),
-        "corpus": run.summary.corpus,
-        "loss": run.summary.best_train_loss,
         "extent": verdict.measured_on(run, run.summary.best_measured),
-        "summary": run.summary,
-        "config": run.config,
-        "facts": export.training_run,
-        "recalled": export.recalled,
-        "dtype": export.dtype,
+        "export": export,
     }

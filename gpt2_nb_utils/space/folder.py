@@ -26,14 +26,19 @@ from gpt2_nb_utils.space.export import Export, read_export
 
 _APP = Path(__file__).parent / "app"
 _MODEL = "model"
-FILES = (
-    "README.md",
-    "app.py",
-    "requirements.txt",
-    "corpus.txt",
-    *(f"{_MODEL}/{name}" for name in (*hf_format.FILES, "README.md")),
-)
-"""All that a Space's folder holds."""
+FILES = {
+    "README.md": "the header from which Hugging Face builds the Space, and what it is",
+    "app.py": "the app: loads `model`, answers prompts",
+    "requirements.txt": "what the Space installs, each at the version that was tested",
+    "corpus.txt": "the text, by which the app tells memory from composition",
+    "model/config.json": "sizes of the network, and which run trained it",
+    "model/generation_config.json": "default temperature, top-k and length",
+    "model/model.safetensors": "the weights: numbers only, nothing that could run",
+    "model/tokenizer.json": "GPT-2's vocabulary and merges",
+    "model/tokenizer_config.json": "how the tokenizer is to be loaded",
+    "model/README.md": "the model card",
+}
+"""All that a Space's folder holds, and what each file is for."""
 _NOT_CONTENT = {".DS_Store", "desktop.ini", "Thumbs.db"}
 _GRADIO = re.compile(r"^gradio==([\w.]+)", re.MULTILINE)
 
@@ -84,17 +89,18 @@ def build_space(
     try:
         _refuse_what_is_not_ours(folder, named)
         export = read_export(directory, dtype)
-        with _beside(folder, named) as beside:
-            _fill(beside, export)
+        with _work_folder(folder, named) as work:
+            new = work / "new"
+            _fill(new, export)
             _refuse_what_is_not_ours(folder, named)  # once more: writing took a while
-            differing = [name for name in FILES if not _same(beside / name, folder / name)]
+            differing = [name for name in FILES if not _same(new / name, folder / name)]
             if differing and not overwrite and _entries(folder):
                 raise UserError(
-                    f"{named} holds another export ({differing[0]} is not what would be written now): replace it "
-                    f"(--overwrite), or name another folder (--to)"
+                    f"{named} holds another export ({differing[0]} is not what would be written "
+                    f"now): replace it (--overwrite), or name another folder (--to)"
                 )
             if differing:
-                _replace(folder, beside)
+                _replace(folder, new, work / "before")
     except OSError as error:
         raise NotWritten(named, error, flag="--to") from error
     n_bytes = sum((folder / name).stat().st_size for name in FILES)
@@ -103,7 +109,7 @@ def build_space(
 
 def how_to_serve(run_dir: Path) -> str:
     """What to type to export a run and start its app on this machine."""
-    return f"python -m gpt2_nb_utils space {_quoted(run_dir)} --serve"
+    return f"python -m gpt2_nb_utils space {shlex.quote(run_dir.as_posix())} --serve"
 
 
 def how_to_publish(folder: Path) -> list[str]:
@@ -112,16 +118,8 @@ def how_to_publish(folder: Path) -> list[str]:
     return [
         "hf auth login",
         f"hf repos create {name} --repo-type space --space-sdk gradio",
-        f"hf upload {name} {_quoted(folder)} . --repo-type space",
+        f"hf upload {name} {shlex.quote(folder.as_posix())} . --repo-type space",
     ]
-
-
-def _quoted(path: Path) -> str:
-    """A path as one word of a command line."""
-    if os.name != "nt":
-        return shlex.quote(str(path))
-    # Neither PowerShell nor cmd knows the quotes of a POSIX shell, and both know these.
-    return f'"{path}"' if re.search(r"[^\w:\\/.-]", str(path)) else str(path)
 
 
 def _refuse_what_is_not_ours(folder: Path, named: Path) -> None:
@@ -170,32 +168,30 @@ def _is_export(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _beside(folder: Path, named: Path) -> Iterator[Path]:
-    """An empty folder beside the one that is meant, in which one process at a time writes; it is gone afterwards."""
-    beside = folder.with_name(f".{folder.name}.unfinished")
-    beside.mkdir(parents=True, exist_ok=True)
+def _work_folder(folder: Path, named: Path) -> Iterator[Path]:
+    """An empty folder beside the one that is meant, in which one process at a time works; it is gone afterwards."""
+    work = folder.with_name(f".{folder.name}.unfinished")
+    work.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
         raise UserError(
-            f"{named}: another process is writing this folder: wait for it, or name another one (--to)"
+            f"{named}: another process is writing this folder: wait for it, or name another one "
+            f"(--to)"
         ) from None
     try:
-        for left in (beside, _before(folder)):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        beside.mkdir()
-        yield beside
+        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+        work.mkdir()
+        yield work
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.unlink(lock.lock_file)
+        shutil.rmtree(work, ignore_errors=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
-def _replace(folder: Path, new: Path) -> None:
+def _replace(folder: Path, new: Path, before: Path) -> None:
     """Put the new folder in its place; whatever fails, the one before is back there."""
-    before = _before(folder)
     if folder.exists():
         os.replace(folder, before)
     try:
@@ -204,11 +200,6 @@ def _replace(folder: Path, new: Path) -> None:
         if before.exists():
             os.replace(before, folder)
         raise
-    shutil.rmtree(before, ignore_errors=True)
-
-
-def _before(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.before")
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -217,7 +208,7 @@ def _same(one: Path, other: Path) -> bool:
 
 def _fill(folder: Path, export: Export) -> None:
     model = folder / _MODEL
-    model.mkdir()
+    model.mkdir(parents=True)
     hf_format.write_hf(model, export.model, export.dtype, export.training_run, export.run.config)
     for name in ("app.py", "requirements.txt"):
         shutil.copyfile(_APP / name, folder / name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from gpt2_nb_utils.tokenization.bpe import END_OF_TEXT, VOCAB_SIZE, vocabulary_f
 
 WEIGHTS, CONFIG, GENERATION = "model.safetensors", "config.json", "generation_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-FILES = (CONFIG, GENERATION, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG)
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 """The number formats in which weights are stored, by transformers' names for them."""
 
@@ -103,13 +103,9 @@ def stored_weights(model: GPT2, dtype: str) -> dict[str, Tensor]:
 
 
 def _tokenizer() -> Any:
-    tokenizers = needed("tokenizers")
     vocabulary, merges = (content.decode("utf-8") for content in vocabulary_files())
     pairs = [tuple(line.split(" ")) for line in merges.split("\n")[1:] if line]
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(json.loads(vocabulary), pairs))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = needed("tokenizers").ByteLevelBPETokenizer(json.loads(vocabulary), pairs)
     tokenizer.add_special_tokens(["<|endoftext|>"])
     return tokenizer
 
@@ -175,19 +171,16 @@ class FromHF:
             UserError: the file is missing, damaged, or holds other tensors than this GPT-2's, or weights that are not finite.
         """
         safetensors = needed("safetensors.torch")
-        sizes = {
-            name: self.settings[name] for name in ("block_size", "n_layer", "n_head", "n_embd")
-        }
         with torch.device("meta"):  # the weights come from the file: draw none
-            model = GPT2(GPT2Config(**sizes))
+            model = GPT2(GPT2Config.of(RunConfig.resolve({}, saved=self.settings)))
 
         def load(path: Path) -> None:
-            stored = safetensors.load_file(path)
-            for name, tensor in stored.items():
+            weights = {}
+            for name, tensor in safetensors.load_file(path).items():
                 if not (tensor.is_floating_point() and tensor.isfinite().all()):
                     raise ValueError(f"{name} is not finite, or not of floating-point numbers")
-            # Copied: the file may be replaced while the model is in use.
-            weights = {name: each.to(torch.float32, copy=True) for name, each in stored.items()}
+                # Copied: the file may be replaced while the model is in use.
+                weights[name] = tensor.to(torch.float32, copy=True)
             model.load_state_dict(weights, assign=True)
 
         _in_one_line(self.folder / WEIGHTS, load)
@@ -204,22 +197,21 @@ def read_hf(folder: str | Path) -> FromHF:
         UserError: there is none, or it is not a GPT-2 as published with GPT-2's vocabulary.
     """
     folder = Path(folder)
-    if not _is_file(folder / CONFIG) and _is_file(folder / "model" / CONFIG):
+    if not os.path.isfile(folder / CONFIG) and os.path.isfile(folder / "model" / CONFIG):
         folder = folder / "model"
     config = _read_json(folder / CONFIG, _Config)
     generation = _Generation()
-    if _is_file(folder / GENERATION):
+    if os.path.isfile(folder / GENERATION):
         generation = _read_json(folder / GENERATION, _Generation)
     run = config.training_run
     settings = {
         **config.model_dump(include={"block_size", "n_layer", "n_head", "n_embd"}),
         "seq_len": min(run.seq_len or config.block_size, config.block_size),
-        "prompt": run.prompt,
-        **generation.model_dump(exclude={"do_sample"}),
+        **run.model_dump(include={"prompt"}, exclude_none=True),
+        **generation.model_dump(exclude={"do_sample"}, exclude_none=True),
     }
     if generation.do_sample is False:
         settings["temperature"] = 0.0
-    settings = {name: value for name, value in settings.items() if value is not None}
     _in_one_line(folder / CONFIG, lambda _: RunConfig.resolve({}, saved=settings))
     return FromHF(folder, settings, demo=run.corpus.get("source") == "demo")
 
@@ -228,17 +220,10 @@ def _read_json(path: Path, kind: type[_Read]) -> Any:
     return _in_one_line(path, lambda path: kind.model_validate_json(path.read_bytes()))
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long, or a folder that may not be looked into
-        return False
-
-
 def _in_one_line(path: Path, read: Callable[[Path], Any]) -> Any:
     """What a library makes of a file; whatever it finds wrong becomes one line that names the file."""
     try:
-        if not _is_file(path):  # a pipe might never end
+        if not os.path.isfile(path):  # a pipe might never end
             raise FileNotFoundError("there is no such file")
         return read(path)
     except ValidationError as error:

@@ -21,6 +21,12 @@ _PHONE = {
     "is_mobile": True,
     "has_touch": True,
 }
+_PICTURES = (
+    ("page.png", _DESKTOP, False),
+    ("generation.png", _DESKTOP, True),
+    ("phone.png", _PHONE, True),
+)
+"""Of each picture the file, what shows the page, and whether with an answer."""
 _PATIENCE = 300_000
 """Milliseconds for an answer, on a busy machine."""
 
@@ -50,11 +56,9 @@ def take_screenshots(folder: Path, to: Path) -> list[Path]:
             playwright.sync_playwright() as running,
             running.chromium.launch(executable_path=browser) as started,
         ):
-            desktop, phone = (started.new_context(**kind).new_page() for kind in (_DESKTOP, _PHONE))
             return [
-                _picture(desktop, url, to / "page.png", answer=False),
-                _picture(desktop, url, to / "generation.png"),
-                _picture(phone, url, to / "phone.png"),
+                _picture(started.new_context(**screen).new_page(), url, to / name, answer)
+                for name, screen, answer in _PICTURES
             ]
 
     try:
@@ -70,7 +74,7 @@ def take_screenshots(folder: Path, to: Path) -> list[Path]:
         ) from None
 
 
-def _picture(page: Any, url: str, path: Path, answer: bool = True) -> Path:
+def _picture(page: Any, url: str, path: Path, answer: bool) -> Path:
     page.goto(url)
     page.locator("#write").wait_for(timeout=_PATIENCE)
     if answer:

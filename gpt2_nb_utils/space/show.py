@@ -27,24 +27,13 @@ from gpt2_nb_utils.space.hf_format import needed, read_hf
 from gpt2_nb_utils.space.serve import serving
 from gpt2_nb_utils.text import visible
 from gpt2_nb_utils.tokenization.bpe import decode, encode
+from gpt2_nb_utils.wording import MARKS
 
 TOLERANCE = 1e-4
 """Largest difference of two logits that counts as none: both libraries compute in fp32, but add up in another order."""
 NO_APP = "GPT2_NB_UTILS_NO_APP"
 """Environment variable; set to 1 where no port may be opened."""
 _LONGEST, _MOST_NEW = 256, 48
-_PURPOSES = {
-    "README.md": "the header from which Hugging Face builds the Space, and what it is",
-    "app.py": "the app: loads `model`, answers prompts",
-    "requirements.txt": "what the Space installs, each at the version that was tested",
-    "corpus.txt": "the text, by which the app tells memory from composition",
-    "model/config.json": "sizes of the network, and which run trained it",
-    "model/generation_config.json": "default temperature, top-k and length",
-    "model/model.safetensors": "the weights: numbers only, nothing that could run",
-    "model/tokenizer.json": "GPT-2's vocabulary and merges",
-    "model/tokenizer_config.json": "how the tokenizer is to be loaded",
-    "model/README.md": "the model card",
-}
 _Made = TypeVar("_Made")
 
 
@@ -65,7 +54,7 @@ def files_table(space: Space) -> HTML:
     """The files of the folder, with their sizes and what each is for."""
     return table(
         ("file", "bytes", "what it is for"),
-        [(name, (space.folder / name).stat().st_size, _PURPOSES[name]) for name in FILES],
+        [(name, (space.folder / name).stat().st_size, use) for name, use in FILES.items()],
     )
 
 
@@ -161,32 +150,34 @@ def parity_table(parity: Parity) -> HTML:
     def equal_to_ours(others: list[int]) -> str:
         return f"{sum(map(int.__eq__, parity.ours, others))} of {len(others)} the same"
 
-    def mark(holds: bool) -> str:
-        return "✓" if holds else "✗"
-
-    apart = parity.apart.max().item()
+    apart, rounded = parity.apart.max().item(), parity.rounded.max().item()
+    same = "all" if parity.same_tokens else "not"
     rows = [
         (
             "tokenizers: the text",
-            f"{parity.n_tokens:,} tokens, {'all' if parity.same_tokens else 'not'} the same",
-            mark(parity.same_tokens),
+            f"{parity.n_tokens:,} tokens, {same} the same",
+            MARKS[parity.same_tokens],
         ),
         (
             f"logits at {len(parity.apart)} positions, largest difference",
             f"{apart:.1e} (at most {TOLERANCE:.0e})",
-            mark(apart <= TOLERANCE),
+            MARKS[apart <= TOLERANCE],
         ),
         (
             "tokens of the greedy continuation",
             equal_to_ours(parity.theirs),
-            mark(parity.ours == parity.theirs),
+            MARKS[parity.ours == parity.theirs],
         ),
         (
             "besides: stored weights against the run's, largest difference of a logit",
-            f"{parity.rounded.max().item():.1e}",
-            "–",
+            f"{rounded:.1e}",
+            MARKS[None],
         ),
-        ("besides: that continuation by the run's own weights", equal_to_ours(parity.own), "–"),
+        (
+            "besides: that continuation by the run's own weights",
+            equal_to_ours(parity.own),
+            MARKS[None],
+        ),
     ]
     return table(("ours against transformers", "result", ""), rows)
 

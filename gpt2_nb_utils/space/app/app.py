@@ -169,15 +169,10 @@ class Model:
     @torch.inference_mode()  # not around the loop: between two tokens another thread may continue it
     def _logits(self, ids: list[int], cache: DynamicCache) -> Tensor:
         """Logits (V,) of the token after `ids`, which come after those in the cache."""
-        hidden = self._network.transformer(
-            torch.tensor([ids]), past_key_values=cache, use_cache=True
-        ).last_hidden_state[:, -1]
-        head = self._network.lm_head.weight
-        if torch.backends.mkldnn.is_available():
-            # One row through the whole vocabulary, a third of the time of a token: oneDNN, which torch asks in fp32 by this name
-            # only, takes half as long as MKL.
-            return torch.ops.mkldnn._linear_pointwise(hidden, head, None, "none", [], "")[0]
-        return torch.mv(head, hidden[0])
+        seen = self._network(
+            torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        return seen.logits[0, -1]
 
 
 class Verbatim:
@@ -310,6 +305,12 @@ def note(line: str, wrong: bool = False) -> str:
     return f'<p role="status" class="note{" wrong" * wrong}">{html.escape(line)}</p>'
 
 
+ASKED = f"""line => line.includes("{WAITING}") || line.includes("{WRITING}") ? undefined
+  : {json.dumps(note(WAITING))}"""
+"""JavaScript for the line where an answer is asked for: gradio takes no other while one is awaited or written."""
+OVER = f"""line => line.includes("{WAITING}") ? {json.dumps(note("Nothing was written."))}
+  : line.includes("{WRITING}") ? {json.dumps(note("Stopped."))} : undefined"""
+"""JavaScript for the line where an answer is over: of one that was not written to its end it says what became of it."""
 LIST = """
 {%- macro list(kind, items) -%}
 <dl class="{{ kind }}">{% for item in items %}<div><dt>{{ item[0] }}</dt><dd>
@@ -391,6 +392,15 @@ def openings(model: Model, corpus: Tensor, n: int = 3, tokens: int = 14) -> list
     return list(dict.fromkeys(filter(None, (text.rstrip("\ufffd \n") for text in texts))))
 
 
+SLIDERS = (
+    ("Temperature", 0, 2, 0.8, 0.05, "0 always takes the most likely token"),
+    ("Top-k", 0, 1000, 40, 1, "Draw among the k most likely tokens; 0: all"),
+    ("Top-p", 0.01, 1, 1, 0.01, "… and of these among the fewest with this probability; 1: all"),
+    ("Length", 1, MOST_TOKENS, 120, 1, "Tokens to write"),
+)
+"""Of the page, but for the seed: label, lowest, highest and first value, step, explanation."""
+
+
 def page(model: Model, corpus: Tensor) -> gr.Blocks:
     """The page, with everything on it."""
     known = openings(model, corpus)
@@ -426,50 +436,24 @@ def page(model: Model, corpus: Tensor) -> gr.Blocks:
                         buttons.dataset.elem_classes = ["later"]
                 with gr.Accordion("Settings", open=False, elem_classes="later"):
                     settings = [
-                        gr.Slider(
-                            0,
-                            2,
-                            0.8,
-                            step=0.05,
-                            label="Temperature",
-                            info="0 always takes the most likely token",
-                        ),
-                        gr.Slider(
-                            0,
-                            1000,
-                            40,
-                            step=1,
-                            label="Top-k",
-                            info="Draw among the k most likely tokens; 0: all",
-                        ),
-                        gr.Slider(
-                            0.01,
-                            1,
-                            1,
-                            step=0.01,
-                            label="Top-p",
-                            info="… and of these among the fewest with this probability; 1: all",
-                        ),
-                        gr.Slider(
-                            1, MOST_TOKENS, 120, step=1, label="Length", info="Tokens to write"
-                        ),
-                        # Not gr.Number, which shows 0 where it is empty.
-                        gr.Textbox(
-                            "",
-                            max_lines=1,
-                            label="Seed",
-                            info="The same seed gives the same text; empty: a new one each time",
-                        ),
+                        gr.Slider(low, high, value, step=step, label=label, info=info)
+                        for label, low, high, value, step, info in SLIDERS
                     ]
+                    # Not gr.Number, which shows 0 where it is empty.
+                    seed = gr.Textbox(
+                        max_lines=1,
+                        label="Seed",
+                        info="The same seed gives the same text; empty: a new one each time",
+                    )
             with gr.Column(min_width=280, elem_id="answering"):
                 line = shown(note("The answer comes here."), "note")
                 answer = shown("", "answer")
         asked = gr.on(
-            [begin.click, prompt.submit], None, line, line, js=asked_for(), api_visibility="private"
+            [begin.click, prompt.submit], None, line, line, js=ASKED, api_visibility="private"
         )
         writing = asked.then(
             lambda *sent: (yield from answers(model, corpus, *sent)),
-            [prompt, *settings],
+            [prompt, *settings, seed],
             [line, answer],
             preprocess=False,
             show_progress_on=answer,
@@ -479,7 +463,7 @@ def page(model: Model, corpus: Tensor) -> gr.Blocks:
         stop.click(None, cancels=[writing], api_visibility="private")
         # Also after a stop, and not before the server knew of it: until then the line may be written over.
         for over in (writing.then, writing.failure):
-            over(None, line, line, js=broken_off(), api_visibility="private")
+            over(None, line, line, js=OVER, api_visibility="private")
     blocks.queue(max_size=MOST_WAITING, api_open=False)
     blocks._queue.__class__ = FairQueue  # gradio offers no way to choose the class
     # How often it looks for work, in seconds; its own 0.001 takes the model a part of its time.
@@ -528,19 +512,6 @@ class PatientProtocol(H11Protocol):
 
     def _expect_another_than(self, cycle: Any) -> None:
         self.loop.call_later(PATIENCE, lambda: self.cycle is cycle and self.transport.close())
-
-
-def asked_for() -> str:
-    """JavaScript for the line where an answer is asked for. While one is awaited or written, gradio takes no other: the line stays."""
-    return f"line => {json.dumps([WAITING, WRITING])}.some(words => line.includes(words)) ? undefined : {json.dumps(note(WAITING))}"
-
-
-def broken_off() -> str:
-    """JavaScript for the line where an answer is over: of one that was not written to its end it says what became of it."""
-    became = {WAITING: note("Nothing was written."), WRITING: note("Stopped.")}
-    return (
-        f"line => Object.entries({json.dumps(became)}).find(([words]) => line.includes(words))?.[1]"
-    )
 
 
 def shown(text: str, name: str) -> gr.HTML:
