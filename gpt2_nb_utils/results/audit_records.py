@@ -231,7 +231,7 @@ def best_belongs(evidence: Evidence) -> tuple[bool, str]:
     # A run that was killed right after saving best.pt has done its step a second time, maybe with
     # another result: each measurement of that step counts.
     reached = [
-        history(evidence.events[: place + 1]).state.to_dict()
+        vars(history(evidence.events[: place + 1]).state)
         for place, event in enumerate(evidence.events)
         if event["event"] == "measured" and event["step"] == step
     ]
