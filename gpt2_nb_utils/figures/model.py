@@ -175,7 +175,7 @@ def histogram(
     bins = spaced(every.min(), every.max(), 60)
     for (name, values), fill in zip(series.items(), (PALE, "none")):
         axes.hist(values, bins, histtype="stepfilled", label=name, facecolor=fill, edgecolor=BLUE)
-    for (name, place), (stroke, _) in zip(marks.items(), _STROKES):
+    for (name, place), stroke in zip(marks.items(), ("--", "-.", ":")):
         axes.axvline(place, linestyle=stroke, label=f"{name}: {place:.4g}")
     axes.legend()
     return figure
