@@ -153,9 +153,7 @@ def _space(args: argparse.Namespace) -> int:
     from gpt2_nb_utils.space.folder import build_space, how_to_publish
 
     if args.port is not None and not args.serve:
-        raise UserError(
-            f"--port {args.port} says where to serve the app: add --serve, or leave it out"
-        )
+        raise UserError(f"--port {args.port} is the port of the app: add --serve, or leave it out")
     space = build_space(args.run_dir, args.to, args.dtype, args.overwrite)
     print(
         f"{space.folder}: {space.n_bytes / 1e6:,.0f} MB, weights in {space.dtype}"
@@ -302,7 +300,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--replay",
         type=lambda text: 0 if text == "all" else steps(text),
         metavar="N|all",
-        help="train the first N steps again from the seed and compare every loss on record: needs "
+        help="repeat the first N steps from the seed and compare every loss with the one on record: needs "
         "no checkpoint",
     )
     add_flags(

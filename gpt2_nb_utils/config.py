@@ -104,7 +104,7 @@ def _writable_text(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError("holds bytes that are no UTF-8 text: use another name") from None
+        raise ValueError("holds bytes that are not valid UTF-8: use another name") from None
     if "\0" in text:
         raise ValueError("holds a NUL character: leave it out")
     return text
@@ -153,9 +153,9 @@ class RunConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = _setting(1337, "random_state")
     """seed of weights, window order and samples"""
     resume: FileName = _setting("", "checkpoint", "continue")
-    """auto goes on with the run in out_dir; a checkpoint path goes on from that file"""
+    """auto continues the run in out_dir; a checkpoint path continues from that file"""
     overwrite: bool = _setting(False, "force")
-    """throw away the run that out_dir already holds"""
+    """delete the run that out_dir already holds"""
 
     block_size: Count = _setting(1024, "context_length", "n_ctx", "max_position_embeddings")
     """longest context, in tokens (rows of the position embedding)"""
@@ -188,9 +188,9 @@ class RunConfig(BaseModel):
     warmup_steps: CountOrZero = 0
     """steps over which the learning rate rises to its peak"""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = _setting(0.0, "final_lr")
-    """learning rate at the last step as a share of lr"""
+    """learning rate at the last step as a fraction of lr"""
     decay_share: Annotated[float, Field(gt=0, le=1)] = _setting(0.5, "cooldown", "decay_fraction")
-    """share of the steps over which wsd decays"""
+    """fraction of the steps over which wsd decays"""
     weight_decay: Annotated[float, Field(ge=0, lt=1e6)] = _setting(0.1, "wd", "l2")
     """decay of the weight matrices; biases and norms take none of it"""
     beta1: Decay = _setting(0.9, "adam_beta1")
@@ -229,9 +229,9 @@ class RunConfig(BaseModel):
     max_new_tokens: Count = _setting(60, "sample_length", "num_tokens")
     """tokens generated for a sample"""
     top_k: CountOrZero = 40
-    """draw among the k likeliest tokens; 0 means all"""
+    """draw among the k most likely tokens; 0 means all"""
     temperature: Rate = _setting(0.8, "temp")
-    """divides the logits before drawing; 0 takes the likeliest"""
+    """divides the logits before drawing; 0 always takes the most likely token"""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = _setting(
         "auto", "accelerator", "gpu"
@@ -241,7 +241,7 @@ class RunConfig(BaseModel):
         "auto", "dtype", "mixed_precision", "bf16"
     )
     """precision of the matrix products; auto takes fp16 with a GradScaler on CUDA, bf16 on a CPU
-    with units for it, else fp32"""
+    with bf16 units, else fp32"""
     compile: bool = False
     """speed up the model with torch.compile"""
 

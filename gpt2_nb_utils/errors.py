@@ -49,6 +49,6 @@ class NotWritten(UserError):
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             fix = f"name a folder that you may write to ({flag})"
         else:
-            fix = f"see that its folder is there, or choose another {flag}"
+            fix = f"make sure its folder exists, or choose another {flag}"
         self.reason = f"[Errno {error.errno}] {error.strerror}"
         super().__init__(f"{path} cannot be written ({self.reason}): {fix}{kept and '; ' + kept}")

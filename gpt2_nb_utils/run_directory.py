@@ -107,7 +107,7 @@ class RunDirectory:
                 )
         elif not (resume or overwrite):
             raise UserError(
-                f"out_dir {self} already holds a run: go on with it (--resume auto), name another "
+                f"out_dir {self} already holds a run: continue it (--resume auto), name another "
                 f"folder (--out_dir), or throw it away (--overwrite)"
             )
         elif overwrite and not self._is_of_a_run:
@@ -227,8 +227,7 @@ class RunDirectory:
             ) from None
         except (ValueError, RecursionError):
             raise UserError(
-                f"{path} is not a valid JSON object: restore it, or start the run anew with "
-                f"--overwrite"
+                f"{path} is not a valid JSON object: restore it, or start again with --overwrite"
             ) from None
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:

@@ -203,7 +203,7 @@ _OF_NOTHING = hashlib.sha256().hexdigest()  # of a best.pt with nothing in it
 def add_audit(
     run: RunDirectory, found: str = "0.0912 over all 338,024 predictions", ok: bool = True
 ) -> RunDirectory:
-    """Put an audit beside the run: of its checks one is as given, one could not be made, the others hold."""
+    """Put an audit beside the run: of its checks one is as given, one were not possible, the others hold."""
     states = {audit_weights.course_text: ok, audit_outputs.samples: None}
     checks = tuple(
         Check(check.asks, states.get(check, True), found, "as asked") for check in CHECKS

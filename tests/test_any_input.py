@@ -348,11 +348,11 @@ def test_what_is_no_file_is_said_at_once(tmp_path, workplace):
     (tmp_path / "gone").symlink_to(tmp_path / "nothing")
     (tmp_path / "folder").mkdir()
     for name, words in {
-        "pipe": "no regular file",
+        "pipe": "not a regular file",
         "loop": "cannot be read",
         "gone": "does not exist",
         "folder": "is a folder",
-        "/dev/zero": "no regular file",
+        "/dev/zero": "not a regular file",
         "t.txt/x": "does not exist",
     }.items():
         status, said = command(

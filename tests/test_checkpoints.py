@@ -99,7 +99,7 @@ def test_each_kind_of_bad_file_has_its_own_line(stopped, tmp_path):
     files = {
         "cut.pt": (whole[:middle], r"is damaged \(cut short\): name another one"),
         "empty.pt": (b"", r"is damaged \(empty\)"),
-        "zeros.pt": (bytes(middle), r"is damaged \([\d,]+ bytes, which begin with nothing\)"),
+        "zeros.pt": (bytes(middle), r"is damaged \([\d,]+ bytes, with nothing at their start\)"),
         "bit.pt": (
             whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
             r"is damaged \(its checksums do not match",

@@ -225,7 +225,7 @@ def test_a_checkpoint_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
         lambda *_, **__: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied")),
     )
     with pytest.raises(
-        UserError, match=r"last.pt cannot be read \(Permission denied\): see to its permissions"
+        UserError, match=r"last.pt cannot be read \(Permission denied\): check its permissions"
     ):
         read_checkpoint(path)
 

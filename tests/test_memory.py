@@ -229,7 +229,7 @@ def test_prompts_are_told_from_the_text_and_nothing_said_becomes_html(run, measu
     assert all(len(one.said) == provenance.n_tokens(run.windows) == 16 for one in said)
     fragment = provenance.shown(said, run.windows).data
     assert "<script" not in fragment and "<b>bold" not in fragment and "&lt;script&gt;" in fragment
-    assert fragment.count("does not stand in the text") == 1
+    assert fragment.count("does not appear in the text") == 1
     usual = provenance.usual_stretch(run.windows)
     assert 1 <= usual <= 16 and f"usually share {usual}:" in provenance.provenance_text(said, usual)
 
@@ -260,7 +260,7 @@ def test_habits_are_those_that_the_maps_were_built_with():
     np.testing.assert_allclose(sum(shares.values()), 1.0, atol=1e-6)
     assert (
         shares["itself"][0, 0]
-        == shares["the token before"][1, 0]
+        == shares["the previous token"][1, 0]
         == shares["the first token"][1, 1]
         == 1.0
     )

@@ -86,7 +86,7 @@ def test_a_whole_measurement_by_the_course_model_on_the_course_file_counts(tmp_p
         ),
         (
             dict(config={**summary()["config"], "resume": "gpt2.pt"}),
-            "it went on from a named checkpoint",
+            "it was resumed from a named checkpoint",
         ),
         (dict(status="interrupted"), "it was interrupted at step 30"),
         (
@@ -99,7 +99,7 @@ def test_a_run_that_lacks_one_condition_is_told_which(tmp_path, changes, missing
     said = verdict(tmp_path / "run", reached(**changes))
     assert "Course target not reached" in said and missing.lower() in said.lower()
     # With one entry changed, the records may no longer hold together either.
-    others = re.sub("(not met|unknown): its records hold together", "", said)
+    others = re.sub("(not met|unknown): its records are consistent", "", said)
     assert others.count("not met:") + others.count("unknown:") == 1
 
 
@@ -243,7 +243,7 @@ def test_the_checks_of_an_audit_are_a_table_with_a_word_for_each_sign(tmp_path):
         for check in CHECKS
     ]
     assert all(mark["aria-hidden"] == "true" for mark in section.select(".mark"))
-    tally = "1 of 18 checks fail, 1 of 18 could not be made"
+    tally = "1 of 18 checks fail, 1 of 18 were not possible"
     assert f"Not proved: {tally} (fails: {audit_weights.course_text.asks})." in words(section)
     assert f"Audit ✗ not proved: {tally}" in words(index.select_one("#facts + dl"))
     assert (
@@ -298,10 +298,10 @@ def test_the_report_ends_with_the_command_that_proves_the_run_again(tmp_path):
 def test_a_text_that_was_read_otherwise_than_it_stands_is_said_to_be(tmp_path):
     corpus = {
         **summary()["corpus"],
-        "notes": ["changed 40,000 carriage returns to plain line feeds"],
+        "notes": ["changed 40,000 carriage returns to line feeds"],
     }
     index = page(build_report(make_run(tmp_path / "run", summary(corpus=corpus))))
-    assert "Corpus as read changed 40,000 carriage returns to plain line feeds" in " ".join(
+    assert "Corpus as read changed 40,000 carriage returns to line feeds" in " ".join(
         words(index).split()
     )
 

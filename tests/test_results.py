@@ -639,7 +639,7 @@ def test_what_was_learned_follows_from_the_loss():
             "far from knowing",
             "not by heart",
             "the target is 0.1, over the whole text",
-            "knows these tokens by heart",
+            "has memorised these tokens",
         ),
         said,
         strict=True,

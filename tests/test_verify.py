@@ -309,7 +309,7 @@ def test_one_check_that_cannot_be_made_is_enough_not_to_pass(good, capsys):
     run_on_another_machine(good)
     assert main(["verify", str(good.path), "--device", "cpu"]) == 1
     assert (
-        "Not proved: 1 of 18 could not be made." in capsys.readouterr().out
+        "Not proved: 1 of 18 were not possible." in capsys.readouterr().out
         and not read_audit(good.audit).passed
     )
     assert main(["verify", str(good.path), "--device", "cpu", "--sample", "3"]) == 1
@@ -1391,7 +1391,7 @@ def test_a_small_run_that_claims_to_be_the_courses_is_not_believed(run):
     }
     assert not facts.reached and facts.proof[0] == "not made"
     assert "its sizes give" in failed["at least 124,000,000 parameters"]
-    assert "summary.json is another text" in failed["its records hold together"]
+    assert "summary.json is another text" in failed["its records are consistent"]
 
 
 def test_a_summary_that_claims_an_end_beside_events_without_one_is_not_believed(run):
@@ -1401,7 +1401,9 @@ def test_a_summary_that_claims_an_end_beside_events_without_one_is_not_believed(
     shutil.rmtree(run.best.parent)
     facts = read_facts(run)
     assert not facts.reached
-    assert "its records hold together" in {c.asks for c in facts.conditions if c.state == "not met"}
+    assert "its records are consistent" in {
+        c.asks for c in facts.conditions if c.state == "not met"
+    }
 
 
 def test_an_audit_of_records_that_were_edited_since_is_not_shown(good):

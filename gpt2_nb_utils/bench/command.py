@@ -76,8 +76,7 @@ def bench(
     compared = against is not None
     if profile and "train" not in configs:
         raise UserError(
-            "--profile looks into the training step: have train among --only, or leave out "
-            "--profile"
+            "--profile profiles the training step: add train to --only, or leave out --profile"
         )
     if compared and importlib.util.find_spec("transformers") is None:
         raise UserError(

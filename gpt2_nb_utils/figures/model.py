@@ -184,9 +184,7 @@ def histogram(
 def mask_figure(pieces: Sequence[str]) -> Figure:
     """The causal mask over these tokens: which token (row) may look at which (column)."""
     side = 1.5 + 0.27 * len(pieces)
-    figure, axes = panel(
-        side, side, xlabel="token looked at (key)", ylabel="token that looks (query)"
-    )
+    figure, axes = panel(side, side, xlabel="key token", ylabel="query token")
     allowed = np.tri(len(pieces))
     cells(axes, 0.55 * allowed, np.where(allowed, "", "×"), pieces, pieces)
     return figure
@@ -259,8 +257,8 @@ def map_grid(
         axes.grid(False)
         name_ticks(axes.xaxis, pieces, rotation=90)
         name_ticks(axes.yaxis, pieces)
-    figure.supxlabel("token looked at (key)")
-    figure.supylabel("token that looks (query)")
+    figure.supxlabel("key token")
+    figure.supylabel("query token")
     label = f"attention weight (darkest: {DARKEST:g} and more)"
     figure.colorbar(image, ax=grid, label=label, shrink=0.8)
     return figure

@@ -56,7 +56,7 @@ def training_step() -> Figure:
         "update:\neach weight\nmoves a little",
     )
     boxes = [(1 + 2 * number, 0.6, text, PALE) for number, text in enumerate(texts)]
-    boxes.append((5, 1.9, "the next batch, with the moved weights", "white"))
+    boxes.append((5, 1.9, "the next batch, with the updated weights", "white"))
     return diagram(10, 2.2, boxes, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 0)])[0]
 
 

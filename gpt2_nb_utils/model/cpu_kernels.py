@@ -182,7 +182,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor):
         if ctx.gradients is None:
             raise RuntimeError(
-                "the first backward pass took the head's gradients: compute the loss again"
+                "the first backward pass consumed the head's gradients: compute the loss again"
             )
         (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
         # In place: (V, C) is 154 MB.

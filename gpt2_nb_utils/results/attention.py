@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpt2_nb_utils.figures.html import mark_whitespace, table
 
-HABITS = ("the first token", "itself", "the token before", "any other token")
+HABITS = ("the first token", "itself", "the previous token", "any other token")
 """Where a head can look; each weight counts for one of them."""
 
 
@@ -46,7 +46,7 @@ def habits(maps: Sequence[Tensor]) -> dict[str, np.ndarray]:
     shares = {
         "the first token": weights[..., 0],
         "itself": weights[:, :, queries, queries + 2],
-        "the token before": weights[:, :, queries, queries + 1],
+        "the previous token": weights[:, :, queries, queries + 1],
     }
     shares = {name: share.mean(axis=-1) for name, share in shares.items()}
     return {**shares, "any other token": 1 - sum(shares.values())}
@@ -59,12 +59,12 @@ def strongest(maps: Sequence[Tensor], habit: str) -> Head:
 
 
 def habits_table(maps: Sequence[Tensor]) -> HTML:
-    """For each of HABITS the head that has most of it, its share, and that of an average head."""
+    """For each of HABITS strongest head, its share, and that of an average head."""
     rows = [
         (f"looks at {habit}", strongest(maps, habit), f"{shares.max():.0%}", f"{shares.mean():.0%}")
         for habit, shares in habits(maps).items()
     ]
-    head = ("habit", "the head that has most of it", "share of its attention", "average head")
+    head = ("habit", "strongest head", "share of its attention", "average head")
     return table(head, rows)
 
 

@@ -124,7 +124,7 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether every check holds; one that could not be made does not."""
+        """Whether every check holds; one that were not possible does not."""
         measured = self.training_loss is not None and self.n_predictions is not None
         return (
             measured and bool(self.checks) and all(check.ok is True for check in self.every_check)
@@ -132,9 +132,9 @@ class Audit:
 
     @property
     def tally(self) -> str:
-        """How many checks hold, fail and could not be made."""
+        """How many checks hold, fail and were not possible."""
         outcomes = [check.ok for check in self.every_check]
-        counted = {"checks fail": outcomes.count(False), "could not be made": outcomes.count(None)}
+        counted = {"checks fail": outcomes.count(False), "were not possible": outcomes.count(None)}
         said = [f"{n} of {len(outcomes)} {what}" for what, n in counted.items() if n]
         return ", ".join(said) or f"all {len(outcomes)} checks hold"
 

@@ -82,7 +82,8 @@ def same_machine(evidence: Evidence, start: Event) -> bool:
 
 
 @asks(
-    "best.pt recalls what is on record", "the same count of openings and tokens, but for rounding"
+    "best.pt recalls what is on record",
+    "the same count of openings and tokens, apart from rounding",
 )
 def recall(evidence: Evidence) -> tuple[bool, str]:
     if not evidence.run.recall:

@@ -137,7 +137,7 @@ def below_target(evidence: Evidence) -> tuple[bool, str]:
     )
 
 
-@asks("the loss on record is the one measured", "the same, but for rounding")
+@asks("the loss on record is the one measured", "the same, apart from rounding")
 def recorded_loss(evidence: Evidence) -> tuple[bool, str]:
     recorded, measurement = evidence.summary.best_measured, evidence.measurement
     if recorded is None:
@@ -160,7 +160,7 @@ def recorded_loss(evidence: Evidence) -> tuple[bool, str]:
 
 @asks(
     "the seed's random weights give the first losses on record",
-    "the training loss of step 0 and the batch loss of step 1, but for rounding",
+    "the training loss of step 0 and the batch loss of step 1, apart from rounding",
 )
 def first_losses(evidence: Evidence) -> tuple[bool, str]:
     settings, windows = evidence.settings_at(1), evidence.windows
@@ -185,8 +185,8 @@ def first_losses(evidence: Evidence) -> tuple[bool, str]:
 
 
 @asks(
-    "best.pt grew from the seed's random weights",
-    f"in every part a correlation with them that chance does not give, in large ones at least "
+    "best.pt developed from the seed's random weights",
+    f"every part correlates with them more than chance explains, in large ones at least "
     f"{_SHARE} of them left, above {_ALWAYS['unseen']} in the rows of tokens that the text never "
     f"holds, and 1 in positions past the windows",
 )
@@ -212,7 +212,7 @@ def from_seed(evidence: Evidence) -> tuple[bool, str]:
         problems += [] if ok else [part[1]]
         lowest[kind] = min(part, lowest.get(kind, part))
     if not lowest:
-        raise CannotCheck("the model is too small to tell what its weights grew from")
+        raise CannotCheck("the model is too small to tell what its weights developed from")
     said = "; ".join(text for _, text in lowest.values())
     # Only training again (--replay) can tell weights that grew from others into which every part
     # was mixed in full.

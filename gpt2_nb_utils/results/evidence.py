@@ -22,7 +22,7 @@ from torch import Tensor
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
-from gpt2_nb_utils.model.parts import parameter_shapes
+from gpt2_nb_utils.model.parts import parameter_count, parameter_shapes
 from gpt2_nb_utils.progress import Progress
 from gpt2_nb_utils.results.audit import CannotCheck
 from gpt2_nb_utils.results.record import Record
@@ -32,6 +32,7 @@ from gpt2_nb_utils.tokenization.dataset import EpochSampler, TokenDataset
 from gpt2_nb_utils.training.checkpoints import model_from, read_checkpoint
 from gpt2_nb_utils.training.corpus_loss import WindowLosses, read_windows
 from gpt2_nb_utils.training.events import Event, History, history, read_events, summary
+from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.records import Summary
 from gpt2_nb_utils.training.verbatim import counted_openings
@@ -210,7 +211,12 @@ class Evidence:
     @cached_property
     def initial_model(self) -> GPT2:
         """The network with the random weights of the run's seed."""
-        return GPT2(GPT2Config.of(self.settings), seed=self.settings.seed).eval()
+        sizes = GPT2Config.of(self.settings)
+        # Sizes on record may be anybody's: a page must not allocate whatever they say.
+        refuse_what_cannot_fit(
+            self.settings, parameter_count(sizes), self.precision.device, training=False
+        )
+        return GPT2(sizes, seed=self.settings.seed).eval()
 
     @cached_property
     def measurement(self) -> dict[int, WindowLosses]:

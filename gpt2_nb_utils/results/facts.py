@@ -81,7 +81,7 @@ class RunFacts:
         return (*verdict.conditions(self.record), self._records_hold())
 
     def _records_hold(self) -> Condition:
-        asks, checks = "its records hold together", self.record_checks
+        asks, checks = "its records are consistent", self.record_checks
         failed = [check for check in checks if check.ok is False]
         unmade = [check for check in checks[:ANY_VERSION] if check.ok is None]
         for check in failed + unmade:

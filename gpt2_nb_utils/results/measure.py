@@ -87,7 +87,7 @@ class Measured:
             agrees = (
                 "they agree"
                 if difference < _AGREES_WITHIN
-                else "this file is not the model of which the log speaks"
+                else "this file is not the model described in the log"
             )
             return f"{both} Difference {difference:.1e}: {agrees}."
         if self.audited:
@@ -171,7 +171,7 @@ def measure_or_say(
     try:
         measured = measure(run, device, seconds)
     except UserError as error:
-        return None, f"Not measured, and what follows from it is not shown: {error}."
+        return None, f"Not measured, so what depends on it is not shown: {error}."
     losses = {window.index: window.losses for window in measured.read}
     keep(run.directory, run.summary, run.windows, losses)
     return measured, measured.comparison

@@ -142,15 +142,13 @@ def what_it_learned(loss: float, frequencies: float, target: float) -> str:
             f"and something about which token follows which. It is far from knowing the text."
         )
     if loss > math.log(2):
-        return (
-            f"{start} shows that the model knows much of how this text goes on, but not by heart."
-        )
+        return f"{start} shows that the model knows much of how this text continues, but has not memorised it."
     if loss >= target:
         return (
-            f"{start}: the model knows most of these tokens by heart; the target is {target:g}, "
+            f"{start}: the model has memorised most of these tokens; the target is {target:g}, "
             f"over the whole text."
         )
-    return f"{start} is below the target of {target:g}: the model knows these tokens by heart."
+    return f"{start} is below the target of {target:g}: the model has memorised these tokens."
 
 
 def samples_shown(samples: Sequence[Sample]) -> HTML:

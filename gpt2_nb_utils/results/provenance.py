@@ -22,7 +22,7 @@ from gpt2_nb_utils.tokenization.dataset import TokenDataset
 _COPIED = "background:#d3e6f7; text-decoration:underline;"
 _LENGTH = 40
 """Tokens of a continuation, where windows are long enough for them and the prompt."""
-_NEW_PROMPT, _OLD_PROMPT = "does not stand in the text", "stands in the text"
+_NEW_PROMPT, _OLD_PROMPT = "does not appear in the text", "appears in the text"
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def provenance_text(provenances: Sequence[Provenance], usual: int) -> str:
     longest = ", ".join(str(one.longest) for one in provenances)
     return (
         f"Of {said} tokens each, the longest stretch that appears verbatim in the text: {longest} "
-        f"tokens. Two places of the text itself usually share {usual}: a stretch much longer than "
+        f"tokens. Two passages of the text itself usually share {usual}: a stretch much longer than "
         f"that was remembered, one no longer may have been composed."
     )
 
@@ -149,7 +149,7 @@ def shown(provenances: Sequence[Provenance], windows: TokenDataset, context: int
     tokens = windows.tokens
     rows = [
         f'<div style="font-size:.85em; margin:.3em 0;">{key("given, or around it", FAINT)}'
-        f"{key('the longest stretch that stands in the text', 'color:#1a1a1a; ' + _COPIED)}</div>"
+        f"{key('the longest stretch that appears verbatim in the text', 'color:#1a1a1a; ' + _COPIED)}</div>"
     ]
     for one in provenances:
         R = len(one.said)

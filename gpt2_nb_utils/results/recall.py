@@ -106,7 +106,7 @@ def recall_table(recalls: list[Recall]) -> HTML:
     return table(
         ("opening at token", "right before the first error", "of", "verbatim"),
         rows,
-        "How far the model goes on with each opening as the text does",
+        "How far the model continues each opening as the text does",
     )
 
 

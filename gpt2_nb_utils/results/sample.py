@@ -22,7 +22,7 @@ def sample_from_run(run_dir: str, given: dict[str, Any]) -> tuple[list[str], boo
     Args:
         run_dir: a run directory with checkpoints/best.pt (last.pt is taken where there is no best).
         given: settings given by hand (prompt, num_prompts, max_new_tokens, top_k, temperature,
-            seed, device); the others are the run's own. Without a seed each call draws anew.
+            seed, device); the others are the run's own. Without a seed each call draws other samples.
             `num_prompts` texts continue the same prompt.
 
     Returns:

@@ -109,7 +109,7 @@ def explanation(conditions: Sequence[Condition]) -> str:
     if not missing:
         return figure
     if not loss.holds:
-        return f"{figure} Besides, it could not count: {missing}."
+        return f"{figure} It could not count anyway: {missing}."
     return f"{figure} It does not count as the course's target: {missing}."
 
 
@@ -150,7 +150,7 @@ def _from_random_weights(run: Record) -> tuple[bool | None, str]:
     # As recorded: `run.config` says how the *next* command would resume.
     resume, out_dir = (str(run.summary.config.get(name) or "") for name in ("resume", "out_dir"))
     if resume not in ("", "auto") and PurePath(resume).parent != PurePath(out_dir, "checkpoints"):
-        return None, "it went on from a named checkpoint (resume)"
+        return None, "it was resumed from a named checkpoint (resume)"
     for row in run.rows:
         # The batch loss of step 1 is that of the weights before their first update.
         kind, loss = "batch", row.loss

@@ -144,7 +144,7 @@ def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
     if missing:
         raise UserError(
             f"{run.directory}: {'; '.join(missing)}: what depends on that is not checked, the "
-            f"rest stands above, and no verify.json is written; put back what is missing, continue "
+            f"other results are above, and no verify.json is written; put back what is missing, continue "
             f"the run (--resume auto), or train its first steps again, which needs no checkpoint "
             f"(--replay 20)"
         )

@@ -102,7 +102,7 @@ def _from_file(path: Path, source: Literal["input_file", "download"], *notes: st
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise UserError(f"{name} is {kind}: name a UTF-8 text file")
         if status.st_size > MAX_BYTES:
             raise UserError(
@@ -152,10 +152,10 @@ def _plain_text(content: bytes, name: str) -> tuple[str, list[str]]:
     notes = []
     if text.startswith("\ufeff"):
         text = text.removeprefix("\ufeff")
-        notes.append("took the byte-order mark off the start of the file")
+        notes.append("removed the byte-order mark from the start of the file")
     if carriage_returns := text.count("\r"):
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-        notes.append(f"changed {carriage_returns:,} carriage returns to plain line feeds")
+        notes.append(f"changed {carriage_returns:,} carriage returns to line feeds")
     return text, notes
 
 

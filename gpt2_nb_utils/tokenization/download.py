@@ -49,11 +49,11 @@ def download(url: str, sha256: str, size: int) -> bytes:
     thread = threading.Thread(target=fetch, daemon=True)
     thread.start()
     thread.join(TOTAL_TIMEOUT)
-    result = outcome[0] if outcome else TimeoutError(f"no end after {TOTAL_TIMEOUT:g} s")
+    result = outcome[0] if outcome else TimeoutError(f"not finished after {TOTAL_TIMEOUT:g} s")
     if isinstance(result, bytes):
         if hashlib.sha256(result).hexdigest() == sha256:
             return result
-        result = ValueError(f"{len(result):,} bytes came, and they are not the expected file")
+        result = ValueError(f"{len(result):,} bytes received, which are not the expected file")
     # Some of it may be the server's own words.
     reason = str(getattr(result, "reason", None) or result or type(result).__name__)
     reason = one_line(" ".join(reason.split()))[:300]
@@ -67,7 +67,7 @@ def _fetch(url: str, size: int, deadline: float) -> bytes:
         while len(content) <= size and (chunk := response.read1(65536)):
             content += chunk
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no end after {TOTAL_TIMEOUT:g} s")
+                raise TimeoutError(f"not finished after {TOTAL_TIMEOUT:g} s")
     return content
 
 

@@ -126,7 +126,7 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
             f"save_every steps"
         )
     if damage := _damage(path):
-        fix = "name another one, or start anew with --overwrite"
+        fix = "name another one, or start again with --overwrite"
         raise Unreadable(f"{path} is damaged ({damage})", fix)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
@@ -182,10 +182,10 @@ def _damage(path: Path) -> str | None:
             size = file.seek(0, os.SEEK_END)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}): see to its permissions, or name another one"
+            f"{path} cannot be read ({error.strerror}): check its permissions, or name another one"
         ) from None
     if not first.strip(b"\0"):
-        return f"{size:,} bytes, which begin with nothing" if size else "empty"
+        return f"{size:,} bytes, with nothing at their start" if size else "empty"
     if first != _ZIP[: len(first)]:
         raise _foreign(path)
     try:

@@ -459,7 +459,7 @@ def _claimed(run: Run, given: RunConfig, point: ResumePoint | None) -> Claim:
         moved = directory.last.exists() if point is None else identity(point.path) != point.seen
         if own and moved:
             raise UserError(
-                f"another process has just trained in {directory}: see how far it came, and start "
+                f"another process has just trained in {directory}: check its progress, and start "
                 f"again"
             )
         directory.last.parent.mkdir(exist_ok=True)
