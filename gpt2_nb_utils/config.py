@@ -175,8 +175,8 @@ class RunConfig(BaseModel):
     randomize_batches: bool = _setting(True, "shuffle_batches")
     """draw the windows of each epoch in a new random order; false reads the file in order"""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw for everything, or muon for the matrices of the blocks and AdamW for the rest; lr given
-    alone means adamw"""
+    """adamw for everything, or muon for the matrices of the blocks and AdamW for the rest; setting
+    only lr selects adamw"""
     lr: Rate = _setting(3e-4, "learning_rate", "peak_lr", "matrix_lr")
     """peak learning rate; of the matrices in the blocks where the next two are set"""
     embedding_lr: Rate = _setting(0.0, "wte_lr")
