@@ -1128,6 +1128,13 @@ def test_a_folder_that_cannot_be_written_gets_its_verdict(good, capsys, monkeypa
 # -- counting, and what weights grew from --------------------------------------------------------------------------------------------
 
 
+def test_a_folder_in_the_place_of_the_losses_of_tokens_leaves_the_verdict(good, capsys):
+    good.token_losses.unlink(missing_ok=True)
+    good.token_losses.mkdir()
+    assert main(["verify", str(good.path), "--device", "cpu"]) == 0
+    assert "token_losses.npz was not written: [Errno" in capsys.readouterr().out
+
+
 def test_positions_that_no_window_reads_do_not_count():
     assert counted_parameters(1_000, block_size=1024, n_embd=2) == 1_000
     assert counted_parameters(1_000, block_size=1124, n_embd=2) == 800
