@@ -30,12 +30,13 @@ from gpt2_nb_utils.results import audit_outputs as outputs
 from gpt2_nb_utils.results import audit_records as records
 from gpt2_nb_utils.results import audit_weights as weights
 from gpt2_nb_utils.results import replay
+from gpt2_nb_utils.results import verify as audit_command
 from gpt2_nb_utils.results.audit import file_sha256, read_audit
 from gpt2_nb_utils.results.facts import read_facts
 from gpt2_nb_utils.results.record import read_record
 from gpt2_nb_utils.results.token_losses import keep, read_token_losses
 from gpt2_nb_utils.results.verdict import counted_parameters
-from gpt2_nb_utils.results.verify import verify
+from gpt2_nb_utils.results.verify import quick_checks, verify
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization import corpus
 from gpt2_nb_utils.tokenization.bpe import encode
@@ -1127,6 +1128,13 @@ def test_a_folder_that_cannot_be_written_gets_its_verdict(good, capsys, monkeypa
 # -- counting, and what weights grew from --------------------------------------------------------------------------------------------
 
 
+def test_a_folder_in_the_place_of_the_losses_of_tokens_leaves_the_verdict(good, capsys):
+    good.token_losses.unlink(missing_ok=True)
+    good.token_losses.mkdir()
+    assert main(["verify", str(good.path), "--device", "cpu"]) == 0
+    assert "token_losses.npz was not written: [Errno" in capsys.readouterr().out
+
+
 def test_positions_that_no_window_reads_do_not_count():
     assert counted_parameters(1_000, block_size=1024, n_embd=2) == 1_000
     assert counted_parameters(1_000, block_size=1124, n_embd=2) == 800
@@ -1363,6 +1371,31 @@ def test_a_page_does_not_call_a_hand_written_audit_proof(good, other, weights_of
     assert facts.proof[0] == "✗ not proved" and doubt.asks in facts.proof[1] and not facts.reached
     page = build_report(good).read_text(encoding="utf-8")
     assert "Not proved; not confirmed for this page" in page and "Proved:" not in page
+
+
+def test_a_model_that_learnt_only_the_windows_a_page_might_read_is_found_out(
+    tmp_path, text, monkeypatch
+):
+    """The program writes its own records, but knows 10 of the 20 windows only."""
+    measure = loop.training_loss
+
+    def learnt(windows):
+        return windows.evenly_spread(10)
+
+    def of_learnt(model, windows, precision, n, *more):
+        measured = measure(model, windows, precision, 10, *more)
+        return dataclasses.replace(measured, windows="all", n_targets=windows.n_targets)
+
+    monkeypatch.setattr(loop, "training_loss", of_learnt)
+    monkeypatch.setattr(
+        loop, "micro_batches_of", lambda step, config, windows, _: [windows.batch(learnt(windows))]
+    )
+    run = train_small(tmp_path / "run", text, seq_len=16, steps=120, eval_windows=0, sample_every=0)
+    monkeypatch.undo()
+    monkeypatch.setattr(audit_command, "_QUICK_TOKENS", 160)
+    assert run.read_summary()["status"] == "target_reached"
+    checks = {check.asks: check for check in quick_checks(read_record(run.path), weights=True)}
+    assert checks[weights.from_seed.asks].ok and checks[weights.recorded_loss.asks].ok is False
 
 
 def test_a_page_that_cannot_find_the_text_calls_nothing_proved(good, tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -57,7 +58,7 @@ class Evidence:
     Args:
         run: the run, as its directory holds it.
         precision: where and how to compute.
-        sample: measure only so many windows, for a quick look; 0 measures all.
+        sample: measure only so many windows, drawn at random, for a quick look; 0 measures all.
 
     Attributes:
         earlier: whether an earlier version recorded the run, without events.
@@ -224,7 +225,10 @@ class Evidence:
         openings: list[int] = []  # those that were counted with these weights
         with contextlib.suppress(IndexError):
             openings = self.openings(self.best_measured["windows"])
-        indices = self.windows.evenly_spread(self._n_windows)
+        indices = list(range(len(self.windows)))
+        if 0 < self._n_windows < len(indices):
+            # Whoever knew which windows are looked at could train on these alone.
+            indices = sorted(random.SystemRandom().sample(indices, self._n_windows))
         return self.measure(self.model, indices, "measuring the training loss, window", openings)
 
     def measure(

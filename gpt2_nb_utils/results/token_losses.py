@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.errors import NotWritten, UserError
 from gpt2_nb_utils.files import read_regular, write_atomically
 from gpt2_nb_utils.results.audit import audited_state
 from gpt2_nb_utils.run_directory import RunDirectory
@@ -80,6 +80,9 @@ def keep(
     Args:
         windows: all windows of the text.
         losses: by number of the window the loss of each of its targets (t,), nats.
+
+    Raises:
+        NotWritten: the disk is full, or a folder is in the place of the file.
     """
     with contextlib.suppress(UserError):  # none there, or a damaged one
         before = read_token_losses(run.token_losses)
@@ -106,7 +109,10 @@ def keep(
         lengths=np.array(lengths, dtype="<i4"),
         losses=values.clip(max=60_000).numpy().astype("<f2"),
     )
-    write_atomically(run.token_losses, file.getvalue())
+    try:
+        write_atomically(run.token_losses, file.getvalue())
+    except OSError as error:
+        raise NotWritten(run.token_losses, error) from error
 
 
 def read_token_losses(path: Path) -> TokenLosses:

@@ -155,7 +155,10 @@ def verify(run_dir: str, given: dict[str, Any], sample: int = 0) -> Audit:
         )
     elif _written(audit, run.directory) and measured:  # the losses, for the report to paint
         losses = {index: window.losses for index, window in measured.items()}
-        keep(run.directory, run.summary, evidence.windows, losses)
+        try:
+            keep(run.directory, run.summary, evidence.windows, losses)
+        except NotWritten as error:
+            _show(f"{run.directory.token_losses} was not written: {error.reason}.")
     return audit
 
 
