@@ -242,7 +242,7 @@ def _with_losses(measured, *losses):
 
 def test_another_model_than_that_of_the_log_is_noticed(measured):
     worse = _with_losses(measured, *(window.losses + 0.1 for window in measured.read))
-    assert "not the model of which the log speaks" in worse.comparison
+    assert "not the model described in the log" in worse.comparison
 
 
 def test_figures_on_different_windows_are_not_compared(measured):
@@ -637,7 +637,7 @@ def test_what_was_learned_follows_from_the_loss():
             "nothing yet",
             "only a little",
             "far from knowing",
-            "not by heart",
+            "has not memorised it",
             "the target is 0.1, over the whole text",
             "has memorised these tokens",
         ),
