@@ -172,6 +172,22 @@ def test_a_best_model_of_another_run_is_not_taken_for_ones_own(runs, settings, t
     assert read_checkpoint(directory.best)["state"]["step"] == summary["best_train_loss_step"] == 6
 
 
+@pytest.mark.parametrize("left", [None, b"", b"PK"])
+def test_a_finished_run_that_lost_its_best_model_takes_it_from_its_last(
+    runs, tmp_path, left, capsys
+):
+    whole, _ = runs
+    directory = copy_of(whole, tmp_path / "run")
+    best = read_checkpoint(directory.best)
+    directory.best.unlink() if left is None else directory.best.write_bytes(left)
+    run({"out_dir": str(directory.path), "resume": "auto"})
+    assert_same_records(directory, whole)
+    again = read_checkpoint(directory.best)
+    assert again.keys() == best.keys() and again["state"] == best["state"]
+    assert all(again["model"][name].equal(tensor) for name, tensor in best["model"].items())
+    assert "written again from last.pt" in capsys.readouterr().err
+
+
 def test_a_last_checkpoint_of_another_run_is_refused(runs, settings, tmp_path):
     _, half = runs
     other = run(settings(out_dir=str(tmp_path / "other"), steps=3))
@@ -228,6 +244,21 @@ def test_a_run_that_saved_nothing_can_start_again(runs, tmp_path):
     directory.events.write_text("".join(json.dumps(event) + "\n" for event in events))
     run({"out_dir": str(directory.path), "resume": "auto"})
     assert_same_records(directory, whole)
+
+
+def test_the_record_of_a_killed_run_whose_checkpoints_are_gone_is_kept(runs, tmp_path, capsys):
+    whole, half = runs
+    directory = copy_of(half, tmp_path / "run")
+    shutil.rmtree(directory.last.parent)
+    lines = directory.events.read_text().splitlines(keepends=True)
+    assert json.loads(lines[-1])["event"] == "end"
+    directory.events.write_text("".join(lines[:-1]))  # killed at step 4, after a checkpoint was due
+    run({"out_dir": str(directory.path), "resume": "auto"})
+    assert_same_records(directory, whole)
+    said = "no checkpoint is left of the 4 steps on record"
+    assert said in capsys.readouterr().err and said in directory.log.read_text()
+    kept = directory.events.with_name("set_aside_events.jsonl")
+    assert kept.read_text() == "".join(lines[:-1])
 
 
 # From one number format to another, as from a CPU to a GPU

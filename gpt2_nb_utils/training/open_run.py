@@ -56,6 +56,9 @@ KEPT = (
 """Settings that a resumed run cannot change: its weights, its optimizer or its place in the data
 depend on them."""
 
+_OF_BEST = ("run_id", "model_config", "config", "corpus_sha256", "state", "model")
+"""What best.pt holds of a checkpoint."""
+
 
 @dataclass
 class Run:
@@ -72,6 +75,7 @@ class Run:
         checkpoint: what it continues from, or None; drop it once restored, for it is as large as
             the whole run.
         claim: keeps other processes out of the directory; None in those that rank 0 writes for.
+        best_is_lost: best.pt is damaged or gone, but the checkpoint holds the same weights.
     """
 
     config: RunConfig
@@ -83,6 +87,7 @@ class Run:
     events: list[Event]
     checkpoint: dict[str, Any] | None
     claim: Claim | None = None
+    best_is_lost: bool = False
 
     @property
     def training_text(self) -> str:
@@ -189,9 +194,9 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
     run.events, notes = _events(run, on_file, point, len(ids), dist.world_size)
     dist.check_equal(seen=(corpus.sha256, point and point.step))  # all have read: now one writes
     if dist.is_main:
+        run.claim = _claimed(run, given, point)
         for note in notes:
             print(note, file=sys.stderr)
-        run.claim = _claimed(run, given, point)
         if cached is None or given.overwrite:
             write_tokens(directory.tokens, ids)
     return run
@@ -401,9 +406,16 @@ def _events(
     first step, and the notes among that."""
     opening = _opening(run, point, n_all, n_processes)
     if point is None:
+        notes = []
         if on_file:  # of the command `run` around this process, or of one killed before it saved
             opening["command"] = on_file[0]["command"]
-        return [opening], []
+            done = history(on_file).state.step
+            if done >= run.config.save_every:
+                notes = [
+                    f"no checkpoint is left of the {done:,} steps on record: the run begins again "
+                    f"from random weights"
+                ]
+        return [opening, *_notes(notes)], notes
     notes = [point.note] if point.note else []
     events = on_file
     if on_file[: len(point.events)] != point.events:
@@ -422,10 +434,19 @@ def _events(
         events = events[:at]  # `run` and the notebook in it are one command
     events = [*events, opening]
     best, reason = _best_on_disk(run)
-    if best["best_step"] != history(events).state.best_train_loss_step:
+    best_step = history(events).state.best_train_loss_step
+    if best["best_step"] is None and best_step == point.step:
+        run.best_is_lost = True
+        notes.append(f"{reason}: written again from {point.path.name}, which has the same weights")
+    elif best["best_step"] != best_step:
         events.append({"event": "best", "time": now(), **best})
-        notes += [reason] if reason else []
-    return events + [{"event": "note", "time": now(), "text": text} for text in notes], notes
+        if reason:
+            notes.append(f"{reason}: the next best model that is measured takes its place")
+    return events + _notes(notes), notes
+
+
+def _notes(texts: list[str]) -> list[Event]:
+    return [{"event": "note", "time": now(), "text": text} for text in texts]
 
 
 def _best_on_disk(run: Run) -> tuple[dict[str, Any], str]:
@@ -446,8 +467,7 @@ def _best_on_disk(run: Run) -> tuple[dict[str, Any], str]:
         reason = getattr(error, "reason", f"{path} is missing")
     except (KeyError, TypeError, ValueError):
         reason = f"{path} holds no state of a run"
-    lost = {"best_step": None, "train_loss": None, "windows": None}
-    return lost, f"{reason}: the next best model that is measured takes its place"
+    return {"best_step": None, "train_loss": None, "windows": None}, reason
 
 
 def _claimed(run: Run, given: RunConfig, point: ResumePoint | None) -> Claim:
@@ -463,8 +483,13 @@ def _claimed(run: Run, given: RunConfig, point: ResumePoint | None) -> Claim:
                 f"again"
             )
         directory.last.parent.mkdir(exist_ok=True)
+        if point is None and run.events[1:]:  # a note: steps on record, but no checkpoint of them
+            _set_aside(directory.events)
         if history(run.events).state.best_train_loss_step is None:
             _set_aside(directory.best)  # damaged, of another run, or from before its first last.pt
+        elif run.best_is_lost:
+            _set_aside(directory.best)
+            save_checkpoint(directory.best, {name: point.content[name] for name in _OF_BEST})
         if point is not None and point.path.resolve() != directory.last.resolve():
             # Written before anything is moved: the run may continue from the file set aside itself.
             beside = directory.last.with_name(f".{directory.last.name}.resumed")
