@@ -128,12 +128,13 @@ def test_events_are_on_the_disk_before_the_checkpoint_that_speaks_of_them(settin
     assert any(".last.pt." in place for place in order[:named])
 
 
-def test_a_file_system_without_modes_and_flushing_is_written_to(settings, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_modes_and_flushing_is_written_to(settings, monkeypatch, number):
     def refused(*_):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     def without(_):
-        raise OSError(errno.EINVAL, "Invalid argument")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "chmod", refused)
     monkeypatch.setattr(os, "fsync", without)
@@ -170,6 +171,20 @@ def test_a_best_model_of_another_run_is_not_taken_for_ones_own(runs, settings, t
     assert (summary["status"], summary["target_reached"]) == ("steps_done", False)
     assert "best.pt belongs to another run" in capsys.readouterr().err
     assert read_checkpoint(directory.best)["state"]["step"] == summary["best_train_loss_step"] == 6
+
+
+def test_a_best_model_of_a_branch_is_not_taken_for_ones_own(runs, tmp_path, capsys):
+    """A copy of the run went on by itself, with the same identity, and reached its target."""
+    whole, half = runs
+    branch, directory = copy_of(half, tmp_path / "branch"), copy_of(half, tmp_path / "run")
+    given = {"resume": "auto", "target_loss": 9.0, "lr": 0.05, "steps": 100}
+    run({**given, "out_dir": str(branch.path)})
+    assert branch.read_summary()["target_reached"]
+    shutil.copy(branch.best, directory.best)
+    run({"out_dir": str(directory.path), "resume": "auto", "steps": 6})
+    assert_same_records(directory, whole)
+    assert "best.pt belongs to another run" in capsys.readouterr().err
+    assert read_checkpoint(directory.best)["state"]["best_train_loss_step"] == 6
 
 
 @pytest.mark.parametrize("left", [None, b"", b"PK"])

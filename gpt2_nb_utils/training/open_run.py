@@ -433,7 +433,7 @@ def _events(
     ):
         events = events[:at]  # `run` and the notebook in it are one command
     events = [*events, opening]
-    best, reason = _best_on_disk(run)
+    best, reason = _best_on_disk(run, events)
     best_step = history(events).state.best_train_loss_step
     if best["best_step"] is None and best_step == point.step:
         run.best_is_lost = True
@@ -449,19 +449,26 @@ def _notes(texts: list[str]) -> list[Event]:
     return [{"event": "note", "time": now(), "text": text} for text in texts]
 
 
-def _best_on_disk(run: Run) -> tuple[dict[str, Any], str]:
-    """What best.pt holds, where it is of this run, or why not: it may be younger than last.pt, if a
-    kill came between the two."""
+def _best_on_disk(run: Run, events: list[Event]) -> tuple[dict[str, Any], str]:
+    """What best.pt holds, where its measurement is among the events of this run, or why not: it may
+    be younger than last.pt, if a kill came between the two."""
     path = run.directory.best
     try:
         content = read_checkpoint(path)
         state = content["state"]
-        if content.get("run_id") == run.run_id:
-            return {
-                "best_step": int(state["best_train_loss_step"]),
-                "train_loss": float(state["best_train_loss"]),
-                "windows": state["best_train_loss_windows"],
-            }, ""
+        best = {
+            "best_step": int(state["best_train_loss_step"]),
+            "train_loss": float(state["best_train_loss"]),
+            "windows": state["best_train_loss_windows"],
+        }
+        # A copy of this run that was resumed by itself has the same identity.
+        on_record = any(
+            [*best.values()] == [event["step"], event["train_loss"], event["windows"]]
+            for event in events
+            if event["event"] == "measured"
+        )
+        if content.get("run_id") == run.run_id and on_record:
+            return best, ""
         reason = f"{path} belongs to another run"
     except UserError as error:
         reason = getattr(error, "reason", f"{path} is missing")
