@@ -187,6 +187,17 @@ def test_a_best_model_of_a_branch_is_not_taken_for_ones_own(runs, tmp_path, caps
     assert read_checkpoint(directory.best)["state"]["best_train_loss_step"] == 6
 
 
+def test_events_that_a_last_checkpoint_of_a_branch_does_not_know_are_kept(runs, tmp_path):
+    _, half = runs
+    branch, directory = copy_of(half, tmp_path / "branch"), copy_of(half, tmp_path / "run")
+    for each, steps in ((branch, 5), (directory, 6)):
+        run({"out_dir": str(each.path), "resume": "auto", "steps": steps})
+    events = directory.events.read_bytes()
+    shutil.copy(branch.last, directory.last)
+    run({"out_dir": str(directory.path), "resume": "auto", "steps": 7})
+    assert directory.events.with_name("set_aside_events.jsonl").read_bytes() == events
+
+
 @pytest.mark.parametrize("left", [None, b"", b"PK"])
 def test_a_finished_run_that_lost_its_best_model_takes_it_from_its_last(
     runs, tmp_path, left, capsys

@@ -76,6 +76,7 @@ class Run:
             the whole run.
         claim: keeps other processes out of the directory; None in those that rank 0 writes for.
         best_is_lost: best.pt is damaged or gone, but the checkpoint holds the same weights.
+        superseded: the events on file hold what no checkpoint here speaks of: they are set aside.
     """
 
     config: RunConfig
@@ -88,6 +89,7 @@ class Run:
     checkpoint: dict[str, Any] | None
     claim: Claim | None = None
     best_is_lost: bool = False
+    superseded: bool = False
 
     @property
     def training_text(self) -> str:
@@ -410,7 +412,8 @@ def _events(
         if on_file:  # of the command `run` around this process, or of one killed before it saved
             opening["command"] = on_file[0]["command"]
             done = history(on_file).state.step
-            if done >= run.config.save_every:
+            run.superseded = done >= run.config.save_every
+            if run.superseded:
                 notes = [
                     f"no checkpoint is left of the {done:,} steps on record: the run begins again "
                     f"from random weights"
@@ -420,6 +423,7 @@ def _events(
     events = on_file
     if on_file[: len(point.events)] != point.events:
         events = point.events
+        run.superseded = on_file != point.events[: len(on_file)]
         if run.directory.holds_run:
             notes.append(
                 f"{run.directory.events.name} was not whole: all records up to step {point.step} "
@@ -490,7 +494,7 @@ def _claimed(run: Run, given: RunConfig, point: ResumePoint | None) -> Claim:
                 f"again"
             )
         directory.last.parent.mkdir(exist_ok=True)
-        if point is None and run.events[1:]:  # a note: steps on record, but no checkpoint of them
+        if run.superseded:
             _set_aside(directory.events)
         if history(run.events).state.best_train_loss_step is None:
             _set_aside(directory.best)  # damaged, of another run, or from before its first last.pt
