@@ -568,7 +568,10 @@ def test_edited_metrics_of_an_earlier_version_fail_where_they_were_edited(earlie
 @pytest.mark.parametrize(
     "changes, also",
     [
-        (dict(best_train_loss=0.05), [weights.recorded_loss, records.best_belongs]),
+        (
+            dict(best_train_loss=0.05),
+            [weights.recorded_loss, records.best_belongs, records.arithmetic],
+        ),
         (dict(best_train_loss="0.05"), [weights.recorded_loss, records.best_belongs]),
         (dict(step=10**6), [records.arithmetic]),
         (dict(tokens_seen="x"), [records.arithmetic]),
@@ -580,6 +583,18 @@ def test_an_edited_summary_of_an_earlier_version_fails(earlier, changes, also):
     edit_json(earlier.summary, **changes)
     failed, unknown = audited(earlier)
     assert failed >= asked({*SMALL, *also}) and unknown <= asked(NEED_EVENTS)
+
+
+def test_a_page_does_not_believe_an_edited_summary_of_an_earlier_version(earlier):
+    edit_json(earlier.summary, best_train_loss=0.0123, train_loss=0.0123)
+    shutil.rmtree(earlier.best.parent)
+    failed = {each.asks: each.shows for each in read_facts(earlier).conditions if not each.holds}
+    assert "0.0123 in the summary" in failed["its records hold together"]
+
+
+def test_a_training_loss_far_below_that_of_the_batch_fails(run):
+    edit_events(run, event_set("measured", 1, train_loss=0.05))
+    assert records.random_start.asks in audited(run)[0]
 
 
 def test_a_run_whose_events_were_removed_is_not_one_of_an_earlier_version(run):
