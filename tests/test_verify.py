@@ -43,7 +43,7 @@ from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training import train as loop
-from gpt2_nb_utils.training.events import State, history, read_events, rendered
+from gpt2_nb_utils.training.events import history, read_events, rendered
 from gpt2_nb_utils.training.train import train
 
 SMALL = {weights.parameters, weights.course_text}
@@ -1301,18 +1301,17 @@ def test_a_step_that_overflowed_in_fp16_is_replayed_without_its_update(tmp_path,
 def test_weights_swapped_after_a_step_fail_the_replay(tmp_path, text, other, monkeypatch):
     """The program writes its own records, all of them true but for where the weights came from."""
     foreign = torch.load(other.best, weights_only=True)["model"]
-    take = State.take
-    models = []
-    monkeypatch.setattr(
-        loop, "GPT2", lambda *args, **more: models.append(GPT2(*args, **more)) or models[-1]
-    )
+    step = loop.training_step
+    losses = []
 
-    def swap(state, event):
-        take(state, event)
-        if event["event"] == "step" and event["step"] == 1:
-            models[-1].load_state_dict(foreign)
+    def swap(learner, batch):
+        result = step(learner, batch)
+        losses.append(result.loss)
+        if len(losses) == 1:
+            learner.model.load_state_dict(foreign)
+        return result
 
-    monkeypatch.setattr(State, "take", swap)
+    monkeypatch.setattr(loop, "training_step", swap)
     run = train_small(tmp_path / "run", text, steps=4, eval_every=2, sample_every=0)
     monkeypatch.undo()
     failed, _ = audited(run)
