@@ -96,7 +96,7 @@ def flush_to_disk(file: BinaryIO) -> None:
     try:
         os.fsync(file.fileno())
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # those that cannot
             raise
 
 

@@ -128,12 +128,13 @@ def test_events_are_on_the_disk_before_the_checkpoint_that_speaks_of_them(settin
     assert any(".last.pt." in place for place in order[:named])
 
 
-def test_a_file_system_without_modes_and_flushing_is_written_to(settings, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_modes_and_flushing_is_written_to(settings, monkeypatch, number):
     def refused(*_):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     def without(_):
-        raise OSError(errno.EINVAL, "Invalid argument")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "chmod", refused)
     monkeypatch.setattr(os, "fsync", without)
@@ -170,6 +171,47 @@ def test_a_best_model_of_another_run_is_not_taken_for_ones_own(runs, settings, t
     assert (summary["status"], summary["target_reached"]) == ("steps_done", False)
     assert "best.pt belongs to another run" in capsys.readouterr().err
     assert read_checkpoint(directory.best)["state"]["step"] == summary["best_train_loss_step"] == 6
+
+
+def test_a_best_model_of_a_branch_is_not_taken_for_ones_own(runs, tmp_path, capsys):
+    """A copy of the run went on by itself, with the same identity, and reached its target."""
+    whole, half = runs
+    branch, directory = copy_of(half, tmp_path / "branch"), copy_of(half, tmp_path / "run")
+    given = {"resume": "auto", "target_loss": 9.0, "lr": 0.05, "steps": 100}
+    run({**given, "out_dir": str(branch.path)})
+    assert branch.read_summary()["target_reached"]
+    shutil.copy(branch.best, directory.best)
+    run({"out_dir": str(directory.path), "resume": "auto", "steps": 6})
+    assert_same_records(directory, whole)
+    assert "best.pt belongs to another run" in capsys.readouterr().err
+    assert read_checkpoint(directory.best)["state"]["best_train_loss_step"] == 6
+
+
+def test_events_that_a_last_checkpoint_of_a_branch_does_not_know_are_kept(runs, tmp_path):
+    _, half = runs
+    branch, directory = copy_of(half, tmp_path / "branch"), copy_of(half, tmp_path / "run")
+    for each, steps in ((branch, 5), (directory, 6)):
+        run({"out_dir": str(each.path), "resume": "auto", "steps": steps})
+    events = directory.events.read_bytes()
+    shutil.copy(branch.last, directory.last)
+    run({"out_dir": str(directory.path), "resume": "auto", "steps": 7})
+    assert directory.events.with_name("set_aside_events.jsonl").read_bytes() == events
+
+
+@pytest.mark.parametrize("left", [None, b"", b"PK"])
+def test_a_finished_run_that_lost_its_best_model_takes_it_from_its_last(
+    runs, tmp_path, left, capsys
+):
+    whole, _ = runs
+    directory = copy_of(whole, tmp_path / "run")
+    best = read_checkpoint(directory.best)
+    directory.best.unlink() if left is None else directory.best.write_bytes(left)
+    run({"out_dir": str(directory.path), "resume": "auto"})
+    assert_same_records(directory, whole)
+    again = read_checkpoint(directory.best)
+    assert again.keys() == best.keys() and again["state"] == best["state"]
+    assert all(again["model"][name].equal(tensor) for name, tensor in best["model"].items())
+    assert "written again from last.pt" in capsys.readouterr().err
 
 
 def test_a_last_checkpoint_of_another_run_is_refused(runs, settings, tmp_path):
@@ -228,6 +270,21 @@ def test_a_run_that_saved_nothing_can_start_again(runs, tmp_path):
     directory.events.write_text("".join(json.dumps(event) + "\n" for event in events))
     run({"out_dir": str(directory.path), "resume": "auto"})
     assert_same_records(directory, whole)
+
+
+def test_the_record_of_a_killed_run_whose_checkpoints_are_gone_is_kept(runs, tmp_path, capsys):
+    whole, half = runs
+    directory = copy_of(half, tmp_path / "run")
+    shutil.rmtree(directory.last.parent)
+    lines = directory.events.read_text().splitlines(keepends=True)
+    assert json.loads(lines[-1])["event"] == "end"
+    directory.events.write_text("".join(lines[:-1]))  # killed at step 4, after a checkpoint was due
+    run({"out_dir": str(directory.path), "resume": "auto"})
+    assert_same_records(directory, whole)
+    said = "no checkpoint is left of the 4 steps on record"
+    assert said in capsys.readouterr().err and said in directory.log.read_text()
+    kept = directory.events.with_name("set_aside_events.jsonl")
+    assert kept.read_text() == "".join(lines[:-1])
 
 
 # From one number format to another, as from a CPU to a GPU

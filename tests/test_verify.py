@@ -43,7 +43,7 @@ from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
 from gpt2_nb_utils.training import train as loop
-from gpt2_nb_utils.training.events import State, history, read_events, rendered
+from gpt2_nb_utils.training.events import history, read_events, rendered
 from gpt2_nb_utils.training.train import train
 
 SMALL = {weights.parameters, weights.course_text}
@@ -568,7 +568,10 @@ def test_edited_metrics_of_an_earlier_version_fail_where_they_were_edited(earlie
 @pytest.mark.parametrize(
     "changes, also",
     [
-        (dict(best_train_loss=0.05), [weights.recorded_loss, records.best_belongs]),
+        (
+            dict(best_train_loss=0.05),
+            [weights.recorded_loss, records.best_belongs, records.arithmetic],
+        ),
         (dict(best_train_loss="0.05"), [weights.recorded_loss, records.best_belongs]),
         (dict(step=10**6), [records.arithmetic]),
         (dict(tokens_seen="x"), [records.arithmetic]),
@@ -580,6 +583,18 @@ def test_an_edited_summary_of_an_earlier_version_fails(earlier, changes, also):
     edit_json(earlier.summary, **changes)
     failed, unknown = audited(earlier)
     assert failed >= asked({*SMALL, *also}) and unknown <= asked(NEED_EVENTS)
+
+
+def test_a_page_does_not_believe_an_edited_summary_of_an_earlier_version(earlier):
+    edit_json(earlier.summary, best_train_loss=0.0123, train_loss=0.0123)
+    shutil.rmtree(earlier.best.parent)
+    failed = {each.asks: each.shows for each in read_facts(earlier).conditions if not each.holds}
+    assert "0.0123 in the summary" in failed["its records hold together"]
+
+
+def test_a_training_loss_far_below_that_of_the_batch_fails(run):
+    edit_events(run, event_set("measured", 1, train_loss=0.05))
+    assert records.random_start.asks in audited(run)[0]
 
 
 def test_a_run_whose_events_were_removed_is_not_one_of_an_earlier_version(run):
@@ -1286,18 +1301,17 @@ def test_a_step_that_overflowed_in_fp16_is_replayed_without_its_update(tmp_path,
 def test_weights_swapped_after_a_step_fail_the_replay(tmp_path, text, other, monkeypatch):
     """The program writes its own records, all of them true but for where the weights came from."""
     foreign = torch.load(other.best, weights_only=True)["model"]
-    take = State.take
-    models = []
-    monkeypatch.setattr(
-        loop, "GPT2", lambda *args, **more: models.append(GPT2(*args, **more)) or models[-1]
-    )
+    step = loop.training_step
+    losses = []
 
-    def swap(state, event):
-        take(state, event)
-        if event["event"] == "step" and event["step"] == 1:
-            models[-1].load_state_dict(foreign)
+    def swap(learner, batch):
+        result = step(learner, batch)
+        losses.append(result.loss)
+        if len(losses) == 1:
+            learner.model.load_state_dict(foreign)
+        return result
 
-    monkeypatch.setattr(State, "take", swap)
+    monkeypatch.setattr(loop, "training_step", swap)
     run = train_small(tmp_path / "run", text, steps=4, eval_every=2, sample_every=0)
     monkeypatch.undo()
     failed, _ = audited(run)

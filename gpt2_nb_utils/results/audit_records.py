@@ -72,6 +72,13 @@ def random_start(evidence: Evidence) -> tuple[bool, str]:
         for one, two in pairwise(steps)
         if min(one["loss"], RANDOM_LOSS) - two["loss"] > _STEEPEST * (two["step"] - one["step"])
     ]
+    for event in evidence.history.measurements:  # of the weights after that step
+        step, loss = event["step"], event["train_loss"]
+        if step in evidence.steps and evidence.steps[step]["loss"] - loss > _STEEPEST:
+            problems.append(
+                f"batch loss {evidence.steps[step]['loss']:.4f}, training loss {loss:.4f} at step "
+                f"{step}"
+            )
     return problems_or(problems, ", ".join(f"{name} {loss}" for name, loss in losses.items()))
 
 
@@ -107,6 +114,12 @@ def arithmetic(evidence: Evidence) -> tuple[bool, str]:
         for name, value in there.items()
         if getattr(summary.corpus, name) != value
     ]
+    best = evidence.history.state.best_train_loss
+    if summary.status in ENDED and not same(summary.best_train_loss, best):
+        problems.append(
+            f"the best training loss is {summary.best_train_loss} in the summary, {best} in the "
+            f"metrics"
+        )
     if summary.step != (last := rows[-1]["step"]) and summary.status in ENDED:
         problems.append(f"the summary ends at step {summary.step}, the steps on record at {last}")
     return problems_or(

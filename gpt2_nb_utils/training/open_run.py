@@ -56,6 +56,9 @@ KEPT = (
 """Settings that a resumed run cannot change: its weights, its optimizer or its place in the data
 depend on them."""
 
+_OF_BEST = ("run_id", "model_config", "config", "corpus_sha256", "state", "model")
+"""What best.pt holds of a checkpoint."""
+
 
 @dataclass
 class Run:
@@ -72,6 +75,8 @@ class Run:
         checkpoint: what it continues from, or None; drop it once restored, for it is as large as
             the whole run.
         claim: keeps other processes out of the directory; None in those that rank 0 writes for.
+        best_is_lost: best.pt is damaged or gone, but the checkpoint holds the same weights.
+        superseded: the events on file hold what no checkpoint here speaks of: they are set aside.
     """
 
     config: RunConfig
@@ -83,6 +88,8 @@ class Run:
     events: list[Event]
     checkpoint: dict[str, Any] | None
     claim: Claim | None = None
+    best_is_lost: bool = False
+    superseded: bool = False
 
     @property
     def training_text(self) -> str:
@@ -189,9 +196,9 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
     run.events, notes = _events(run, on_file, point, len(ids), dist.world_size)
     dist.check_equal(seen=(corpus.sha256, point and point.step))  # all have read: now one writes
     if dist.is_main:
+        run.claim = _claimed(run, given, point)
         for note in notes:
             print(note, file=sys.stderr)
-        run.claim = _claimed(run, given, point)
         if cached is None or given.overwrite:
             write_tokens(directory.tokens, ids)
     return run
@@ -401,13 +408,22 @@ def _events(
     first step, and the notes among that."""
     opening = _opening(run, point, n_all, n_processes)
     if point is None:
+        notes = []
         if on_file:  # of the command `run` around this process, or of one killed before it saved
             opening["command"] = on_file[0]["command"]
-        return [opening], []
+            done = history(on_file).state.step
+            run.superseded = done >= run.config.save_every
+            if run.superseded:
+                notes = [
+                    f"no checkpoint is left of the {done:,} steps on record: the run begins again "
+                    f"from random weights"
+                ]
+        return [opening, *_notes(notes)], notes
     notes = [point.note] if point.note else []
     events = on_file
     if on_file[: len(point.events)] != point.events:
         events = point.events
+        run.superseded = on_file != point.events[: len(on_file)]
         if run.directory.holds_run:
             notes.append(
                 f"{run.directory.events.name} was not whole: all records up to step {point.step} "
@@ -421,33 +437,48 @@ def _events(
     ):
         events = events[:at]  # `run` and the notebook in it are one command
     events = [*events, opening]
-    best, reason = _best_on_disk(run)
-    if best["best_step"] != history(events).state.best_train_loss_step:
+    best, reason = _best_on_disk(run, events)
+    best_step = history(events).state.best_train_loss_step
+    if best["best_step"] is None and best_step == point.step:
+        run.best_is_lost = True
+        notes.append(f"{reason}: written again from {point.path.name}, which has the same weights")
+    elif best["best_step"] != best_step:
         events.append({"event": "best", "time": now(), **best})
-        notes += [reason] if reason else []
-    return events + [{"event": "note", "time": now(), "text": text} for text in notes], notes
+        if reason:
+            notes.append(f"{reason}: the next best model that is measured takes its place")
+    return events + _notes(notes), notes
 
 
-def _best_on_disk(run: Run) -> tuple[dict[str, Any], str]:
-    """What best.pt holds, where it is of this run, or why not: it may be younger than last.pt, if a
-    kill came between the two."""
+def _notes(texts: list[str]) -> list[Event]:
+    return [{"event": "note", "time": now(), "text": text} for text in texts]
+
+
+def _best_on_disk(run: Run, events: list[Event]) -> tuple[dict[str, Any], str]:
+    """What best.pt holds, where its measurement is among the events of this run, or why not: it may
+    be younger than last.pt, if a kill came between the two."""
     path = run.directory.best
     try:
         content = read_checkpoint(path)
         state = content["state"]
-        if content.get("run_id") == run.run_id:
-            return {
-                "best_step": int(state["best_train_loss_step"]),
-                "train_loss": float(state["best_train_loss"]),
-                "windows": state["best_train_loss_windows"],
-            }, ""
+        best = {
+            "best_step": int(state["best_train_loss_step"]),
+            "train_loss": float(state["best_train_loss"]),
+            "windows": state["best_train_loss_windows"],
+        }
+        # A copy of this run that was resumed by itself has the same identity.
+        on_record = any(
+            [*best.values()] == [event["step"], event["train_loss"], event["windows"]]
+            for event in events
+            if event["event"] == "measured"
+        )
+        if content.get("run_id") == run.run_id and on_record:
+            return best, ""
         reason = f"{path} belongs to another run"
     except UserError as error:
         reason = getattr(error, "reason", f"{path} is missing")
     except (KeyError, TypeError, ValueError):
         reason = f"{path} holds no state of a run"
-    lost = {"best_step": None, "train_loss": None, "windows": None}
-    return lost, f"{reason}: the next best model that is measured takes its place"
+    return {"best_step": None, "train_loss": None, "windows": None}, reason
 
 
 def _claimed(run: Run, given: RunConfig, point: ResumePoint | None) -> Claim:
@@ -463,8 +494,13 @@ def _claimed(run: Run, given: RunConfig, point: ResumePoint | None) -> Claim:
                 f"again"
             )
         directory.last.parent.mkdir(exist_ok=True)
+        if run.superseded:
+            _set_aside(directory.events)
         if history(run.events).state.best_train_loss_step is None:
             _set_aside(directory.best)  # damaged, of another run, or from before its first last.pt
+        elif run.best_is_lost:
+            _set_aside(directory.best)
+            save_checkpoint(directory.best, {name: point.content[name] for name in _OF_BEST})
         if point is not None and point.path.resolve() != directory.last.resolve():
             # Written before anything is moved: the run may continue from the file set aside itself.
             beside = directory.last.with_name(f".{directory.last.name}.resumed")
