@@ -23,7 +23,7 @@ pytestmark = needs_browser
 SCREENSHOTS = os.environ.get("GPT2_NB_UTILS_SCREENSHOTS")
 """Where pictures of what the browser shows are kept for a person to look at; a folder of the test otherwise."""
 # The progress line of the run, not of the eight steps that the notebook takes before it.
-_LINE_OF_THE_RUN = """[...document.querySelectorAll('.gpt2-progress')].find(line => line.innerText.includes('/400'))"""
+_LINE_OF_THE_RUN = """[...document.querySelectorAll('.gpt2-progress')].find(line => line.textContent.includes('/400'))"""
 _PATIENCE = 900
 """Seconds that a busy machine may take for a notebook."""
 
@@ -135,7 +135,7 @@ class JupyterLab:
         """The progress line of the training, or nothing where there is none yet."""
         lines = [
             line
-            for line in self.page.locator(".gpt2-progress code").all_inner_texts()
+            for line in self.page.locator(".gpt2-progress code").all_text_contents()
             if line.startswith("training  ") and "/400" in line  # not the eight steps above it
         ]
         return lines[0] if lines else ""
