@@ -117,7 +117,9 @@ def make_run(folder: Path, content: dict[str, Any] | None = None) -> RunDirector
     run.write_json(run.config, content.get("config") or {})
     run.write_json(run.environment, environment())
     run.metrics.parent.mkdir()
-    noise = random.Random(1)
+    noise, best = random.Random(1), content.get("best_train_loss")
+    learned = isinstance(best, float) and best < 1  # then the metrics say so as well
+    lowest = 0.3 if learned else 6.2
     with run.metrics.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(
@@ -127,8 +129,10 @@ def make_run(folder: Path, content: dict[str, Any] | None = None) -> RunDirector
         )
         table.writerow([0, 0, 0, "", "10.8712", "", "", "", "", 0])
         for step in range(1, 31):
-            loss = 6.2 + 4.7 * math.exp((1 - step) / 7) + noise.gauss(0, 0.08)
+            loss = lowest + (10.9 - lowest) * math.exp((1 - step) / 7) + noise.gauss(0, 0.08)
             train_loss = f"{loss + 0.1:.6f}" if step % 15 == 0 else ""
+            if learned and step == 30:
+                train_loss = f"{best:.6f}"
             table.writerow(
                 [
                     step,

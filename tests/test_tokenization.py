@@ -276,7 +276,7 @@ def test_a_download_that_drips_is_given_up(server, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "limit, told", [("SOCKET_TIMEOUT", "timed out"), ("TOTAL_TIMEOUT", "no end after 0.3 s")]
+    "limit, told", [("SOCKET_TIMEOUT", "timed out"), ("TOTAL_TIMEOUT", "not finished after 0.3 s")]
 )
 def test_a_server_that_never_answers_is_given_up(server, monkeypatch, limit, told):
     monkeypatch.setattr(download, limit, 0.3)
