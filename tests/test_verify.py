@@ -589,7 +589,7 @@ def test_a_page_does_not_believe_an_edited_summary_of_an_earlier_version(earlier
     edit_json(earlier.summary, best_train_loss=0.0123, train_loss=0.0123)
     shutil.rmtree(earlier.best.parent)
     failed = {each.asks: each.shows for each in read_facts(earlier).conditions if not each.holds}
-    assert "0.0123 in the summary" in failed["its records hold together"]
+    assert "0.0123 in the summary" in failed["its records are consistent"]
 
 
 def test_a_training_loss_far_below_that_of_the_batch_fails(run):
