@@ -128,4 +128,7 @@ def show(figure: Any, alt: str, save_as: Path | None = None) -> None:
     if save_as is not None:
         save_as.parent.mkdir(parents=True, exist_ok=True)
         save_as.write_bytes(base64.b64decode(data["image/png"]))
-    display(data, metadata=metadata, raw=True)
+    if _shell() is None:  # a script made of the notebook
+        print(alt)
+    else:
+        display(data, metadata=metadata, raw=True)

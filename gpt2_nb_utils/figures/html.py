@@ -11,7 +11,8 @@ import html
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from IPython.display import HTML
+from bs4 import BeautifulSoup
+from IPython import display
 from torch import Tensor
 
 from gpt2_nb_utils.tokenization.bpe import printable, token_id, token_strings
@@ -51,6 +52,22 @@ _NOTE = (
     "padding:.4em .8em; margin:.4em 0;"
 )
 _MARKS = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥"})
+
+
+class HTML(display.HTML):
+    """HTML that also says as plain text what it shows: for a PDF, a terminal, a code host."""
+
+    def __repr__(self) -> str:
+        page = BeautifulSoup(self.data, "html.parser")
+        for tag in page("br"):
+            tag.replace_with("\n")
+        for row in page("tr"):  # a row is one line
+            cells = (" ".join(cell.get_text().split()) for cell in row(("td", "th")))
+            row.string = " | ".join(cells) + "\n"
+        for tag in page(("caption", "div", "p")):
+            tag.append("\n")
+        lines = (line.rstrip() for line in page.get_text().splitlines())
+        return "\n".join(line for line in lines if line)
 
 
 def mark_whitespace(text: str) -> str:
@@ -97,13 +114,16 @@ def boxes(texts: Iterable[str]) -> HTML:
 
 def _box(text: str, number: int, below: str = "") -> str:
     """One part in a box of its own: a border and a gap mark its ends, the tint is only an aid."""
-    small = f'<span style="{_BELOW}">{below}</span>' if below else ""
+    small = f' <sub style="{_BELOW}">{below}</sub>' if below else ""
     style = f"{_BOX} background:{TINTS[number % len(TINTS)]};"
     return f'<span style="{style}">{html.escape(mark_whitespace(text))}{small}</span>'
 
 
 def _wrapping(parts: Iterable[str]) -> HTML:
-    return HTML(f'<div style="line-height:2; max-width:100%;">{"".join(parts)}</div>')
+    # Spaces, so that the parts stay apart where a site removes the styles.
+    return HTML(
+        f'<div style="line-height:2; max-width:100%;">{" ".join(parts).replace("<br> ", "<br>")}</div>'
+    )
 
 
 def coloured_tokens(ids: Iterable[int], show_ids: bool = True, first_tint: int = 0) -> HTML:

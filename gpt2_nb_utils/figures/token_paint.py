@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from IPython.display import HTML
 from torch import Tensor
 
 from gpt2_nb_utils.figures.html import (
     FAINT,
+    HTML,
     INK,
     box,
     caption,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 import textwrap
 
-from IPython.display import HTML
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from gpt2_nb_utils.figures.html import table
+from gpt2_nb_utils.figures.html import HTML, table
 from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_parts
 

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from IPython.display import HTML
 from torch import Tensor
 
-from gpt2_nb_utils.figures.html import mark_whitespace, table
+from gpt2_nb_utils.figures.html import HTML, mark_whitespace, table
 
 HABITS = ("the first token", "itself", "the previous token", "any other token")
 """Where a head can look; each weight counts for one of them."""

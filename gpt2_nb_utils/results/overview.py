@@ -7,10 +7,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from IPython.display import HTML
-
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.figures.html import beside, note, say, table
+from gpt2_nb_utils.figures.html import HTML, beside, note, say, table
 from gpt2_nb_utils.results.facts import RunFacts
 from gpt2_nb_utils.results.record import Record
 from gpt2_nb_utils.results.verdict import (

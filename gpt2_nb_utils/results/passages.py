@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from itertools import count
 
 import torch
-from IPython.display import HTML
 from torch import Tensor
 
-from gpt2_nb_utils.figures.html import caption, code, coloured_tokens, table
+from gpt2_nb_utils.figures.html import HTML, caption, code, coloured_tokens, table
 from gpt2_nb_utils.figures.token_paint import painted
 from gpt2_nb_utils.results.measure import Measured
 from gpt2_nb_utils.tokenization.bpe import token_strings

@@ -10,10 +10,9 @@ from difflib import Match, SequenceMatcher
 
 import numpy as np
 import torch
-from IPython.display import HTML
 from torch import Tensor
 
-from gpt2_nb_utils.figures.html import FAINT, beside, key, marked
+from gpt2_nb_utils.figures.html import FAINT, HTML, beside, key, marked
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.sampling import generate
 from gpt2_nb_utils.tokenization.bpe import decode, encode

@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from IPython.display import HTML
 from torch import Tensor
 
-from gpt2_nb_utils.figures.html import FAINT, beside, marked, table
+from gpt2_nb_utils.figures.html import FAINT, HTML, beside, marked, table
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.model.sampling import generate
 from gpt2_nb_utils.results.measure import Measured

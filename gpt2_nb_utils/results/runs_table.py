@@ -5,10 +5,8 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from IPython.display import HTML
-
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.figures.html import table
+from gpt2_nb_utils.figures.html import HTML, table
 from gpt2_nb_utils.results.facts import RunFacts
 from gpt2_nb_utils.results.record import read_record
 from gpt2_nb_utils.text import markdown_table

@@ -13,12 +13,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from IPython.display import HTML, display
+from IPython.display import display
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from gpt2_nb_utils.errors import UserError
-from gpt2_nb_utils.figures.html import beside, say, shown, table
+from gpt2_nb_utils.figures.html import HTML, beside, say, shown, table
 from gpt2_nb_utils.figures.style import panel
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.model.sampling import generate

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from IPython.display import HTML
 from torch import Tensor
 
-from gpt2_nb_utils.figures.html import table
+from gpt2_nb_utils.figures.html import HTML, table
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.tokenization.dataset import IGNORE_INDEX, TokenDataset
 from gpt2_nb_utils.training.sweep_results import Sweep
