@@ -1,4 +1,4 @@
-"""The command `bench`: its figures hold together, both sides do the same work, and the README says what was measured."""
+"""The command `bench`: its figures hold together, both sides do the same work, and a page says what was measured."""
 
 import json
 import os
@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_command import TRAINING, clone  # noqa: E402
-from run_fixture import make_run  # noqa: E402
 
 from gpt2_nb_utils.__main__ import main  # noqa: E402
 from gpt2_nb_utils.bench import comparison  # noqa: E402
@@ -28,7 +27,7 @@ from gpt2_nb_utils.errors import UserError  # noqa: E402
 from gpt2_nb_utils.model import cpu_kernels  # noqa: E402
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config  # noqa: E402
 from gpt2_nb_utils.report import bench_table  # noqa: E402
-from gpt2_nb_utils.report.readme import fill_readme  # noqa: E402
+from gpt2_nb_utils.results.runs_table import KEPT  # noqa: E402
 
 SIZES = GPT2Config(block_size=64, n_layer=2, n_head=2, n_embd=16)
 SMALL = [
@@ -426,34 +425,13 @@ def test_a_run_that_met_a_faster_machine_than_its_measure_did_is_not_said_to_los
     assert bench_table._cost(cost, "train") == words
 
 
-# The README's block
-
-
-def readme_beside(folder: Path) -> Path:
-    names = ("SUMMARY", "PLOT", "LOGS", "METRICS", "SAMPLES", "REPRO", "BENCH")
-    readme = folder / "README.md"
-    readme.write_text(
-        "".join(f"<!--AUTO:{name}:START--><!--AUTO:{name}:END-->\n" for name in names),
-        encoding="utf-8",
-    )
-    return readme
-
-
-def block(readme: Path) -> str:
-    return (
-        readme.read_text(encoding="utf-8")
-        .split("<!--AUTO:BENCH:START-->")[1]
-        .split("<!--AUTO:BENCH:END-->")[0]
-    )
+# The page beside bench.json
 
 
 @pytest.mark.slow
-def test_the_readmes_block_shows_what_bench_wrote(measured, tmp_path):
+def test_the_page_shows_what_bench_wrote(measured):
     _, result, folder = measured
-    readme = readme_beside(folder.parents[2])
-    run = make_run(tmp_path / "run")
-    assert fill_readme(run, readme) and not fill_readme(run, readme)
-    shown = block(readme)
+    shown = (folder / "table.md").read_text(encoding="utf-8")
     against = result["against"]
     assert (
         f"{against['ratio_median']:.2f} ({against['ratio_min']:.2f} to {against['ratio_max']:.2f})"
@@ -464,29 +442,13 @@ def test_the_readmes_block_shows_what_bench_wrote(measured, tmp_path):
         f"| {result['share_of_matmul']:.0%} |" in shown
         and f"```sh\n{result['command']}\n```" in shown
     )
-    assert f"torch {torch.__version__}".replace(
-        "_", r"\_"
-    ) in shown and "| aten::mm |" in shown.replace(r"\_", "_")
+    plain = shown.replace(r"\_", "_")
+    assert f"torch {torch.__version__}" in plain and "| aten::mm |" in plain
     assert "training step of 2 × 32 × 2 tokens, tokens/s" in shown
 
 
-def test_without_measurements_the_readmes_block_says_how_to_make_them(tmp_path):
-    readme = readme_beside(tmp_path)
-    assert fill_readme(make_run(tmp_path / "run"), readme)
-    assert (
-        "python -m gpt2_nb_utils bench --against transformers --out_dir out/reference/bench"
-        in block(readme)
-    )
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"n_params": "many"}}'])
-def test_a_file_that_bench_did_not_write_is_named_and_the_readme_stays(content, tmp_path):
-    run, readme = make_run(tmp_path / "run"), readme_beside(tmp_path)
-    old = readme.read_bytes()
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "bench.json").write_text(content, encoding="utf-8")
-    with pytest.raises(
-        UserError, match="bench.json is not what `bench` writes: remove it, and make it again"
-    ):
-        fill_readme(run, readme)
-    assert readme.read_bytes() == old
+def test_the_committed_page_is_that_of_the_committed_figures():
+    folder = KEPT / "bench"
+    result = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+    page = (folder / "table.md").read_text(encoding="utf-8")
+    assert page == bench_table.as_markdown(result)

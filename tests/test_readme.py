@@ -189,10 +189,10 @@ def test_the_blocks_hold_the_verdict_the_exact_command_seed_and_losses(tmp_path)
     assert (
         "step 1/30" in blocks["LOGS"]
         and "step 30/30" in blocks["LOGS"]
-        and "10 more lines" in blocks["LOGS"]
+        and "19 more lines" in blocks["LOGS"]
     )
     rows = [line for line in blocks["METRICS"].splitlines() if re.match(r"\| \d", line)]
-    assert rows[0].startswith("| 0 |") and rows[-1].startswith("| 30 |") and len(rows) == 12
+    assert rows[0].startswith("| 0 |") and rows[-1].startswith("| 30 |") and len(rows) == 7
     assert (
         "Step 0, prompt `First Citizen:`" in blocks["SAMPLES"]
         and "Step 30, prompt" in blocks["SAMPLES"]
@@ -249,7 +249,7 @@ def test_text_of_a_run_cannot_leave_its_block_its_fence_or_its_cell(tmp_path):
     )
 
 
-# The optional blocks
+# The optional block
 
 
 def test_runs_beside_each_other_are_shown_a_line_each(tmp_path):
@@ -279,31 +279,6 @@ def test_runs_beside_each_other_are_shown_a_line_each(tmp_path):
     )
     assert lines[3].startswith("| first |") and lines[4].startswith("| sec\\|ond |")
     assert not fill_readme(first, readme)
-
-
-def test_the_pictures_of_the_app_are_shown_where_there_are_some(tmp_path):
-    run = make_run(tmp_path / "out" / "reference" / "a run")
-    readme = tmp_path / "README.md"
-    readme.write_text(empty_readme(names=(*NAMES, "SPACE")), encoding="utf-8")
-
-    def block() -> str:
-        fill_readme(run, readme)
-        return (
-            readme.read_text(encoding="utf-8")
-            .split("<!--AUTO:SPACE:START-->")[1]
-            .split("<!--AUTO:SPACE:END-->")[0]
-        )
-
-    assert block() == "\nNo pictures of the app were taken yet.\n"
-    pictures = tmp_path / "out" / "reference" / "space"
-    pictures.mkdir()
-    for name in ("generation.png", "page.png", "other.png"):
-        (pictures / name).write_bytes(b"")
-    assert re.findall(r"^!\[(.+)\]\((.+)\)$", block(), re.MULTILINE) == [
-        ("The page of the app as a visitor finds it", "out/reference/space/page.png"),
-        ("The page after an example generation", "out/reference/space/generation.png"),
-    ]
-    assert not fill_readme(run, readme)
 
 
 def test_half_of_the_optional_block_is_an_error(run, tmp_path):

@@ -28,12 +28,13 @@ from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.machine import command_line, environment
 from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
-from gpt2_nb_utils.report.bench_table import lines
+from gpt2_nb_utils.report.bench_table import as_markdown, lines
 from gpt2_nb_utils.tokenization.corpus import load_corpus
 from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
 from gpt2_nb_utils.training.precision import Precision, check_device
 
 FILE = "bench.json"
+TABLE = "table.md"  # the same for a reader
 
 _OPTIONAL = ("against", "against_compiled", "profile", "fp32", "bf16")
 """Keys that the part `train` fills in some cases only."""
@@ -60,7 +61,7 @@ def bench(
         rounds: turns of each side; None takes those of the part.
         profile: look into a training step, with the part `train`.
         nproc_per_node: what the part `processes` compares with one.
-        out_dir: folder that gets bench.json, or None.
+        out_dir: folder that gets bench.json and table.md, or None.
         overwrite: measure parts again that a bench.json there has already. Those that it lacks are
             always added to it.
 
@@ -127,6 +128,7 @@ def bench(
         if folder is not None:
             content = json.dumps(result, indent=2, ensure_ascii=False)
             write_atomically(folder / FILE, content + "\n")
+            write_atomically(folder / TABLE, as_markdown(result))
     return result
 
 

@@ -1,8 +1,11 @@
-"""The figures of `bench`, a line each, for a terminal and for a README."""
+"""The figures of `bench`, a line each, for a terminal and for a page."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from gpt2_nb_utils.space.rendering import fenced
+from gpt2_nb_utils.text import markdown_table, markdown_text
 
 Line = tuple[str, ...]
 Figures = dict[str, Any]
@@ -21,6 +24,13 @@ _FILES = {
 def as_text(result: Figures) -> str:
     """What was measured, the command, and the tables, for a terminal."""
     return "\n\n".join([about(result), result["command"], *map(_columns, tables(result))])
+
+
+def as_markdown(result: Figures) -> str:
+    """The same for a page."""
+    parts = [f"{markdown_text(about(result))}.", fenced(result["command"], "sh")]
+    parts += [markdown_table(head, rows) for head, *rows in tables(result)]
+    return "\n\n".join(parts) + "\n"
 
 
 def about(result: Figures) -> str:

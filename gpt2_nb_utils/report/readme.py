@@ -6,7 +6,6 @@ its author's.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from functools import partial
@@ -15,14 +14,13 @@ from urllib.parse import quote
 
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.files import read_regular, write_atomically
-from gpt2_nb_utils.report.bench_table import about, tables
 from gpt2_nb_utils.report.figures import figures, metrics_table
 from gpt2_nb_utils.report.html_page import TEMPLATES
 from gpt2_nb_utils.results.facts import RunFacts, read_facts
 from gpt2_nb_utils.results.runs_table import runs_table
 from gpt2_nb_utils.run_directory import RunDirectory
-from gpt2_nb_utils.space.rendering import environment, fenced
-from gpt2_nb_utils.text import markdown_table, markdown_text, visible
+from gpt2_nb_utils.space.rendering import environment
+from gpt2_nb_utils.text import markdown_text, visible
 
 _MARKER = re.compile(rb"<!--AUTO:([A-Z]+):(?:START|END)-->")
 _BLOCK = re.compile(  # the inside holds no other marker
@@ -31,15 +29,9 @@ _BLOCK = re.compile(  # the inside holds no other marker
     rb"(?P<end><!--AUTO:(?P=name):END-->)",
     re.DOTALL,
 )
-_OPTIONAL = {"RUNS", "BENCH", "SPACE"}
-_LOG_LINES = (12, 8)  # how many of the first and of the last lines of a log are shown
-_LONGEST_LINE = 1500
-_SCREENSHOTS = {
-    "page.png": "The page of the app as a visitor finds it",
-    "generation.png": "The page after an example generation",
-    "phone.png": "The same page on a phone",
-}
-_BENCH = "python -m gpt2_nb_utils bench --against transformers --out_dir"
+_OPTIONAL = {"RUNS"}
+_LOG_LINES = (8, 3)  # how many of the first and of the last lines of a log are shown
+_LONGEST_LINE = 100
 
 
 def fill_readme(run: RunDirectory, readme: Path) -> bool:
@@ -48,9 +40,8 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
     Args:
         run: the run whose results are shown.
         readme: a file with `<!--AUTO:NAME:START-->` and `<!--AUTO:NAME:END-->` once each, for NAME
-            in SUMMARY, PLOT, LOGS, METRICS, SAMPLES and REPRO. Three may be absent: RUNS, a table
-            of the runs under out/reference beside the README (or of those beside this run), BENCH,
-            the speeds in the folder `bench` there, and SPACE, the pictures in `space`.
+            in SUMMARY, PLOT, LOGS, METRICS, SAMPLES and REPRO. RUNS may be absent: a table of the
+            runs under out/reference beside the README, or of those beside this run.
 
     Returns:
         whether the file changed (a second call changes nothing).
@@ -82,7 +73,7 @@ def fill_readme(run: RunDirectory, readme: Path) -> bool:
         if name not in _BLOCKS:
             return block[0]
         content = "".join(_BLOCKS[name](context)).strip("\n")
-        if facts.caveat and name not in _OPTIONAL:  # those are not about this run alone
+        if facts.caveat and name not in _OPTIONAL:  # that is not about this run alone
             content = f"*{markdown_text(facts.caveat)}*\n\n{content}"
         # Text of a corpus, a model or a log must not open or close a block.
         content = content.replace("<!--AUTO:", "<!-- AUTO:")
@@ -122,32 +113,12 @@ def _picture(readme: Path, path: Path, alt: str) -> str:
 def _log_excerpt(facts: RunFacts) -> str:
     log = facts.record.directory.log
     text = read_regular(log).decode("utf-8", errors="replace") if log.is_file() else ""
-    lines = [line[:_LONGEST_LINE] for line in visible(text).splitlines()]
+    lines = [_cut(line, _LONGEST_LINE) for line in visible(text).splitlines()]
     first, last = _LOG_LINES
     if left_out := len(lines[first:-last]):
         note = f"… {left_out:,} more lines in logs/train.log …"
         lines = [*lines[:first], note, *lines[-last:]]
     return "\n".join(lines)
-
-
-def _bench(folder: Path) -> str:
-    path = folder / "bench.json"
-    if not path.exists():
-        return f"Nothing measured yet: `{_BENCH} out/reference/bench` does it."
-    try:
-        result = json.loads(read_regular(path))
-        parts = [f"{markdown_text(about(result))}.", fenced(result["command"], "sh")]
-        parts += [markdown_table(head, rows) for head, *rows in tables(result)]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(
-            f"{path} is not what `bench` writes: remove it, and make it again with `{_BENCH} {folder}`"
-        ) from None
-    return "\n\n".join(parts)
-
-
-def _screenshots(folder: Path) -> list[tuple[Path, str]]:
-    shown = [(folder / name, alt) for name, alt in _SCREENSHOTS.items()]
-    return [(path, alt) for path, alt in shown if path.is_file()]
 
 
 def _reference(facts: RunFacts, readme: Path) -> Path:
@@ -159,7 +130,11 @@ def _reference(facts: RunFacts, readme: Path) -> Path:
 def _inline_code(text: str) -> str:
     """The beginning of a text as one line of code inside another text."""
     line = " ".join(visible(text).split()).replace("`", "'")
-    return f"`{line[:80]}…`" if len(line) > 80 else f"`{line}`"
+    return f"`{_cut(line, 80)}`"
+
+
+def _cut(line: str, longest: int) -> str:
+    return line if len(line) <= longest else f"{line[:longest]}…"
 
 
 _ENVIRONMENT = environment(TEMPLATES)
@@ -169,8 +144,6 @@ _ENVIRONMENT.globals |= {
     "log_excerpt": _log_excerpt,
     "metrics_table": metrics_table,
     "runs_table": runs_table,
-    "bench": _bench,
-    "screenshots": _screenshots,
 }
 _TEMPLATE = _ENVIRONMENT.get_template("readme.md.j2")
 _BLOCKS = _TEMPLATE.blocks

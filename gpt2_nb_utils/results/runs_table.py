@@ -18,7 +18,6 @@ _HEAD = (
     "run",
     "preset",
     "text",
-    "parameters",
     "tokens a step",
     "epochs",
     "tokens seen",
@@ -56,11 +55,11 @@ def _rows(folder: Path) -> list[list[str]]:
 
 def _row(name: str, facts: RunFacts) -> list[str]:
     run, excerpt = facts.summary, "first " if facts.record.setting("max_tokens") else ""
+    text = facts.course if run.corpus.is_course_input else facts.text
     return [
         name,
         run.preset or "–",
-        f"{facts.text}, {excerpt}{count(run.corpus.tokens)} tokens",
-        count(run.n_params),
+        f"{text}, {excerpt}{count(run.corpus.tokens)} tokens",
         "–" if facts.tokens_per_step is None else count(facts.tokens_per_step),
         "–" if run.epoch is None else f"{run.epoch:.2f}",
         count(run.tokens_seen),
