@@ -82,7 +82,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_terminal_summary(terminalreporter, config):
     if not complete(config):
         terminalreporter.write_line(
-            "Left out: the slow tests (browsers, kernels, torchrun, kills). "
+            "Left out: the slow tests (browsers, kernels, torchrun, kills, long trainings). "
             "All of them: python -m pytest --all"
         )
 

@@ -44,6 +44,7 @@ def weights_after(steps: int, given: dict, folder: str) -> dict:
     )["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "amp, factor",
     [

@@ -81,6 +81,7 @@ def test_a_resumed_run_trains_on_and_leaves_the_first_notebooks_alone(
     assert (copy.notebooks / "01_tokenization.ipynb").read_bytes() == untouched
 
 
+@pytest.mark.slow
 def test_report_and_sample_work_on_a_finished_run(finished, tmp_path):
     directory = RunDirectory(tmp_path / "copy")
     shutil.copytree(finished[0].path, directory.path)
@@ -159,6 +160,7 @@ def test_a_text_that_cannot_be_used_leaves_no_run_directory(
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_unknown_papermill_parameter_is_an_error_that_names_the_nearest(tmp_path):
     for name in NAMES:
         done = subprocess.run(
@@ -184,6 +186,7 @@ def test_an_unknown_papermill_parameter_is_an_error_that_names_the_nearest(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_setting_that_a_notebook_does_not_take_is_an_error_not_a_default(tmp_path):
     done = subprocess.run(
         [

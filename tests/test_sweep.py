@@ -134,6 +134,7 @@ def test_a_run_of_a_sweep_is_the_run_that_train_makes_alone(spec, settings, tmp_
     assert summary_of(tmp_path / "sweep", "slow")["train_loss"] != alone["train_loss"]
 
 
+@pytest.mark.slow
 def test_checkpoints_of_finished_runs_go_and_best_pt_stays_on_request(spec, tmp_path):
     sweep(spec(), tmp_path / "without")
     sweep(spec(), tmp_path / "with", keep_checkpoints=True)
@@ -178,6 +179,7 @@ def test_the_command_prints_the_table_and_where_the_figure_is(spec, tmp_path, ca
 # -- what fails, what is broken off, what is refused -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_a_row_with_its_reason_and_the_sweep_goes_on(spec, tmp_path, capsys):
     path = spec({"wild": DIVERGES, "calm": {}})
     assert main(["sweep", str(path), f"--out_dir={tmp_path / 'sweep'}"]) == 0
@@ -209,6 +211,7 @@ def test_an_error_of_the_machine_in_one_run_does_not_end_the_sweep(spec, tmp_pat
     assert large["reason"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
 
 
+@pytest.mark.slow
 def test_no_model_of_an_earlier_run_is_in_memory_when_the_next_one_starts(
     spec, tmp_path, monkeypatch
 ):
@@ -245,6 +248,7 @@ def stop_at(run: str, step: int, monkeypatch) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_broken_off_goes_on_where_it_stopped_and_ends_the_same(
     spec, tmp_path, monkeypatch, capsys
 ):
@@ -282,6 +286,7 @@ def test_a_sweep_that_was_broken_off_goes_on_where_it_stopped_and_ends_the_same(
     assert without_times(folder) == without_times(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_run_counts_as_interrupted_and_is_trained(spec, tmp_path, monkeypatch):
     """Killed before its first checkpoint: the summary still says `running`."""
     runs = {"first": DIVERGES, "one": {}}

@@ -425,6 +425,7 @@ def test_a_whole_measurement_outranks_every_estimate():
 # fp16
 
 
+@pytest.mark.slow
 def test_fp16_with_a_grad_scaler_trains_on_the_cpu(settings):
     summary, directory = run(settings(amp="fp16", steps=8, lr=1e-2))
     rows = history(read_events(directory.events)).rows
@@ -551,6 +552,7 @@ def test_compile_without_a_compiler_is_one_line_and_nothing_is_written(settings)
     assert not Path(given["out_dir"]).exists()
 
 
+@pytest.mark.slow
 def test_a_run_begun_without_a_grad_scaler_can_go_on_with_one(settings):
     _, directory = run(settings(amp="fp16", steps=2))
     content = read_checkpoint(directory.last)
@@ -561,6 +563,7 @@ def test_a_run_begun_without_a_grad_scaler_can_go_on_with_one(settings):
     assert (summary["status"], summary["step"]) == ("steps_done", 4)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_after_a_bound_and_keeps_its_last_good_checkpoint(settings):
     _, directory = run(settings(steps=3))
     good = directory.last.read_bytes()
@@ -744,6 +747,7 @@ def files_of(directory: RunDirectory) -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amp", ["fp32", "fp16"])
 def test_a_resumed_run_continues_bit_for_bit(settings, tmp_path, amp):
     _, whole = run(settings(out_dir=str(tmp_path / "whole"), amp=amp))

@@ -249,6 +249,7 @@ def seeds_weights(run):
 # -- honest runs -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_honest_small_run_fails_only_for_its_size_and_its_text(run):
     assert audited(run) == fails()
 
@@ -654,6 +655,7 @@ def test_recall_of_best_pt_is_counted_again(run):
     )
 
 
+@pytest.mark.slow
 def test_a_run_resumed_from_the_weights_of_another_does_not_count_as_from_scratch(tmp_path, other):
     run = RunDirectory(tmp_path / "run")
     more = {"steps": other.read_summary()["step"] + 10, "target_loss": 1e-9, "sample_every": 1}
@@ -1202,6 +1204,7 @@ def replayed(run, *words):
     return main(["verify", str(run.path), "--device", "cpu", "--amp", "fp32", "--replay", *words])
 
 
+@pytest.mark.slow
 def test_a_run_is_replayed_to_the_last_digit_without_its_checkpoints(run, capsys):
     shutil.rmtree(run.best.parent)
     assert replayed(run, "all") == 0

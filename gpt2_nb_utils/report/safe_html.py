@@ -66,9 +66,9 @@ def _disarm(tag: Tag, pages: Mapping[str, str]) -> None:
     }
     if tag.name == "a" and "href" in tag.attrs:
         target = str(tag["href"]).strip()
-        file = target.rpartition("/")[2]
+        file, _, section = target.rpartition("/")[2].partition("#")
         if file in pages and "://" not in target:
-            tag["href"] = pages[file]
+            tag["href"] = f"{pages[file]}#{section}" if section else pages[file]
         elif not re.match(r"https?://|mailto:|#", target, re.IGNORECASE):
             del tag["href"]  # a file beside the notebook is not beside the report
     elif tag.name == "th" and not tag.get_text(strip=True) and not tag.find("img"):
@@ -120,7 +120,7 @@ def in_order(
             level = max(2, min(int(tag.name[1]), level + 1))  # one page, one title
             tag.name = f"h{level}"
             if "id" not in tag.attrs:
-                name = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
+                name = text.replace(" ", "-") or "section"  # as in JupyterLab: links lead there too
                 tag["id"] = f"{name}-{len(taken)}" if name in taken else name
             if level == 2:
                 sections.append((str(tag["id"]), text))
