@@ -79,7 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What each preset sets; everything else has the default in `RunConfig`, whose sizes are those of
 GPT-2 124M. A setting given by hand wins over its preset."""
 
-_RECIPE = ("optimizer", "lr", "embedding_lr", "vector_lr", "momentum")
+_RECIPE = ("optimizer", "lr", "embedding_lr", "position_lr", "vector_lr", "momentum")
 
 GROUPS = {
     "preset": ("data", "Where the text comes from and where the run goes"),
@@ -181,6 +181,8 @@ class RunConfig(BaseModel):
     """peak learning rate; of the matrices in the blocks where the next two are set"""
     embedding_lr: Rate = _setting(0.0, "wte_lr")
     """peak learning rate of the token and position embeddings; 0 takes lr"""
+    position_lr: Rate = _setting(0.0, "wpe_lr")
+    """peak learning rate of the position embeddings; 0 takes that of the tokens"""
     vector_lr: Rate = _setting(0.0, "scalar_lr", "bias_lr", "lr_rest")
     """peak learning rate of biases and LayerNorms; 0 takes lr"""
     lr_schedule: Literal["constant", "linear", "cosine", "wsd"] = _setting("cosine", "lr_decay")

@@ -63,6 +63,7 @@ ELSEWHERE = {
     "optimizer": "optim",
     "lr": "learning_rate max_lr peak_lr matrix_lr",
     "embedding_lr": "lr_embeddings embed_lr wte_lr",
+    "position_lr": "wpe_lr",
     "vector_lr": "scalar_lr norm_lr bias_lr lr_rest",
     "lr_schedule": "scheduler schedule lr_scheduler lr_scheduler_type lr_decay",
     "warmup_steps": "warmup warmup_iters",

@@ -210,6 +210,7 @@ def from_seed(evidence: Evidence) -> tuple[bool, str]:
         if now.numel() < (_LARGE if kind == "matrix" else _FEWEST):
             continue
         lr = settings.lr if kind == "matrix" else settings.embedding_lr or settings.lr
+        lr = settings.position_lr or lr if kind in ("read", "past") else lr
         ok, r, text = grown(kind, now, then, math.exp(-lr * settings.weight_decay * rates))
         part = r, f"{text} in {what}"
         problems += [] if ok else [part[1]]

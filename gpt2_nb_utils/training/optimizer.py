@@ -190,9 +190,14 @@ def build_optimizer(
             **more,
         }
 
+    positions = []
+    if config.position_lr:  # only then a group of their own: other runs keep their layout
+        kinds["positions"] = [kinds["embeddings"].pop()]
+        positions = [group("positions", lr=config.position_lr)]
     rest = [
         group("embeddings", lr=config.embedding_lr or config.lr),
         group("vectors", lr=config.vector_lr or config.lr, weight_decay=0.0),
+        *positions,
     ]
     if config.optimizer == "muon":
         muon = Muon(
@@ -252,9 +257,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer | TwoOptimizers, factor: 
 
 def fits(state: dict[str, Any], config: RunConfig) -> bool:
     """Whether a saved optimizer has the parts and groups that this config builds."""
-    if config.optimizer == "muon":
-        return "parts" in state
-    return len(state.get("param_groups", ())) == 3
+    parts = [state] if config.optimizer == "adamw" else state.get("parts", ())
+    n_groups = sum(len(part.get("param_groups", ())) for part in parts)
+    return n_groups == (3 if config.optimizer == "adamw" else 4) + bool(config.position_lr)
 
 
 def restore_optimizer(
