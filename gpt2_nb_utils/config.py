@@ -288,7 +288,7 @@ class RunConfig(BaseModel):
         else:
             preset = given.get("preset", "auto")
             if preset == "auto":
-                preset = "full" if _gpu_memory(given.get("device", "auto")) else "sanity"
+                preset = "full" if _cuda_is_wanted(given.get("device", "auto")) else "sanity"
             merged = {**_preset_for(preset, given), **given, "preset": preset}
         try:
             config = cls(**merged)
@@ -318,23 +318,17 @@ def _preset_for(preset: str, given: dict[str, Any]) -> dict[str, Any]:
     values = PRESETS.get(preset, {})
     found_for = values.get("optimizer", "adamw")
     wanted = given.get("optimizer", "adamw" if "lr" in given else found_for)
-    if wanted != found_for:
-        values = {name: value for name, value in values.items() if name not in _RECIPE}
-    by_hand = {"batch_size", "grad_accum", "seq_len"} & given.keys()
-    if preset == "full" and not by_hand and _gpu_memory(given.get("device", "auto")) > 11 * 2**30:
-        # A 12 GB card takes the windows of a step in one micro-batch, which needs 6.8 GiB. Three
-        # wait for Python: 71 ms a step against 36 on an H200.
-        values = {**values, "batch_size": 48, "grad_accum": 1}
-    return values
+    if wanted == found_for:
+        return values
+    return {name: value for name, value in values.items() if name not in _RECIPE}
 
 
-def _gpu_memory(device: str) -> int:
-    """Bytes of the CUDA GPU that computes with this setting; 0 where none does."""
+def _cuda_is_wanted(device: str) -> bool:
     if not str(device).startswith(("auto", "cuda")):
-        return 0
+        return False
     import torch  # here, because importing torch takes seconds and --help must not
 
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    return torch.cuda.is_available()
 
 
 def nearest_name(name: str) -> str:

@@ -243,8 +243,3 @@ def test_a_source_notebook_holds_no_outputs_and_names_the_plain_kernel(path):
 def test_rates_that_were_found_for_one_optimizer_are_not_handed_to_another(given, expected):
     config = RunConfig.resolve({"preset": "full", **given})
     assert (config.optimizer, config.lr, config.embedding_lr) == expected
-
-
-def test_full_on_a_cpu_takes_the_windows_of_a_step_in_three_parts():
-    config = RunConfig.resolve({"preset": "full", "device": "cpu"})
-    assert (config.batch_size, config.grad_accum) == (16, 3)

@@ -140,14 +140,6 @@ def test_products_are_timed_at_the_padded_width_of_the_head():
     assert 50_304 in widths and 50_257 not in widths
 
 
-def test_a_card_with_room_takes_the_windows_of_a_step_at_once():
-    roomy = torch.cuda.get_device_properties(0).total_memory > 11 * 2**30
-    config = RunConfig.resolve({"preset": "full"})
-    assert (config.batch_size, config.grad_accum) == ((48, 1) if roomy else (16, 3))
-    config = RunConfig.resolve({"preset": "full", "batch_size": 8})
-    assert (config.batch_size, config.grad_accum) == (8, 3)
-
-
 def test_the_device_computes_and_bf16_is_asked_of_the_right_card():
     last = torch.device("cuda", torch.cuda.device_count() - 1)
     precision = Precision(last, "fp16")
