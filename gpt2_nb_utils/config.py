@@ -57,29 +57,41 @@ PRESETS: dict[str, dict[str, Any]] = {
         save_every=15,
     ),
     "full": dict(
-        batch_size=16,
-        grad_accum=3,
-        steps=385,
+        batch_size=24,
+        steps=614,
         optimizer="muon",
         lr=0.02,
-        embedding_lr=0.004,
+        embedding_lr=0.005,
+        position_lr=0.00125,
         vector_lr=0.002,
-        momentum=0.9,
+        momentum=0.85,
+        beta1=0.95,
+        beta2=0.98,
         lr_schedule="wsd",
-        warmup_steps=20,
+        warmup_steps=31,
+        decay_share=0.85,
         weight_decay=0.0,
         log_every=1,
-        eval_every=22,
+        eval_every=51,
         eval_windows=32,
-        sample_every=55,
-        save_every=110,
+        sample_every=153,
+        save_every=51,
         max_new_tokens=100,
     ),
 }
 """What each preset sets; everything else has the default in `RunConfig`, whose sizes are those of
 GPT-2 124M. A setting given by hand wins over its preset."""
 
-_RECIPE = ("optimizer", "lr", "embedding_lr", "position_lr", "vector_lr", "momentum")
+_RECIPE = (
+    "optimizer",
+    "lr",
+    "embedding_lr",
+    "position_lr",
+    "vector_lr",
+    "momentum",
+    "beta1",
+    "beta2",
+)
 
 GROUPS = {
     "preset": ("data", "Where the text comes from and where the run goes"),
@@ -157,7 +169,9 @@ class RunConfig(BaseModel):
     overwrite: bool = _setting(False, "force")
     """delete the run that out_dir already holds"""
 
-    block_size: Count = _setting(1024, "context_length", "n_ctx", "max_position_embeddings")
+    block_size: Count = _setting(
+        1024, "context_length", "n_ctx", "n_positions", "max_position_embeddings"
+    )
     """longest context, in tokens (rows of the position embedding)"""
     n_layer: Count = _setting(12, "depth")
     """transformer blocks"""

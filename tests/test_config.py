@@ -233,9 +233,9 @@ def test_a_source_notebook_holds_no_outputs_and_names_the_plain_kernel(path):
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ({}, ("muon", 0.02, 0.004)),
+        ({}, ("muon", 0.02, 0.005)),
         ({"embedding_lr": 0.006}, ("muon", 0.02, 0.006)),
-        ({"optimizer": "muon", "lr": 0.03}, ("muon", 0.03, 0.004)),
+        ({"optimizer": "muon", "lr": 0.03}, ("muon", 0.03, 0.005)),
         ({"lr": 3e-4}, ("adamw", 3e-4, 0.0)),  # the course's own command, on a GPU
         ({"optimizer": "adamw"}, ("adamw", 3e-4, 0.0)),
     ],

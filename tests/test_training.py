@@ -29,6 +29,7 @@ from gpt2_nb_utils.training.events import State, history, read_events, rendered
 from gpt2_nb_utils.training.optimizer import (
     Muon,
     build_optimizer,
+    fits,
     learning_rate_factor,
     orthogonalise,
     restore_optimizer,
@@ -288,8 +289,9 @@ def test_queries_keys_and_values_are_three_matrices():
         )
 
 
+@pytest.mark.parametrize("position_lr", [0.0, 0.001])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_each_kind_of_parameter_has_its_own_rate(optimizer):
+def test_each_kind_of_parameter_has_its_own_rate(optimizer, position_lr):
     model = small_model()
     config = RunConfig.resolve(
         {
@@ -297,16 +299,22 @@ def test_each_kind_of_parameter_has_its_own_rate(optimizer):
             "optimizer": optimizer,
             "lr": 0.03,
             "embedding_lr": 0.008,
+            "position_lr": position_lr,
             "vector_lr": 0.002,
         }
     )
     built = build_optimizer(model, config)
+    assert fits(built.state_dict(), config)
+    other = config.model_copy(update={"position_lr": 0.0 if position_lr else 0.001})
+    assert not fits(built.state_dict(), other)
     set_learning_rate(built, 0.5)
     rates = {id(p): group["lr"] for group in built.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         peak = (
-            0.008
-            if name.endswith(("wte.weight", "wpe.weight"))
+            position_lr or 0.008
+            if name.endswith("wpe.weight")
+            else 0.008
+            if name.endswith("wte.weight")
             else 0.002
             if parameter.dim() < 2
             else 0.03

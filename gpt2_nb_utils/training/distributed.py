@@ -7,24 +7,24 @@ that all make the same update. A batch is what the config says, whatever N is: t
 of one process, and a run can be resumed with another N. Rank 0 alone writes. When a rank fails or
 is killed, torchrun ends the others: SIGTERM at once, SIGKILL after 30 seconds.
 
-How far that scales, on paper, for GPT-2 124M and the `full` preset (16 × 128 tokens, 3
-micro-batches). The speeds are assumptions, not measurements: 100 TFLOP/s in matrix products, about
-a tenth of an H100's dense fp16 peak (NVIDIA's data sheet: 989 TFLOP/s); 450 GB/s each way between
-the 8 GPUs of a machine (NVLink, same sheet: 900 GB/s both ways); 50 GB/s from each GPU to those of
-other machines (a 400 Gb/s network card each).
+How far that scales, on paper, for GPT-2 124M and the `full` preset (24 × 128 tokens a step). The
+speeds are assumptions, not measurements: 100 TFLOP/s in matrix products, about a tenth of an H100's
+dense fp16 peak (NVIDIA's data sheet: 989 TFLOP/s); 450 GB/s each way between the 8 GPUs of a
+machine (NVLink, same sheet: 900 GB/s both ways); 50 GB/s from each GPU to those of other machines
+(a 400 Gb/s network card each).
 
     what a step does                                                 1 GPU    8 GPUs    64 GPUs
-    forward and backward, 6 · 124.4 M · 6,144 = 4.59 TFLOP, shared   46 ms    5.7 ms     0.7 ms
+    forward and backward, 6 · 124.4 M · 3,072 = 2.29 TFLOP, shared   23 ms    2.9 ms     0.4 ms
     Muon's Newton–Schulz, 1.63 TFLOP, the same on each               16 ms     16 ms      16 ms
     all-reduce of 498 MB (fp32), 2(N − 1)/N · 498 MB a GPU               –    1.9 ms      20 ms
-    in all, nothing overlapped                                       62 ms     24 ms      37 ms
+    in all, nothing overlapped                                       39 ms     21 ms      36 ms
 
-So 8 GPUs gain 2.6 ×; the limit is the part of Muon that each of them repeats: sharding its matrices
-would be next. 64 GPUs are slower than 8: the gradients do not shrink with N, and 96 tokens a GPU
-are too little work to hide the all-reduce behind. They could not even start on this batch, whose
-micro-batches have 16 windows; and 8 GPUs with 2 windows of 128 tokens each do not fill their matrix
-units, so the first row flatters them. More GPUs need a larger batch, which is another recipe: fewer
-updates per epoch.
+So 8 GPUs gain 1.9 ×; the limit is the part of Muon that each of them repeats: sharding its matrices
+would be next. 64 GPUs are slower than 8: the gradients do not shrink with N, and 48 tokens a GPU
+are too little work to hide the all-reduce behind. They could not even start on this batch, which
+has 24 windows; and 8 GPUs with 3 windows of 128 tokens each do not fill their matrix units, so the
+first row flatters them. More GPUs need a larger batch, which is another recipe: fewer updates per
+epoch.
 """
 
 from __future__ import annotations

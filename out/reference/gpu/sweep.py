@@ -92,10 +92,9 @@ def measure(T, params=None):
     return torch.cat(per).double().sum().item() / N
 
 BASE = dict(seed=1337, B=48, T=128, epochs=4.0, lr=0.02, emb=0.004, wpe=1.0, vec=0.002, mom=0.9, b1=0.9, b2=0.95, sched="linear", decay=0.5, warm=0.05, clip=1.0,
-            iters=5, nor=0, order="shuffle", cut=0.0, avg=0.0, wd=0.0, mom_end=0.0, opt="muon")
-AXES = dict(lr=[0.01, 0.014, 0.02, 0.028, 0.04, 0.056], emb=[0.002, 0.004, 0.006, 0.009, 0.013, 0.02], wpe=[0.25, 0.5, 1.0, 2.0], vec=[0.001, 0.002, 0.004, 0.008, 0.016],
-            mom=[0.8, 0.85, 0.9, 0.95], b1=[0.7, 0.8, 0.9, 0.95], b2=[0.9, 0.95, 0.98, 0.99, 0.995], sched=["linear", "cosine"], decay=[0.4, 0.55, 0.7, 0.85, 1.0],
-            warm=[0.01, 0.03, 0.05, 0.1], clip=[0.5, 1.0, 0.0], iters=[4, 5], nor=[0, 1], order=["shuffle", "same"], cut=[0.0, 0.3], mom_end=[0.0, 0.8])
+            iters=5, nor=0, order="shuffle", cut=0.0, avg=0.0, wd=0.0, mom_end=0.0, opt="muon", embmuon=0)
+AXES = dict(B=[16, 24, 32], lr=[0.0085, 0.01, 0.012, 0.014, 0.017, 0.02, 0.024], emb=[0.003, 0.004, 0.005, 0.006, 0.0075], wpe=[0.06, 0.12, 0.25, 0.4], vec=[0.001, 0.002, 0.004, 0.006],
+            mom=[0.7, 0.8, 0.85, 0.9], b1=[0.9, 0.95, 0.97], b2=[0.97, 0.98, 0.99], decay=[0.5, 0.6, 0.7, 0.85], warm=[0.02, 0.05], clip=[0.0, 1.0])
 
 def factor(p, c):
     if p < c["warm"]: return max(p / c["warm"], 0.02)
@@ -111,10 +110,12 @@ def run(c, bests):
     n = len(x); B = c["B"]
     total_steps = round(c["epochs"] * n / B)
     fb = fwd_bwd(B, c["T"])
-    adam_groups = [dict(params=[WTE], lr=c["emb"], peak=c["emb"], weight_decay=c["wd"]), dict(params=[WPE], lr=1, peak=c["emb"] * c["wpe"], weight_decay=0.0),
+    wte_buffer = torch.zeros_like(WTE) if c["embmuon"] else None
+    adam_groups = [dict(params=[] if c["embmuon"] else [WTE], lr=c["emb"], peak=c["emb"], weight_decay=c["wd"]), dict(params=[WPE], lr=1, peak=c["emb"] * c["wpe"], weight_decay=0.0),
                    dict(params=KINDS["vectors"], lr=1, peak=c["vec"], weight_decay=0.0)]
     muon_on = c["opt"] == "muon"
     if not muon_on: adam_groups.append(dict(params=KINDS["matrices"] + KINDS["qkv"], lr=1, peak=c["lr"], weight_decay=c["wd"]))
+    adam_groups = [g for g in adam_groups if g["params"]]
     adam = torch.optim.AdamW(adam_groups, betas=(c["b1"], c["b2"]), fused=DEV == "cuda")
     mats = {}
     for name, parts in (("matrices", 1), ("qkv", 3)):
@@ -145,6 +146,11 @@ def run(c, bests):
         f = factor((step + 0.5) / total_steps, c)
         for g in adam.param_groups: g["lr"] = g["peak"] * f
         adam.step()
+        if c["embmuon"]:
+            with torch.no_grad():
+                wte_buffer.lerp_(WTE.grad, 1 - c["mom"])
+                o = orthogonalise(WTE.grad.lerp(wte_buffer, c["mom"])[None], torch.bfloat16)[0].float()
+                WTE.add_(o, alpha=-(f * c["emb"] / o.square().mean().sqrt()).item())
         if muon_on:
             m = c["mom"]
             if c["mom_end"]:
@@ -176,7 +182,7 @@ def run(c, bests):
         if step % max(1, total_steps // 10) == total_steps // 10 - 1:
             s = smooth.item()
             curve.append(round(s, 4))
-            if not math.isfinite(s) or (bests and len(curve) in (6, 8, 9) and s > 1.9 * bests[len(curve) - 1] and s > 0.4):
+            if not math.isfinite(s) or (bests and len(curve) in (6, 8, 9) and s > 1.6 * bests[len(curve) - 1] and s > 0.3):
                 aborted = True
                 break
     result = {"config": c, "steps": total_steps, "tokens": total_steps * B * c["T"], "curve": curve, "aborted": aborted}
@@ -200,18 +206,17 @@ PLAN = json.loads(os.environ.get("PLAN", "{}")).get(str(ISLAND), [])
 B0 = ISLANDS[ISLAND]
 rng = random.Random(100 + ISLAND)
 tried, number = set(), 0
-queue = [dict(BASE, B=B0, **p) if "B" not in p else dict(BASE, **p) for p in PLAN]
+queue = [{**BASE, "B": B0, "epochs": 5.0, "wpe": 0.25, "b1": 0.95, "b2": 0.98, "emb": 0.006, "lr": 0.014, "decay": 0.7, **p} for p in PLAN]
 print("worker", ISLAND, "ready after", round(time.time() - BEGUN, 1), flush=True)
 longest = 0
 while time.time() - BEGUN + longest < SECONDS:
     everything = read()
-    own = sorted((r for r in everything if r["config"]["B"] == B0 and not r["aborted"] and r["config"]["epochs"] == 4.0), key=lambda r: r["loss"])
+    own = sorted((r for r in everything if not r["aborted"]), key=lambda r: r["loss"])
     if queue: c = queue.pop(0)
     elif os.environ.get("PLAN_ONLY"): break
     else:
         pool = own[:2] or everything or [{'config': dict(BASE, B=B0)}]
-        if rng.random() < 0.25: pool = sorted((r for r in everything if not r["aborted"]), key=lambda r: r["loss"])[:1] or pool
-        base = dict(pool[0 if rng.random() < 0.75 or len(pool) < 2 else 1]["config"], B=B0, T=128, avg=0.0)
+        base = dict(pool[0 if rng.random() < 0.7 or len(pool) < 2 else 1]["config"])
         done = {json.dumps(r["config"], sort_keys=True) for r in everything}
         for _ in range(200):
             c = dict(base)
