@@ -58,7 +58,7 @@ def stop_at(monkeypatch):
 
 def assert_continues(given, directory, undisturbed):
     """The same command ends as if nothing had been."""
-    run({"out_dir": given["out_dir"], "resume": "auto"})
+    run({**given, "resume": "auto"})
     if "run" not in undisturbed:
         undisturbed["run"] = run({**given, "out_dir": given["out_dir"] + " undisturbed"})
     assert_same_records(directory, undisturbed["run"])
@@ -114,7 +114,7 @@ def test_ctrl_c_before_the_first_step_lets_others_in(settings, stop_at, undistur
     stop_at((INT,), name, 1, open_run)
     with pytest.raises(KeyboardInterrupt) as kept:
         run(given)
-    assert_continues(given | {"resume": "auto"}, RunDirectory(given["out_dir"]), undisturbed)
+    assert_continues(given, RunDirectory(given["out_dir"]), undisturbed)
     assert kept.value is not None
 
 
