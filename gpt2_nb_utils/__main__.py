@@ -11,6 +11,7 @@ import errno
 import io
 import sys
 from collections.abc import Callable
+from os.path import expanduser  # the shell leaves the ~ of --to=~/x
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -251,6 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
             "run_dir",
             nargs="?",
             default=_OUT_DIR,
+            type=expanduser,
             metavar="RUN_DIR",
             help=f"run directory (default: {_OUT_DIR})",
         )
@@ -261,12 +263,14 @@ def build_parser() -> argparse.ArgumentParser:
     sweep = command(_sweep)
     sweep.add_argument(
         "spec",
+        type=expanduser,
         metavar="SPEC",
         help="TOML file: [common] settings, [runs.NAME] with what differs",
     )
     sweep.add_argument(
         "--out_dir",
         default="out/sweep",
+        type=expanduser,
         metavar="DIR",
         help="folder for the runs, the table and the figure (default: %(default)s)",
     )
@@ -279,6 +283,7 @@ def build_parser() -> argparse.ArgumentParser:
     sample.set_defaults(run_dir=None)
     sample.add_argument(
         "--from_hf",
+        type=expanduser,
         metavar="DIR",
         help="take the model of this folder in the Hugging Face format instead "
         "(a Space's folder does as well)",
@@ -313,11 +318,14 @@ def build_parser() -> argparse.ArgumentParser:
     readme.add_argument(
         "--readme",
         default="README.md",
+        type=expanduser,
         metavar="FILE",
         help="file to fill (default: %(default)s)",
     )
     space = command_on_a_run(_space)
-    space.add_argument("--to", metavar="DIR", help="folder to write (default: RUN_DIR/space)")
+    space.add_argument(
+        "--to", type=expanduser, metavar="DIR", help="folder to write (default: RUN_DIR/space)"
+    )
     space.add_argument(
         "--dtype",
         choices=("float16", "float32"),
@@ -337,7 +345,10 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"port of the app (default: {_PORT})",
     )
     space.add_argument(
-        "--screenshots", metavar="DIR", help="take pictures of the app in headless Chromium"
+        "--screenshots",
+        type=expanduser,
+        metavar="DIR",
+        help="take pictures of the app in headless Chromium",
     )
     add_bench_flags(command(_bench))
     return parser

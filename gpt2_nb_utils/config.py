@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Annotated, Any, Literal, get_args
@@ -129,7 +130,12 @@ def _file_name(path: str) -> str:
     return path
 
 
-FileName = Annotated[str, AfterValidator(_writable_text), AfterValidator(_file_name)]
+FileName = Annotated[
+    str,
+    AfterValidator(_writable_text),
+    AfterValidator(os.path.expanduser),  # the shell leaves the ~ of --out_dir=~/x
+    AfterValidator(_file_name),
+]
 
 
 def _setting(default: Any, *also: str) -> Any:
@@ -148,7 +154,6 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        coerce_numbers_to_str=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
@@ -372,11 +377,14 @@ def _one_line(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ").replace("\n", " ")
     if not problem["loc"]:
         return message
-    message = message.replace("Input should be", "must be").replace(
-        "String should match pattern", "must match"
-    )
-    value = ascii(problem["input"])
-    return f"{problem['loc'][0]} {value if len(value) <= 200 else value[:200] + '…'}: {message}"
+    name, value = problem["loc"][0], ascii(problem["input"])
+    message = message.replace("Input should be", "must be")
+    value = value if len(value) <= 200 else value[:200] + "…"
+    if name == "device":  # in place of its pattern
+        message = f"must be {_help_text(name)}"
+    elif problem["type"] == "string_type":
+        return f"{name} {value} is not text: put it in quotes, or give papermill `-r {name} TEXT`"
+    return f"{name} {value}: {message}"
 
 
 def default_text(name: str, presets: dict[str, dict[str, Any]] = PRESETS) -> str:
@@ -469,17 +477,14 @@ def notebook_default(name: str) -> Any:
     return RunConfig.model_fields[name].default
 
 
-PARAMETERS_HEADER = "# Settings of this run. None leaves a value to the preset."
-"""The first line of every notebook's parameters cell, by which it is found again in a session."""
-
-
 def parameters_cell(names: Iterable[str] | None = None) -> str:
     """The source of a notebook's `parameters` cell for these settings (all, when None).
 
     The lines have the form that papermill's inspector reads: `name: annotation = value  # help`,
     with no second equals sign and no `|` in the annotation.
     """
-    lines = [PARAMETERS_HEADER, "# fmt: off"]  # papermill reads one line for each name
+    lines = ["# Settings of this run. None leaves a value to the preset."]
+    lines.append("# fmt: off")  # papermill reads one line for each name
     for name in names or RunConfig.model_fields:
         value = notebook_default(name)
         help_text = _help_text(name)

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import sys
 
 from gpt2_nb_utils.text import one_line
+
+RUN_AROUND = "GPT2_NB_UTILS_RUN"
+"""Environment variable with the run directory that the command `run`, which started this process,
+holds."""
+
+
+def in_notebook() -> bool:
+    """Whether this is a Jupyter kernel, but for one that the command `run` started."""
+    ipython = sys.modules.get("IPython")
+    return RUN_AROUND not in os.environ and hasattr(ipython and ipython.get_ipython(), "kernel")
 
 
 class UserError(Exception):
     """Invalid input, in one line that names the setting, the value and the fix.
 
     The command line prints the line and exits with status 2; a notebook shows it without a
-    traceback.
+    traceback, and with `-p steps` in place of `--steps`.
     """
 
     exit_status = 2
 
     def __init__(self, message: str):
+        if in_notebook():
+            message = re.sub(r"(?<!\S)(\(?)--(?=\w)", r"\1-p ", message)
+            message = message.replace("-p overwrite", "-p overwrite True")
         # A file name or a value in it may hold a line end or a terminal's escape sequence.
         super().__init__(one_line(message))
 

@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 import psutil
 
 from gpt2_nb_utils import dist_env
+from gpt2_nb_utils.errors import in_notebook
+from gpt2_nb_utils.wording import NOT_RECORDED
 
 
 def environment() -> dict[str, Any]:
@@ -66,27 +69,32 @@ def sources_sha256() -> str:
     return digest.hexdigest()
 
 
-def command_line() -> str:
+def command_line(given: Mapping[str, Any] | None = None) -> str:
     """The command that started this process, as it was given, but for where this machine keeps its
     programs.
 
-    Inside a Jupyter kernel it is the command that runs the notebook, papermill or `run`. A Jupyter
-    server's own command line is not recorded: it may hold a password. In one of several processes
-    it is torchrun's.
+    In a Jupyter kernel, whoever started it, it is the papermill command that does the same. The
+    command line of any other program is not recorded: it may hold a password or a token.
+
+    Args:
+        given: the settings that a notebook was given.
     """
+    if in_notebook():
+        words = ["papermill", "notebooks/03_training.ipynb", "OUTPUT.ipynb"]
+        for name, value in (given or {}).items():
+            words += ["-r" if isinstance(value, str) else "-p", name, str(value)]
+        return f"{shlex.join(words)}  # run in a Jupyter kernel" if given else NOT_RECORDED
+    if Path(sys.argv[0]).absolute() != Path(__file__).with_name("__main__.py"):
+        return NOT_RECORDED
     words = sys.orig_argv
     if dist_env.world_size() > 1:
-        words = _words_of_parent() or words
-    elif any("ipykernel_launcher" in word for word in words):
-        words = _words_of_parent()
-        if not any("papermill" in word or "gpt2_nb_utils" in word for word in words):
-            return "(notebook run by hand in Jupyter)"
+        own = ["-m", __package__, *sys.argv[1:]]
+        around = _words_of_parent()
+        words = around if around[-len(own) :] == own else words
     # The program without its folder, which may hold the name of a user.
     if len(words) > 1 and Path(words[1]).is_absolute():
-        words = words[1:]  # an installed script such as papermill, with the interpreter before it
-    if words and Path(words[0]).is_absolute():
-        words = [Path(words[0]).name, *words[1:]]
-    return shlex.join(words)
+        words = words[1:]  # an installed script such as torchrun, with the interpreter before it
+    return shlex.join([Path(words[0]).name, *words[1:]])
 
 
 def _words_of_parent() -> list[str]:

@@ -6,12 +6,13 @@ import ast
 import base64
 import os
 import platform
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
-from gpt2_nb_utils.config import PARAMETERS_HEADER, RunConfig, check_names, notebook_default
+from gpt2_nb_utils.config import RunConfig, check_names, notebook_default
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.large_blocks import keep_large_blocks
 from gpt2_nb_utils.text import one_line
@@ -44,6 +45,7 @@ def start() -> None:
         )
     if (shell := _shell()) is not None:
         shell.set_custom_exc((NameError,), _explain_missing_name)
+        shell.events.register("post_run_cell", _note_parameters)
 
 
 def _shell() -> Any:
@@ -68,48 +70,80 @@ def _explain_missing_name(
     shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
 
 
+@dataclass
+class _Parameters:
+    """What the parameters cell assigned when it was last run, and papermill's cell below it.
+
+    Attributes:
+        own: the names that the parameters cell assigned, with their values.
+        injected: likewise for the cell that papermill injects.
+        count: the execution count of the parameters cell.
+        injected_id: the id of papermill's cell, where the frontend tells it.
+    """
+
+    own: dict[str, Any] = field(default_factory=dict)
+    injected: dict[str, Any] = field(default_factory=dict)
+    count: int = 0
+    injected_id: str | None = None
+
+
+_latest = _Parameters()
+
+
+def _note_parameters(result: Any) -> None:
+    """After each cell: keep what it assigned, if it is the parameters cell, which declares `preset`
+    or `out_dir` with its type, or papermill's, which is run directly after that."""
+    global _latest
+    shell, source, cell_id = _shell(), result.info.raw_cell.lstrip(), result.info.cell_id
+    first_line, _, rest = source.partition("\n")
+    try:  # a magic becomes a call; one for the whole cell, such as %%time, leaves the rest as it is
+        tree = ast.parse(shell.transform_cell(rest if first_line.startswith("%%") else source))
+    except SyntaxError:
+        return
+    values = {
+        node.id: shell.user_ns[node.id]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        if node.id in shell.user_ns
+    }
+    declared = {ast.unparse(node.target) for node in tree.body if isinstance(node, ast.AnnAssign)}
+    if declared & {"preset", "out_dir"}:
+        _latest = _Parameters(values, count=result.execution_count)
+    elif first_line.strip() == "# Parameters" and (
+        result.execution_count == _latest.count + 1 or cell_id == (_latest.injected_id or 0)
+    ):
+        _latest.injected, _latest.injected_id = values, cell_id
+
+
 def settings(namespace: dict[str, Any]) -> RunConfig:
     """The config that a notebook's parameters describe.
 
     Args:
         namespace: `globals()` of the notebook, after its parameters cell (and after the cell that
-            papermill injects below it).
+            papermill injects below it). It counts where no parameters cell was seen: in a script.
 
     Raises:
         UserError: a parameter that no setting has (papermill itself would only warn), or a bad
             value.
     """
-    parameters, injected = _assigned_names(PARAMETERS_HEADER), _assigned_names("# Parameters")
-    if _shell() is not None and "out_dir" not in namespace and "preset" not in namespace:
-        raise UserError("the parameters are not set: run the cell above first, which sets them")
-    check_names([*parameters, *injected])
+    own = _latest.own
+    injected = {n: v for n, v in _latest.injected.items() if not n.startswith("PAPERMILL_")}
+    if not own:
+        if _shell() is not None and "out_dir" not in namespace and "preset" not in namespace:
+            raise UserError("the parameters are not set: run the cell above first, which sets them")
+        own = {name: namespace[name] for name in RunConfig.model_fields if name in namespace}
+    check_names([*own, *injected])
     for name in injected:
-        if parameters and name not in parameters:
-            raise UserError(
-                f"this notebook has no parameter {name!r}: it takes {', '.join(parameters)}"
-            )
+        if name not in own:
+            raise UserError(f"this notebook has no parameter {name!r}: it takes {', '.join(own)}")
     return RunConfig.resolve(
         {
-            name: namespace[name]
-            for name in RunConfig.model_fields
-            if namespace.get(name) is not None
-            and (name in (*injected, "resume") or namespace[name] != notebook_default(name))
+            name: value
+            for name, value in {**own, **injected}.items()
+            if value is not None
+            and (name in injected or name == "resume" or value != notebook_default(name))
         }
     )
-
-
-def _assigned_names(header: str) -> list[str]:
-    """The names that this session's cell with such a first line assigned; when last run, if it was
-    run more than once."""
-    shell = _shell()
-    for source in reversed(shell.history_manager.input_hist_raw if shell else []):
-        if source.lstrip().partition("\n")[0].strip() == header:
-            return [
-                node.id
-                for node in ast.walk(ast.parse(source))
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            ]
-    return []
 
 
 def show(figure: Any, alt: str, save_as: Path | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import filelock
 
-from gpt2_nb_utils.errors import NotWritten, UserError
+from gpt2_nb_utils.errors import RUN_AROUND, NotWritten, UserError
 from gpt2_nb_utils.files import LOCK, LOCK_OF_RUN, Claim, read_regular, write_atomically
 
 _MADE_BY_A_RUN = (
@@ -36,9 +36,6 @@ _MADE_BY_A_RUN = (
 """In the order in which they are thrown away: while the summary is there, the folder is known for a
 run's."""
 _WRITTEN_BESIDE = ("*.pt", "*.json", "*.jsonl", "*.csv", "*.bin", "train.log", "samples.txt")
-_RUN_AROUND = "GPT2_NB_UTILS_RUN"
-"""Environment variable with the run directory that the command `run`, which started this process,
-holds."""
 _CUT_SHORT = tuple(f".{name}." for name in _MADE_BY_A_RUN)
 _NOT_CONTENT = {LOCK, LOCK_OF_RUN, ".ipynb_checkpoints", ".DS_Store", "desktop.ini", "Thumbs.db"}
 
@@ -87,16 +84,12 @@ class RunDirectory:
                 f"run directory {self} cannot be read ({error.strerror}): name another folder"
             ) from None
 
-    def claim(self, resume: bool = False, overwrite: bool = False) -> Claim:
-        """Make this the directory of a run that is about to start or to continue, or refuse.
-
-        Returns:
-            What keeps other processes out until it is released, or this process ends in whatever
-            way.
+    def check(self, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse what cannot become, or stay, the directory of a run.
 
         Raises:
-            UserError: it holds a run that is neither resumed nor to be overwritten, another process
-                is at work in it, or it is some other folder with files in it.
+            UserError: it holds a run that is neither resumed nor to be overwritten, or it is some
+                other folder with files in it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out_dir {self} is a file: name a folder")
@@ -115,11 +108,23 @@ class RunDirectory:
                 f"out_dir {self} holds a {self.summary.name} that no run wrote: name a new or "
                 f"empty folder (--out_dir)"
             )
+
+    def claim(self, resume: bool = False, overwrite: bool = False) -> Claim:
+        """Make this the directory of a run that is about to start or to continue, or refuse.
+
+        Returns:
+            What keeps other processes out until it is released, or this process ends in whatever
+            way.
+
+        Raises:
+            UserError: as for `check`, or another process is at work in it.
+        """
+        self.check(resume, overwrite)
         if not overwrite:
             self._refuse_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if os.environ.get(_RUN_AROUND) != str(self.path.resolve()):
+            if not self.is_held_around:
                 # Refused while a `run` is at work, at a notebook that does not train, say.
                 Claim(self.path, LOCK_OF_RUN, patience=0).release()
             claim = Claim(self.path)
@@ -137,6 +142,8 @@ class RunDirectory:
                 target = self.path / name
                 if target.is_dir() and not target.is_symlink():
                     shutil.rmtree(target)
+                    if target == self.notebooks:  # papermill may be about to write there
+                        target.mkdir()
                 else:
                     target.unlink(missing_ok=True)
         for folder in (self.path, self.log.parent, self.samples.parent, self.best.parent):
@@ -150,12 +157,17 @@ class RunDirectory:
         """A context in which only this process and those that it starts may claim the directory,
         one at a time."""
         claim = Claim(self.path, LOCK_OF_RUN, patience=0)
-        os.environ[_RUN_AROUND] = str(self.path.resolve())
+        os.environ[RUN_AROUND] = str(self.path.resolve())
         try:
             yield
         finally:
-            del os.environ[_RUN_AROUND]
+            del os.environ[RUN_AROUND]
             claim.release()
+
+    @property
+    def is_held_around(self) -> bool:
+        """Whether this process belongs to a `run` that holds the directory."""
+        return os.environ.get(RUN_AROUND) == str(self.path.resolve())
 
     @property
     def _is_of_a_run(self) -> bool:
@@ -186,9 +198,9 @@ class RunDirectory:
 
     @property
     def _is_free(self) -> bool:
-        """Whether the folder is empty, or holds only what a run leaves that is killed before it has
-        a summary."""
-        names = {entry.name for entry in self.path.iterdir()} - _NOT_CONTENT
+        """Whether the folder is empty, or holds only notebooks that papermill executes, and what a
+        run leaves that is killed before it has a summary."""
+        names = {entry.name for entry in self.path.iterdir() if not _is_of_a_tool(entry)}
         if (self.path / LOCK).exists():
             names = {
                 name
@@ -240,3 +252,14 @@ class RunDirectory:
             write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         except OSError as error:
             raise NotWritten(path, error) from error
+
+
+def _is_of_a_tool(path: Path) -> bool:
+    """Whether JupyterLab or a desktop left it, or papermill writes it: an executed notebook, there
+    or where `report` looks for it."""
+    if path.name == "notebooks" and path.is_dir():
+        return all(map(_is_of_a_tool, path.iterdir()))
+    with contextlib.suppress(OSError):
+        if path.suffix == ".ipynb" and b'"papermill": {' in read_regular(path):
+            return True
+    return path.name in _NOT_CONTENT

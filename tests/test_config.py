@@ -1,6 +1,7 @@
 """Settings: presets, ranges, names, flags and parameters cells."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,36 @@ def test_a_bad_value_is_one_line_that_names_it(given, words):
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [7, 1e5, True, float("nan"), ["x"]])
+@pytest.mark.parametrize("name", ["prompt", "out_dir", "input_file", "resume"])
+def test_a_number_given_for_a_text_names_the_flag_that_keeps_it(name, value):
+    with pytest.raises(UserError, match=f"{name} .* is not text: .*`-r {name} TEXT`"):
+        RunConfig.resolve({name: value})
+
+
+def test_a_path_with_a_tilde_is_one_rule_through_every_door(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    wanted = os.path.join(str(tmp_path), "x")
+    given = dict.fromkeys(("input_file", "out_dir", "resume"), "~/x")
+    config = RunConfig.resolve(given).model_dump(include={*given})
+    assert set(config.values()) == {os.path.expanduser("~/x")} == {wanted}
+    assert RunConfig.resolve({"prompt": "~/x"}).prompt == "~/x"
+    commands = build_parser()._subparsers._group_actions[0].choices
+    paths = [
+        (name, action)
+        for name, parser in commands.items()
+        for action in parser._actions
+        if action.metavar in ("DIR", "FILE", "RUN_DIR", "SPEC")
+    ]
+    assert len(paths) >= 12
+    for name, action in paths:
+        words = [f"{action.option_strings[0]}=~/x"] if action.option_strings else ["~/x"]
+        if name == "sweep" and action.option_strings:
+            words += ["spec.toml"]
+        assert getattr(build_parser().parse_args([name, *words]), action.dest) == wanted, action
 
 
 def test_every_setting_is_a_flag_with_the_same_type():

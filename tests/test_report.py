@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -142,7 +144,7 @@ def test_every_status_makes_a_page_and_an_unfinished_run_is_said_to_be_one(tmp_p
         (reached(), "Time", "1 min 58 s", None),
         (reached(), "Machine", "cuda", None),
         (reached(), "Run", "finished", "step 30 of 30, seed 1337"),
-        (reached(), "Audit", "not made", None),
+        (reached(), "Audit", "not found", None),
         (summary(status="running"), "Run", "still running", None),
         (
             summary(train_loss=None, best_train_loss=None),
@@ -182,40 +184,85 @@ def test_the_first_page_goes_from_the_verdict_to_the_proof_and_ends_with_all_num
     assert [link["href"].removeprefix("#") for link in index.select(".on-page a")] == order
 
 
-# What notebook 04 found
+# What was recorded, and what is not here
 
 
-def test_the_recall_that_notebook_04_measured_stands_on_the_first_page_too(tmp_path):
+RECALL = (
+    "step,openings,given,continued,verbatim,right\n0,16,32,32,0,0\n15,16,32,32,4,11.5\n"
+    "15,256,32,32,64,12\n30,256,32,32,256,32\n"
+)
+
+
+def test_recall_on_the_first_page_comes_from_the_records_whatever_the_notebooks_hold(tmp_path):
     run = make_run(tmp_path / "run")
-    cells = [
-        executed(
-            "recall()",
-            html_output("<p>6 of 8 openings</p>"),
-            html_output("<h1 id='audit'>x</h1><script>alert(1)</script>"),
-        ),
-        executed("other()", html_output("<p>something else</p>")),
-    ]
-    cells[0]["id"], cells[1]["id"] = "recall", "other"
-    add_notebook(run, "04_results.ipynb", cells)
-    index = page(build_report(run))
-    section = index.find(id="recall").parent
-    assert "6 of 8 openings" in words(section) and section.find("a")["href"] == "04_results.html"
-    assert "something else" not in words(index) and not index.find("script")
-    assert [element.name for element in index.find_all(id="audit")] == ["h2"]
-    assert not section.find("h1")
-
-
-def test_the_cells_whose_results_the_first_page_shows_are_in_notebook_04():
-    notebook = nbformat.read(
-        Path(__file__).parents[1] / "notebooks" / "04_results.ipynb", as_version=4
+    run.recall.write_text(RECALL, encoding="utf-8")
+    add_notebook(
+        run, "04_results.ipynb", [executed("recall()", html_output("<p>none of them</p>"))]
     )
-    assert "recall" in {cell.id for cell in notebook.cells}
+    section = page(build_report(run)).find(id="recall").parent
+    assert "0 of 16 (0%) at step 0, 256 of 256 (100%) at step 30" in words(section)
+    rows = [words(row) for row in section.select("tbody tr")]
+    assert len(rows) == 3 and "64 (25%)" in rows[1] and "256 (100%)" in rows[2]
+    assert "none of them" not in words(section)
 
 
-def test_a_run_whose_recall_was_not_measured_says_so(tmp_path):
-    assert "Recall was not measured" in words(
-        page(build_report(make_run(tmp_path / "run"))).find(id="recall").parent
+def test_a_run_without_counts_of_recall_says_where_they_were_looked_for(tmp_path):
+    section = page(build_report(make_run(tmp_path / "run"))).find(id="recall").parent
+    assert "Neither logs/events.jsonl nor logs/recall.csv holds a count" in words(section)
+
+
+def without_outputs(notebook):
+    """As nbstripout leaves it."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    notebook.metadata.pop("papermill", None)
+
+
+def with_other_ids(notebook):
+    """As jupytext leaves it."""
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
+
+
+def of_an_old_format(notebook):
+    """As version 4.0 of the format has it: without ids."""
+    notebook.nbformat_minor = 0
+    for cell in notebook.cells:
+        del cell["id"]
+
+
+@pytest.mark.parametrize("change", [without_outputs, with_other_ids, of_an_old_format])
+def test_a_run_whose_notebooks_went_through_another_tool_shows_the_same_answers(
+    finished, tmp_path, change
+):
+    directory = RunDirectory(tmp_path / "copy")
+    shutil.copytree(finished[0].path, directory.path)
+    whole = page(build_report(directory))
+    for path in directory.notebooks.glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        change(notebook)
+        path.write_text(nbformat.writes(notebook, version=nbformat.NO_CONVERT), encoding="utf-8")
+    changed = page(build_report(directory))
+    for id in ("recall", "samples", "curve", "facts"):
+        assert words(changed.find(id=id).parent) == words(whole.find(id=id).parent), id
+    assert re.search(
+        r"[\d,]+ of [\d,]+ \(\d+%\) at step 4", words(changed.find(id="recall").parent)
     )
+    listed = words(changed.find(id="notebooks").parent)
+    assert ("not executed, or stripped of them" in listed) == (change is without_outputs)
+
+
+# Which command is shown
+
+
+def test_a_run_that_was_moved_is_audited_where_it_is(tmp_path):
+    config = {**summary()["config"], "out_dir": "out/run"}
+    run = make_run(tmp_path / "before", summary(config=config))
+    moved = run.path.rename(tmp_path / "a run")
+    said = words(page(build_report(RunDirectory(moved))).select(".command")[1])
+    verify = f"python -m gpt2_nb_utils verify {shlex.quote(moved.as_posix())}"
+    assert said == f"{verify} {verify} --replay 20"
 
 
 # The audit
@@ -288,13 +335,6 @@ def test_a_damaged_audit_is_named_and_the_report_built_without_it(tmp_path, cont
     assert "verify.json is not a readable audit" in words(index.select_one(".notices"))
 
 
-def test_the_report_ends_with_the_command_that_proves_the_run_again(tmp_path):
-    config = {**summary()["config"], "out_dir": "out/a run"}
-    index = page(build_report(make_run(tmp_path / "run", summary(config=config))))
-    verify = "python -m gpt2_nb_utils verify 'out/a run'"
-    assert words(index.select(".command")[1]) == f"{verify} {verify} --replay 20"
-
-
 def test_a_text_that_was_read_otherwise_than_it_stands_is_said_to_be(tmp_path):
     corpus = {
         **summary()["corpus"],
@@ -324,7 +364,13 @@ def test_a_run_that_has_just_started_has_a_report(tmp_path):
     run.write_json(run.summary, {name: None for name in summary()} | {"status": "running"})
     text = words(page(build_report(run)))
     assert "the training loss has not been measured yet" in text.lower() and "not recorded" in text
-    assert "No notebook was executed" in text and "No samples were written" in text
+    for looked_for in (
+        "notebooks/",
+        "logs/events.jsonl",
+        "samples/samples.txt",
+        "figures/loss.png",
+    ):
+        assert looked_for in text
 
 
 def test_unreadable_pieces_are_named_and_the_rest_is_shown(tmp_path):

@@ -1,5 +1,6 @@
 """The whole path through the real command: notebooks in real kernels, papermill, the report, and what goes wrong."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -250,6 +251,59 @@ def test_plain_papermill_trains_from_any_working_directory(tmp_path, text_file, 
         and "papermill" in summary["command"]
         and "-p steps 2" in summary["command"]
     )
+
+
+def papermill(*words: str, cwd) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "papermill", *words], cwd=cwd, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["run/notebooks/03_training.ipynb", "run/executed.ipynb"])
+def test_papermills_output_may_lie_in_the_run_directory(tmp_path, text_file, monkeypatch, output):
+    project = clone(tmp_path / "clone", TRAINING)
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    run, given = RunDirectory(tmp_path / "run"), ["-r", "preset", "tiny", "-p", "steps", "2"]
+    given += ["-r", "out_dir", str(run), "-r", "input_file", str(text_file)]
+    given += ["-p", "max_tokens", "300", "-p", "sample_every", "0"]
+    executed = tmp_path / output
+    executed.parent.mkdir(parents=True)
+    (executed.parent / ".ipynb_checkpoints").mkdir()
+    for more in ([], ["-p", "overwrite", "True"]):
+        done = papermill(
+            "03_training.ipynb", str(executed), *given, *more, cwd=project / "notebooks"
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "steps_done at step 2" in outputs(executed, "outcome")
+    assert command("report", str(run)).returncode == 0
+    assert (run.report / "03_training.html").exists() == ("notebooks" in output)
+
+
+def test_other_notebooks_in_a_folder_are_not_taken_for_papermills(tmp_path):
+    for name in ("run/mine.ipynb", "another/notebooks/mine.ipynb"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        shutil.copy(PROJECT / "notebooks" / "01_tokenization.ipynb", path)
+        with pytest.raises(UserError, match="holds files but no run"):
+            RunDirectory(tmp_path / path.relative_to(tmp_path).parts[0]).check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flag, given, said",
+    [
+        ("-p", ("out_dir", "20251127_0930"), "out_dir 202511270930 is not text"),
+        ("-p", ("prompt", "007"), "prompt 7 is not text.*-r prompt TEXT"),
+        ("-y", ("{prompt: 12:30}",), "prompt 750 is not text.*-r prompt TEXT"),
+        ("-p", ("device", "0"), "device 0: must be auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_text_that_papermill_took_for_a_number_is_an_error(tmp_path, flag, given, said):
+    output = str(tmp_path / "out.ipynb")
+    done = papermill("notebooks/03_training.ipynb", output, flag, *given, cwd=PROJECT)
+    assert done.returncode != 0 and re.search(f"UserError: {said}", done.stderr), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
 
 
 def test_each_notebook_gets_the_given_settings_that_it_knows():

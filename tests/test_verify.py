@@ -1364,7 +1364,7 @@ def test_a_forged_audit_is_not_shown(good, forge, said):
     forge(audit)
     good.audit.write_text(json.dumps(audit), encoding="utf-8")
     facts = read_facts(good)
-    assert facts.audit is None and facts.proof[0] == "not made"
+    assert facts.audit is None and facts.proof[0] == "not found"
     assert any(said in note for note in facts.notes)
 
 
@@ -1439,7 +1439,7 @@ def test_a_small_run_that_claims_to_be_the_courses_is_not_believed(run):
     failed = {
         condition.asks: condition.shows for condition in facts.conditions if not condition.holds
     }
-    assert not facts.reached and facts.proof[0] == "not made"
+    assert not facts.reached and facts.proof[0] == "not found"
     assert "its sizes give" in failed["at least 124,000,000 parameters"]
     assert "summary.json is another text" in failed["its records are consistent"]
 

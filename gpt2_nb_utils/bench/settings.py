@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
+from os.path import expanduser
 from typing import Any
 
 from gpt2_nb_utils.config import PRESETS, RunConfig, add_flags, counted
@@ -141,6 +142,7 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     section.add_argument(
         "--out_dir",
         dest="folder",  # not the setting of a run
+        type=expanduser,
         metavar="DIR",
         help="also write bench.json there, or add to it the parts that it lacks (default: nowhere)",
     )

@@ -151,7 +151,7 @@ def _train(
         out_dir = Path(folder) / "run"
         given = {**config.given, "preset": config.preset, "out_dir": out_dir}
         if config.input_file:
-            given["input_file"] = Path(config.input_file).expanduser().absolute()
+            given["input_file"] = Path(config.input_file).absolute()
         if papermill:
             module = (*module, str(SOURCES / "03_training.ipynb"), f"{folder}/executed.ipynb")
             words = [word for name, value in given.items() for word in ("-p", name, str(value))]

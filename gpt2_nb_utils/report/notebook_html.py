@@ -86,6 +86,8 @@ def execution(notebook: Any) -> Execution:
                 return Execution(False, f"{where}: {error}"[:400], cell.get("id", ""))
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     executed = sum(cell.execution_count is not None for cell in code)
+    if not executed and code:
+        return Execution(False, "holds no outputs: not executed, or stripped of them")
     if executed < len(code):
         return Execution(False, f"executed {executed} of {len(code)} code cells only")
     took = notebook.metadata.get("papermill", {}).get("duration")
@@ -134,18 +136,6 @@ def notebook_body(notebook: Any, pages: Mapping[str, str], small: bool) -> str:
     # One box per stream, not per flush; a carriage return goes back over its line.
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
     return exporter.from_notebook_node(notebook)[0]
-
-
-def cell_output(notebook: Any, cell_ids: tuple[str, ...]) -> str:
-    """What some cells show as HTML, for another page; nothing where there are none."""
-    return "\n".join(
-        safe_html("".join(output["data"]["text/html"]))
-        for cell_id in cell_ids
-        for cell in notebook.cells
-        if cell.get("id") == cell_id
-        for output in cell.get("outputs", [])
-        if "text/html" in output.get("data", {})
-    )
 
 
 def _terminal_html(text: str) -> str:

@@ -11,31 +11,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from gpt2_nb_utils.errors import NotWritten
 from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.report.answers import answers
 from gpt2_nb_utils.report.figures import figures, metrics_table
 from gpt2_nb_utils.report.html_page import data_url, render
 from gpt2_nb_utils.report.notebook_html import (
-    cell_output,
     execution,
     notebook_body,
     read_notebook,
 )
-from gpt2_nb_utils.report.safe_html import in_order
+from gpt2_nb_utils.report.safe_html import in_order, safe_html
 from gpt2_nb_utils.report.token_page import FILE as TOKENS_FILE
 from gpt2_nb_utils.report.token_page import token_page
 from gpt2_nb_utils.results.facts import RunFacts, read_facts
+from gpt2_nb_utils.results.recall import growth_table, growth_text, recorded
 from gpt2_nb_utils.run_directory import RunDirectory
 
 LARGEST_PAGE = 3_000_000
 """Bytes that a page may have; a larger one is written with smaller pictures, or less of the text."""
 _REST_OF_TOKEN_PAGE = 100_000
 """Bytes of that page besides its text: styles, tables, headings."""
-_RECALL = ("04_results", ("recall", "growth-table"))
-"""The notebook that measures recall, and the ids of its cells whose tables the first page shows as well."""
-_IDS = "content curve tokens samples recall audit reproduce notebooks facts".split()
-"""Of the first page, so that no other element gets one of them."""
 
 
 def build_report(run: RunDirectory) -> Path:
@@ -86,6 +84,7 @@ def build_report(run: RunDirectory) -> Path:
         write(f"{stem}.html", "notebook.html.j2", partial(_of_notebook, stem, notebook, links))
         for stem, notebook in notebooks.items()
     ]
+    recall = recorded(facts.record)
     common = {
         "title": f"{facts.headline}: {name}",
         "facts": facts,
@@ -96,7 +95,8 @@ def build_report(run: RunDirectory) -> Path:
         "pairs": _first_and_last_samples(facts),
         "pages": pages,
         "unreadable": unreadable,
-        **_recall(notebooks),
+        "recall": recall and growth_text(recall),
+        "recall_table": recall and Markup(safe_html(growth_table(recall, facts.record).data)),
     }
     write("index.html", "index.html.j2", lambda small: {**common, **_pictures(facts, small)})
     for leftover in [*run.report.glob("0*.html"), run.report / TOKENS_FILE]:
@@ -134,10 +134,3 @@ def _first_and_last_samples(facts: RunFacts) -> dict[str, dict[int, Any]]:
         for sample in group:
             pairs.setdefault(sample.prompt, {}).setdefault(sample.step, sample)
     return pairs
-
-
-def _recall(notebooks: dict[str, Any]) -> dict[str, Any]:
-    """What notebook 04 shows of recall, and where."""
-    stem, cells = _RECALL
-    shown = cell_output(notebooks[stem], cells) if stem in notebooks else ""
-    return {"recall": in_order(shown, 2, _IDS)[0], "recall_page": f"{stem}.html"}

@@ -98,7 +98,7 @@ class RunFacts:
         """
         audit = self.audit
         if audit is None:
-            return "not made", "the command for it is at the end"
+            return "not found", "no verify.json of this state; the command for it is at the end"
         replayed = audit.replay and (
             f"its first {audit.replay.steps:,} steps, trained again, "
             f"{'gave' if audit.replay.check.ok else 'did not give'} the recorded losses"
@@ -136,10 +136,10 @@ class RunFacts:
 
     @property
     def status(self) -> str:
-        """The status in words, with the step at which the run is."""
-        return (
-            f"{status_text(self.summary.status)} (step {count(self.summary.step)}{self.of_steps})"
-        )
+        """The status in words, with the step at which the run is and why it ended there."""
+        run = self.summary
+        why = f"; {run.reason}" if run.reason else ""
+        return f"{status_text(run.status)} (step {count(run.step)}{self.of_steps}{why})"
 
     @property
     def of_steps(self) -> str:
@@ -149,7 +149,7 @@ class RunFacts:
 
     @property
     def command(self) -> str:
-        """The command of the run, exactly as it was given, and below it each that resumed it."""
+        """The command of the run, and below it each that resumed it."""
         resumed = [
             f"{each.command}  # resumed at step {count(each.step)}"
             for each in self.summary.resumed_with
@@ -158,9 +158,9 @@ class RunFacts:
 
     @property
     def verify_command(self) -> str:
-        """The command that audits the run."""
-        out_dir = self.record.setting("out_dir") or "RUN_DIR"
-        return shlex.join(["python", "-m", "gpt2_nb_utils", "verify", out_dir])
+        """The command that audits the run where it is now."""
+        run_dir = self.record.directory.path.as_posix()
+        return shlex.join(["python", "-m", "gpt2_nb_utils", "verify", run_dir])
 
     @property
     def best_training_loss(self) -> str:

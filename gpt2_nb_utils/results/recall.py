@@ -141,19 +141,23 @@ def _from_first_error(one: Recall) -> str:
     return "".join(parts)
 
 
-def history(run: Record, measured: Measured) -> list[RecallRow]:
-    """Recall at each measurement, in order, one row a step.
+def recorded(run: Record) -> list[RecallRow]:
+    """Recall at each measurement of a run, in order, one row a step; empty where none is on
+    record."""
+    # A step that was estimated first and then measured whole has two rows: the one with more
+    # openings comes last, and stays.
+    rows = sorted(run.recall, key=lambda row: (row.step, row.recalled.openings))
+    return list({row.step: row for row in rows}.values())
 
-    It is the one on record, or else that of the random and of the best weights.
+
+def history(run: Record, measured: Measured) -> list[RecallRow]:
+    """The recall on record, or else that of the random and of the best weights.
 
     Args:
         measured: the best weights, which the windows of the run were read with.
     """
     if run.recall:
-        # A step that was estimated first and then measured whole has two rows: the one with more
-        # openings comes last, and stays.
-        rows = sorted(run.recall, key=lambda row: (row.step, row.recalled.openings))
-        return list({row.step: row for row in rows}.values())
+        return recorded(run)
     untrained = GPT2(GPT2Config.of(run.config), seed=run.config.seed)
     precision = Precision(untrained.device, "fp32")
     at_start = training_loss(untrained, run.windows, precision, _OF_RANDOM_WEIGHTS).recall

@@ -87,7 +87,7 @@ def load_corpus(input_file: str = "") -> Corpus:
             not UTF-8 text.
     """
     if input_file:
-        return _from_file(Path(os.path.expanduser(input_file)), "input_file")
+        return _from_file(Path(input_file), "input_file")
     if os.path.lexists(DEFAULT_PATH):  # even if broken: the user's own file is never ignored
         return _from_file(DEFAULT_PATH, "input_file")
     try:

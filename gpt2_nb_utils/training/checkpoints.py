@@ -154,6 +154,14 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     return content
 
 
+def saved_step(path: Path) -> int:
+    """The step of a checkpoint, found without reading its tensors; 0 where none can be read."""
+    try:
+        return torch.load(path, mmap=True, weights_only=True)["state"]["step"]
+    except Exception:  # of many kinds, by what is wrong with the file
+        return 0
+
+
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint is there and as it was written, bit for bit."""
     try:

@@ -144,30 +144,12 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
         UserError: the corpus, the checkpoint, the device or the directory is not fit; nothing was
             written then.
     """
-    if config.overwrite and config.resume not in ("", "auto"):
-        raise UserError(
-            f"--resume {config.resume} continues a run and --overwrite throws one away: leave out "
-            f"one of the two"
-        )
-    directory = _directory_of(config)
-    point = _resume_point(config, directory)
-    on_file = _events_of(config, directory)
-    if config.resume == "auto" and point is None:
-        _refuse_if_checkpoints_are_gone(directory, on_file)
     given = config
-    config = _resolved(given, directory, point, on_file)
+    directory, point, on_file, config = _found(given)
     dist.check_batch_size(config.batch_size)
-    precision = Precision.of(config, dist)
-    warning = check_device(precision, config.compile)
+    precision, warning = _computable(config, dist)
     if warning and dist.is_main:
         print(warning, file=sys.stderr)
-    refuse_what_cannot_fit(
-        config,
-        parameter_count(GPT2Config.of(config)),
-        precision.device,
-        dist.world_size,
-        dist.local_world_size,
-    )
     corpus = load_corpus(config.input_file)
     cached = read_tokens(directory.tokens, corpus)
     ids = encode(corpus.text) if cached is None else cached
@@ -193,15 +175,80 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
         [],
         point and point.content,
     )
-    run.events, notes = _events(run, on_file, point, len(ids), dist.world_size)
+    if on_file and directory.is_held_around:  # `run` and the notebook in it are one command
+        command = history(on_file).starts[-1]["command"]
+    else:
+        command = command_line(given.given)
+    run.events, notes = _events(run, on_file, point, command, len(ids), dist.world_size)
     dist.check_equal(seen=(corpus.sha256, point and point.step))  # all have read: now one writes
     if dist.is_main:
         run.claim = _claimed(run, given, point)
-        for note in notes:
-            print(note, file=sys.stderr)
-        if cached is None or given.overwrite:
-            write_tokens(directory.tokens, ids)
+        try:
+            for note in notes:
+                print(note, file=sys.stderr)
+            if cached is None or given.overwrite:
+                write_tokens(directory.tokens, ids)
+        except BaseException:  # such as Ctrl-C in a notebook, whose kernel lives on
+            run.claim.release()
+            raise
     return run
+
+
+def resumed_config(config: RunConfig) -> RunConfig:
+    """The settings with which a run will train, without opening it: those of the run that it
+    continues, where there is one.
+
+    Raises:
+        UserError: the run could not be opened, as far as that can be told in a moment.
+    """
+    *_, on_file, resolved = _found(config, reads_last=False)
+    _computable(resolved, SINGLE)
+    if config.resume == "auto" and on_file:
+        started = history(on_file).starts[-1]
+        kept, asked = {**started["config"], "amp": started["amp"]}, config.given
+        if not kept["max_tokens"]:
+            asked.pop("max_tokens", None)  # which may be more than the text has: 0 as well
+        _refuse_other_settings(asked, kept, resolved.out_dir)
+    return resolved
+
+
+def _found(
+    given: RunConfig, reads_last: bool = True
+) -> tuple[RunDirectory, ResumePoint | None, list[Event], RunConfig]:
+    """The run directory, the checkpoint to continue from, the events on file, and the settings.
+
+    Args:
+        reads_last: whether `auto` reads last.pt, which is large; the events on file have the
+            settings as well.
+    """
+    if given.overwrite and given.resume not in ("", "auto"):
+        raise UserError(
+            f"--resume {given.resume} continues a run and --overwrite throws one away: leave out "
+            f"one of the two"
+        )
+    directory = _directory_of(given)
+    auto = given.resume == "auto"
+    point = _resume_point(given, directory) if reads_last or not auto else None
+    on_file = _events_of(given, directory)
+    if auto and not (directory.last.exists() or directory.previous.exists()):
+        _refuse_if_checkpoints_are_gone(directory, on_file)
+    directory.check(_continues_in(directory, given, point), given.overwrite)
+    return directory, point, on_file, _resolved(given, directory, point, on_file)
+
+
+def _computable(config: RunConfig, dist: DistContext) -> tuple[Precision, str]:
+    """Where and in which format the run computes, and a warning about it; raises a UserError where
+    that is not possible on this machine."""
+    precision = Precision.of(config, dist)
+    warning = check_device(precision, config.compile)
+    refuse_what_cannot_fit(
+        config,
+        parameter_count(GPT2Config.of(config)),
+        precision.device,
+        dist.world_size,
+        dist.local_world_size,
+    )
+    return precision, warning
 
 
 def _directory_of(config: RunConfig) -> RunDirectory:
@@ -306,15 +353,6 @@ def _events_of(config: RunConfig, directory: RunDirectory) -> list[Event]:
     return events
 
 
-def resumed_config(config: RunConfig) -> RunConfig:
-    """The settings with which a run will train, without opening it: those of the run that it
-    continues, where there is one."""
-    directory = _directory_of(config)
-    # The events on file have the settings: no need to read last.pt.
-    point = None if config.resume == "auto" else _resume_point(config, directory)
-    return _resolved(config, directory, point, _events_of(config, directory))
-
-
 def _resolved(
     given: RunConfig, directory: RunDirectory, point: ResumePoint | None, on_file: list[Event]
 ) -> RunConfig:
@@ -341,19 +379,10 @@ def _refuse_what_does_not_fit(
     text."""
     path, content = point.path, point.content
     theirs, ours = content["model_config"], GPT2Config.of(config).to_dict()
-    kept = {**content["config"], "amp": point.amp}
-    # The format in which it computed, not the word `auto`: where that means another one here, the
-    # run says so and continues.
-    asked = {**given.given, "max_tokens": config.max_tokens}
-    if asked.get("amp") == "auto":
-        del asked["amp"]
-    for name in KEPT:
-        if name in given.given and name in asked and asked[name] != kept[name]:
-            raise UserError(
-                f"{name} {asked[name]} differs from {kept[name]}, with which the run in "
-                f"{config.out_dir} was started: leave it out to continue that run, or start a new "
-                f"one in another --out_dir"
-            )
+    asked = given.given
+    if "max_tokens" in asked:
+        asked["max_tokens"] = config.max_tokens
+    _refuse_other_settings(asked, {**content["config"], "amp": point.amp}, config.out_dir)
     if content["corpus_sha256"] != corpus.sha256:
         raise UserError(
             f"the checkpoint was trained on another text (sha256 {content['corpus_sha256'][:12]}…) "
@@ -388,6 +417,23 @@ def _refuse_what_does_not_fit(
         )
 
 
+def _refuse_other_settings(asked: dict[str, Any], kept: dict[str, Any], out_dir: str) -> None:
+    """Raise a UserError where settings were given that a resumed run cannot change.
+
+    Args:
+        kept: those of the run, with `amp` the format in which it computed, not the word `auto`:
+            where that means another one here, the run says so and continues.
+    """
+    for name in KEPT:
+        value = asked.get(name)
+        if value not in (None, kept.get(name)) and (name, value) != ("amp", "auto"):
+            raise UserError(
+                f"{name} {value} differs from {kept.get(name)}, with which the run in {out_dir} "
+                f"was started: leave it out to continue that run, or start a new one in another "
+                f"--out_dir"
+            )
+
+
 def _continues_in(directory: RunDirectory, given: RunConfig, point: ResumePoint | None) -> bool:
     """Whether a run continues in the directory that its checkpoint lies in."""
     if given.resume == "auto":
@@ -402,14 +448,19 @@ def _foreign(path: Path) -> UserError:
 
 
 def _events(
-    run: Run, on_file: list[Event], point: ResumePoint | None, n_all: int, n_processes: int
+    run: Run,
+    on_file: list[Event],
+    point: ResumePoint | None,
+    command: str,
+    n_all: int,
+    n_processes: int,
 ) -> tuple[list[Event], list[str]]:
     """The events so far, those on file where they are whole, with what this process adds before its
     first step, and the notes among that."""
-    opening = _opening(run, point, n_all, n_processes)
+    opening = _opening(run, point, command, n_all, n_processes)
     if point is None:
         notes = []
-        if on_file:  # of the command `run` around this process, or of one killed before it saved
+        if on_file:  # also of a command that was killed before it saved
             opening["command"] = on_file[0]["command"]
             done = history(on_file).state.step
             run.superseded = done >= run.config.save_every
@@ -435,7 +486,7 @@ def _events(
     if {event["event"] for event in events[at:]} <= {"resume", "best", "note"} and all(
         events[at].get(name) == opening[name] for name in ("step", "command")
     ):
-        events = events[:at]  # `run` and the notebook in it are one command
+        events = events[:at]  # begun again before anything was done, as by `run` and its notebook
     events = [*events, opening]
     best, reason = _best_on_disk(run, events)
     best_step = history(events).state.best_train_loss_step
@@ -527,7 +578,9 @@ def _set_aside(path: Path) -> None:
         print(f"{path.name} is kept as {aside}", file=sys.stderr)
 
 
-def _opening(run: Run, point: ResumePoint | None, n_all: int, n_processes: int) -> Event:
+def _opening(
+    run: Run, point: ResumePoint | None, command: str, n_all: int, n_processes: int
+) -> Event:
     """The `start` or `resume` event of this process."""
     config, corpus, precision = run.config, run.corpus, run.precision
     shared = f", {n_processes} processes" if n_processes > 1 else ""
@@ -537,7 +590,7 @@ def _opening(run: Run, point: ResumePoint | None, n_all: int, n_processes: int) 
         "format": FORMAT,
         "run_id": run.run_id,
         **({"step": point.step} if point else {}),
-        "command": command_line(),
+        "command": command,
         "config": config.model_dump(),
         "environment": {**environment(), "processes": n_processes},
         "corpus": {

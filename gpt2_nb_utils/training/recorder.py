@@ -12,6 +12,7 @@ from typing import Any
 from gpt2_nb_utils.errors import NotWritten, UserError
 from gpt2_nb_utils.files import Claim, flush_to_disk, write_atomically
 from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.training.checkpoints import saved_step
 from gpt2_nb_utils.training.events import (
     Event,
     as_line,
@@ -125,6 +126,11 @@ class Recorder:
         if error is not None:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             reason = " ".join(f"{kind}{error}".split())
+        elif (
+            status == "interrupted"
+            and (saved := saved_step(self.directory.last)) != self.state.step
+        ):
+            reason = f"saved up to step {saved}" if saved else "nothing is saved"
         try:
             self.append(
                 "end",

@@ -65,7 +65,7 @@ def train(
     keep_large_blocks()  # before the first tensor
     with dist.errors_shared():
         run = open_run(config, dist)
-    with StopRequest(agree=dist.any, patient=dist.world_size > 1) as stop:
+    with StopRequest(agree=dist.any) as stop:
         record = Recorder(run.directory, run.events, run.claim, on_row)
         status, error = "failed", None
         try:
