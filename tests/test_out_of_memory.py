@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 
+from gpt2_nb_utils import machine
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
@@ -191,7 +192,7 @@ def test_a_container_s_limit_counts_and_processes_of_one_machine_share_it(
 ):
     (tmp_path / "memory.max").write_text(limit + "\n")
     monkeypatch.setattr(
-        out_of_memory, "_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "missing"))
+        machine, "_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "missing"))
     )
     config = RunConfig.resolve(
         {
