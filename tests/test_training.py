@@ -1075,6 +1075,48 @@ def test_a_second_process_in_the_same_directory_is_refused_and_a_lock_left_behin
     assert summary["status"] == "steps_done"
 
 
+WITHOUT_FLOCK = """
+import errno, fcntl, sys
+def flock(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+fcntl.flock = flock
+from gpt2_nb_utils.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has locks of its own")
+def test_a_lock_left_by_a_kill_where_the_system_has_none(settings):
+    given = settings(steps=100_000, save_every=1, target_loss=1e-9, sample_every=0)
+    words = [sys.executable, "-W", "ignore", "-c", WITHOUT_FLOCK, "train", *flags(given)]
+    directory = RunDirectory(given["out_dir"])
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not directory.last.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    lock = directory.path / ".lock"
+    pid, _, *more = lock.read_text(encoding="utf-8").splitlines()
+    assert int(pid) == process.pid
+
+    def again() -> subprocess.CompletedProcess:
+        resumed = flags({**given, "resume": "auto", "steps": 100_000, "target_loss": 50})
+        return subprocess.run([*words[:6], *resumed], capture_output=True, text=True)
+
+    # On another machine nobody can tell whether that process still runs.
+    lock.write_text("\n".join([pid, "colab-7", *more, ""]), encoding="utf-8")
+    os.utime(lock, (time.time() - 8000,) * 2)
+    done = again()
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"(process {pid} on machine colab-7, for 2 h 13 min; if it is" in done.stderr
+    assert f"delete {lock})" in done.stderr
+    lock.unlink()
+    assert again().returncode == 0
+
+
 @pytest.mark.slow
 def test_each_command_that_went_on_with_a_run_is_recorded(settings):
     def command(*words):

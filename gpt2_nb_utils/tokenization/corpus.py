@@ -179,10 +179,11 @@ def _other_encoding(content: bytes, place: int) -> str:
         charset_normalizer.from_bytes(content, cp_isolation=_ENCODINGS),
         key=lambda m: (m.chaos, -m.coherence, _ENCODINGS.index(m.encoding)),
     )
-    if b"\0" in content:  # any binary file can be read as UTF-16, but hardly as a language
+    if (nul := content.find(b"\0")) >= 0:
+        # Any binary file can be read as UTF-16, but hardly as a language.
         matches = [m for m in matches if m.bom or m.coherence]
         if not matches:
-            return f"a binary file (a NUL byte at byte {place:,}): name a UTF-8 text file"
+            return f"a binary file (a NUL byte at byte {nul:,}): name a UTF-8 text file"
     byte = f"not UTF-8 (byte 0x{content[place]:02x} at byte {place:,})"
     if not matches:
         return f"{byte}, nor in any common encoding: save it as UTF-8 in an editor"

@@ -45,7 +45,7 @@ from gpt2_nb_utils.training.events import (
     read_events,
 )
 from gpt2_nb_utils.training.optimizer import fits
-from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
+from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit, text_fits
 from gpt2_nb_utils.training.precision import Precision, check_device, unused_gpu
 
 KEPT = (
@@ -160,17 +160,18 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
     warnings = [check_device(precision, config.compile)]
     if config.device == "auto":
         warnings.append(unused_gpu())
-    corpus = load_corpus(config.input_file)
-    refuse_what_cannot_fit(
-        config,
-        parameter_count(GPT2Config.of(config)),
-        precision.device,
-        dist.world_size,
-        dist.local_world_size,
-        chars=corpus.chars,
-    )
-    cached = read_tokens(directory.tokens, corpus)
-    ids = encode(corpus.text) if cached is None else cached
+    with text_fits():
+        corpus = load_corpus(config.input_file)
+        refuse_what_cannot_fit(
+            config,
+            parameter_count(GPT2Config.of(config)),
+            precision.device,
+            dist.world_size,
+            dist.local_world_size,
+            chars=corpus.chars,
+        )
+        cached = read_tokens(directory.tokens, corpus)
+        ids = encode(corpus.text) if cached is None else cached
     if config.max_tokens >= len(ids):  # an excerpt of everything is no excerpt
         config = config.model_copy(update={"max_tokens": 0})
     if point is not None:

@@ -112,6 +112,11 @@ def _sampling(config: RunConfig) -> str:
     return f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once"
 
 
+def text_fits() -> contextlib.AbstractContextManager[None]:
+    """A context for reading and encoding the text."""
+    return _fits("the text", "close other programs, or give a shorter one")
+
+
 def step_fits(config: RunConfig, processes: int = 1) -> contextlib.AbstractContextManager[None]:
     """A context for a training step whose micro-batches so many processes share out."""
     each, same = config.batch_size // processes, ""
