@@ -5,4 +5,4 @@ Its folders follow the notebooks: `tokenization` (01), `model` (02), `training` 
 all of it is. A folder imports only from those before it.
 """
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"

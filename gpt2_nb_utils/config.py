@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -128,6 +129,16 @@ def _file_name(path: str) -> str:
     if longest > 255 or len(path.encode("utf-8")) > 4000:
         raise ValueError("is too long for a file name: use a shorter one")
     return path
+
+
+def _not_apple(device: Any) -> Any:
+    if device == "mps":
+        raise ValueError(
+            "torch before 2.14 can compute wrong products on Apple GPUs where they sum over more "
+            "than 32,768 numbers (pytorch issue 193487), and GPT-2's gradients sum over 50,257: "
+            "take cpu"
+        )
+    return device
 
 
 FileName = Annotated[
@@ -254,9 +265,9 @@ class RunConfig(BaseModel):
     temperature: Rate = _setting(0.8, "temp")
     """divides the logits before drawing; 0 always takes the most likely token"""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = _setting(
-        "auto", "accelerator", "gpu"
-    )
+    device: Annotated[
+        str, BeforeValidator(_not_apple), Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
+    ] = _setting("auto", "accelerator", "gpu")
     """auto, cpu, cuda or cuda:N"""
     amp: Literal["auto", "fp16", "bf16", "fp32"] = _setting(
         "auto", "dtype", "mixed_precision", "bf16"

@@ -63,6 +63,8 @@ class NotWritten(UserError):
             fix = f"free disk space or choose another {flag}"
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             fix = f"name a folder that you may write to ({flag})"
+            if os.name == "nt":  # there nothing can be written while a program has it open
+                fix = f"close the program that has it open, or {fix}"
         else:
             fix = f"make sure its folder exists, or choose another {flag}"
         self.reason = f"[Errno {error.errno}] {error.strerror}"

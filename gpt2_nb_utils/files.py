@@ -11,12 +11,16 @@ import errno
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import filelock
 
+from gpt2_nb_utils.wording import duration_in_words
+
+WINDOWS = os.name == "nt"
 LOCK, LOCK_OF_RUN = ".lock", ".run.lock"
 MOST_BYTES = 2**30
 """The largest record of a run that is read: a million steps leave less than half of it."""
@@ -42,7 +46,7 @@ def written_beside(path: Path, mode: int = 0o644, durable: bool = False) -> Iter
                 flush_to_disk(file)
         with contextlib.suppress(OSError):  # FAT and some mounts of WSL know no modes
             os.chmod(beside, mode)
-        os.replace(beside, path)
+        move(beside, path)
         if durable:
             _flush_folder(path.parent)
     except BaseException as error:
@@ -51,6 +55,19 @@ def written_beside(path: Path, mode: int = 0o644, durable: bool = False) -> Iter
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None  # not the passing name
         raise
+
+
+def move(source: str | Path, target: str | Path) -> None:
+    """As `os.replace`, which fails on Windows while a virus scanner, say, has one of the two open:
+    then it is tried for 2 s."""
+    deadline = time.monotonic() + 2
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if not WINDOWS or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 def write_atomically(
@@ -88,6 +105,22 @@ def identity(path: Path) -> tuple[int, ...] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def lock_owner(lock: str) -> str:
+    """What a lock file says about the process that holds it, and when it may be deleted.
+
+    Empty where the system holds the lock and releases it with the process. Where it cannot (on some
+    network drives), `filelock` writes process and machine into the file, which outlives both.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        process, machine, *_ = read_regular(Path(lock), 1024).decode("utf-8").splitlines()
+        age = duration_in_words(time.time() - os.path.getmtime(lock))
+        return (
+            f" (process {process} on machine {machine}, for {age}; if it is no longer running, "
+            f"delete {lock})"
+        )
+    return ""
 
 
 def flush_to_disk(file: BinaryIO) -> None:

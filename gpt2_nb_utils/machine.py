@@ -3,6 +3,7 @@ started it."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -19,6 +20,24 @@ import psutil
 from gpt2_nb_utils import dist_env
 from gpt2_nb_utils.errors import in_notebook
 from gpt2_nb_utils.wording import NOT_RECORDED
+
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux says how much a container may take, of version 2 and of version 1."""
+
+
+def memory_limit() -> int:
+    """Bytes of memory that this process may use: the machine's, or what a container or `ulimit -v`
+    allows."""
+    limit = psutil.virtual_memory().total
+    for path in map(Path, _LIMITS):
+        with contextlib.suppress(OSError, ValueError):  # not Linux, no container, or "max"
+            limit = min(limit, int(path.read_text(encoding="ascii")))
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+        limit = limit if allowed == resource.RLIM_INFINITY else min(limit, allowed)
+    return limit
 
 
 def environment() -> dict[str, Any]:

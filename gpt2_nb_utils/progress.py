@@ -80,15 +80,12 @@ class Progress:
         if self._notebook:
             self._draw_in_notebook(line)
             return
-        try:
-            if self._terminal:
-                if not final:  # a line that wraps could not be drawn over
-                    line, end = line[: shutil.get_terminal_size().columns - 1], ""
-                line = f"\r\x1b[2K{line}"
-            print(line, end=end, file=sys.stderr, flush=True)
-        except (OSError, ValueError):  # ValueError: a closed file
-            self._shown = False
-            send_nowhere(sys.stderr)
+        if self._terminal:
+            width = shutil.get_terminal_size().columns - 1
+            if not final:  # a line that wraps could not be drawn over
+                line, end = line[:width], ""
+            line = "\r" + line.ljust(width)  # an escape sequence would show in a console of Windows
+        self._shown = print_line(line, end)
 
     def _draw_in_notebook(self, line: str) -> None:
         from IPython.display import display
@@ -110,6 +107,16 @@ def _is_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and hasattr(shell, "kernel")
+
+
+def print_line(line: str, end: str = "\n") -> bool:
+    """Print a line to stderr; False, and nothing from then on, where nobody can see it any more."""
+    try:
+        print(line, end=end, file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # ValueError: a closed file
+        send_nowhere(sys.stderr)
+        return False
+    return True
 
 
 def send_nowhere(stream: TextIO) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 
 from gpt2_nb_utils.errors import RUN_AROUND, NotWritten, UserError
-from gpt2_nb_utils.files import LOCK, LOCK_OF_RUN, Claim, read_regular, write_atomically
+from gpt2_nb_utils.files import LOCK, LOCK_OF_RUN, Claim, lock_owner, read_regular, write_atomically
 
 _MADE_BY_A_RUN = (
     "config.json",
@@ -128,10 +128,10 @@ class RunDirectory:
                 # Refused while a `run` is at work, at a notebook that does not train, say.
                 Claim(self.path, LOCK_OF_RUN, patience=0).release()
             claim = Claim(self.path)
-        except filelock.Timeout:
+        except filelock.Timeout as error:
             raise UserError(
-                f"out_dir {self}: another process is training there: wait for it, stop it, or name "
-                f"another folder (--out_dir)"
+                f"out_dir {self}: another process is training there{lock_owner(error.lock_file)}: "
+                f"wait for it, stop it, or name another folder (--out_dir)"
             ) from None
         except OSError as error:
             raise UserError(

@@ -6,7 +6,9 @@ import weakref
 
 import pytest
 import torch
+from run_command import flags
 
+from gpt2_nb_utils import machine
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
@@ -191,7 +193,7 @@ def test_a_container_s_limit_counts_and_processes_of_one_machine_share_it(
 ):
     (tmp_path / "memory.max").write_text(limit + "\n")
     monkeypatch.setattr(
-        out_of_memory, "_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "missing"))
+        machine, "_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "missing"))
     )
     config = RunConfig.resolve(
         {
@@ -215,6 +217,58 @@ def test_a_container_s_limit_counts_and_processes_of_one_machine_share_it(
                 config, 1_000_000, torch.device("cpu"), processes, local_processes
             )
         refuse_what_cannot_fit(config, 1_000_000, torch.device("cpu"), training=False)
+
+
+@pytest.mark.parametrize(
+    "limit, words",
+    [
+        (1_000_000, "input_file .*long.txt takes more than 0.0 GB of memory, and there are 0.0"),
+        (14_000_000, "a model with .* takes more than .* and there are 0.0 beside the text: lower"),
+        (10**9, None),
+    ],
+)
+def test_the_text_counts(settings, tmp_path, monkeypatch, limit, words):
+    (tmp_path / "long.txt").write_text("Speak, speak.\n" * 30_000, encoding="utf-8")  # 0.4 MB
+    (tmp_path / "memory.max").write_text(str(limit))
+    monkeypatch.setattr(machine, "_LIMITS", (str(tmp_path / "memory.max"),))
+    given = settings(input_file=str(tmp_path / "long.txt"), steps=1, sample_every=0, n_embd=24)
+    if words is None:
+        assert train(RunConfig.resolve(given))["step"] == 1
+        return
+    with pytest.raises(UserError, match=words):
+        train(RunConfig.resolve(given))
+    assert not RunDirectory(given["out_dir"]).path.exists()
+
+
+IN_LITTLE_MEMORY = """
+import resource, sys
+import gpt2_nb_utils.training.train
+from gpt2_nb_utils.__main__ import main
+size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
+limit = 1024 * size + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+@pytest.mark.parametrize("share", [1.5, 3.5])
+def test_a_text_in_too_little_memory_is_one_line(settings, tmp_path, share):
+    path = tmp_path / "long.txt"
+    path.write_text("Before we proceed any further, hear me speak.\n" * 1_000_000)  # 46 MB
+    given = flags(settings(input_file=str(path), steps=1, sample_every=0))
+    room = str(int(share * path.stat().st_size))
+    done = subprocess.run(
+        [sys.executable, "-c", IN_LITTLE_MEMORY, room, "train", *given],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
+        "error: the text does not fit in memory: close other programs, or give a shorter one\n"
+    )
 
 
 def test_a_run_that_fails_gives_its_memory_back_while_the_error_is_kept(settings, monkeypatch):

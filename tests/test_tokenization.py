@@ -3,7 +3,11 @@
 import hashlib
 import http.server
 import os
+import re
+import shutil
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -15,6 +19,8 @@ import tiktoken.load
 import tiktoken.registry
 import torch
 import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
@@ -128,8 +134,10 @@ def test_without_a_file_and_without_downloads_it_is_the_demonstration_text_and_s
         (b"Hello", "too short (1 token)"),
         (b"Hello world", "too short (2 tokens)"),
         (b"PNG\x00\x01 and more", "binary file (a NUL byte at byte 3)"),
+        (b"\x7fELF" + bytes(range(256)) * 9, "binary file (a NUL byte at byte 4)"),
         ("naïve café".encode("latin-1"), "is not UTF-8 (byte 0xef at byte 2)"),
         ("some text".encode("utf-16"), "is UTF-16"),
+        ("some text".encode("utf-32"), "is UTF-32"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line_with_the_name_and_the_mend(folder, content, told):
@@ -143,6 +151,36 @@ def test_a_file_that_cannot_be_used_is_one_line_with_the_name_and_the_mend(folde
     message = str(error.value)
     assert "\n" not in message and "input_file some.txt" in message and told in message
     assert ": " in message, "the mend follows a colon"
+
+
+CAT = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。何でも薄暗いじめじめした所で泣いていた。"
+
+
+@pytest.mark.parametrize(
+    "text, encoding, named",
+    [
+        (CAT, "shift_jis", "CP932"),
+        (CAT, "euc_jp", "EUC-JP"),
+        (CAT, "utf-16-le", "UTF-16LE"),
+        ("Все счастливые семьи похожи друг на друга", "cp1251", "CP1251"),
+        ("Все счастливые семьи похожи друг на друга", "koi8_r", "KOI8-R"),
+        ("道可道，非常道。名可名，非常名。无名天地之始", "gb18030", "GB18030"),
+        ("모든 인간은 태어날 때부터 자유로우며 그 존엄과", "euc_kr", "CP949"),
+        ("Before we proceed any further, hear me: a naïve café.", "cp1252", "CP1252"),
+        ("Before we proceed any further, hear me speak.", "utf-16-be", "UTF-16BE"),
+    ],
+)
+def test_another_encoding_is_named_with_how_sure_that_is(folder, text, encoding, named):
+    (folder / "some.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(UserError) as error:
+        load_corpus("some.txt")
+    assert re.search(rf"most likely {named} \(\d+% plausible\)", str(error.value))
+    shown = re.search(f'as {named} it reads "(.+?)"', str(error.value))[1]
+    assert len(shown) > 10 and shown in text
+    if shutil.which("iconv"):  # the command that the line gives
+        words = re.search(r"\((iconv .*? UTF-8)", str(error.value))[1].split()
+        done = subprocess.run([*words, folder / "some.txt"], capture_output=True, check=True)
+        assert done.stdout.decode("utf-8") == text
 
 
 def test_three_tokens_are_enough(folder):
@@ -466,6 +504,48 @@ def test_endless_repetition_neither_hangs_nor_crashes(text):
 def test_long_runs_of_blanks_give_the_same_tokens_as_tiktoken_does_alone(before, run, after):
     text = before + run + after + run + after
     assert encode(text).tolist() == gpt2_encoding().encode(text, disallowed_special=())
+
+
+@given(
+    st.lists(
+        st.sampled_from(" |  |\n|\n\n|\u3000|\x85|\x1c|\xa0|'s|'|9|é|漢|!|?!|word| The".split("|"))
+    )
+)
+def test_a_text_encoded_in_parts_has_the_tokens_of_the_whole(parts):
+    text = "".join(parts)
+    for size in (1, 7):
+        smaller = re.compile(bpe._PART.pattern.replace("1000000", str(size)), re.DOTALL)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bpe, "_PART", smaller)
+            assert encode(text).tolist() == gpt2_encoding().encode_ordinary(text)
+
+
+PEAK = """
+import sys
+import psutil, resource, tiktoken
+from gpt2_nb_utils.tokenization.bpe import encode, gpt2_encoding
+from gpt2_nb_utils.tokenization.corpus import load_corpus
+from gpt2_nb_utils.tokenization.token_cache import read_tokens, write_tokens
+from pathlib import Path
+gpt2_encoding().encode("a word")
+before = psutil.Process().memory_info().rss
+corpus = load_corpus(sys.argv[1])
+ids = encode(corpus.text)
+write_tokens(Path(sys.argv[2]), ids)
+assert read_tokens(Path(sys.argv[2]), corpus) is not None
+print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
+def test_a_text_takes_a_few_times_its_size_in_memory(text_file, tmp_path):
+    text = text_file.read_text(encoding="utf-8") * 1500  # 30 MB
+    path = tmp_path / "long.txt"
+    path.write_text(text, encoding="utf-8", newline="\n")
+    words = [sys.executable, "-c", PEAK, str(path), str(tmp_path / "tokens.bin")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert corpus_module.MEMORY_PER_BYTE < int(done.stdout) / path.stat().st_size < 10
 
 
 def test_decode_takes_lists_arrays_and_tensors():

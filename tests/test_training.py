@@ -1,9 +1,12 @@
 """Training: the numbers of a step, the stop rule, resuming, precision, and what a run writes."""
 
+import html
 import json
 import math
 import os
 import pickle
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import rows_of
+from run_command import command, flags
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
+from gpt2_nb_utils.report.report import build_report
+from gpt2_nb_utils.results import overview
+from gpt2_nb_utils.results.record import read_record
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
@@ -525,6 +532,70 @@ def test_a_missing_gpu_is_said():
             Precision.of(RunConfig.resolve({"preset": "tiny", "device": "cuda:7"}))
 
 
+NVIDIA_DRIVER = """
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGetCount(int *count) { *count = 1; return 0; }
+int cuDriverGetVersion(int *version) { *version = 12020; return 0; }
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="compiles a driver for Linux")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU of this machine is used")
+def test_an_unused_gpu_is_said_at_the_start_in_the_log_and_in_the_report(settings, tmp_path):
+    (tmp_path / "driver.c").write_text(NVIDIA_DRIVER)
+    driver = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / "libcuda.so.1")]
+    subprocess.run([*driver, str(tmp_path / "driver.c")], check=True)
+    given = settings(device="auto", steps=1, out_dir=str(tmp_path / "auto"))
+    for device in ("auto", "cpu", "cuda"):
+        words = flags({**given, "device": device, "out_dir": str(tmp_path / device)})
+        done = command("train", *words, env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)})
+        assert done.returncode == (2 if device == "cuda" else 0), done.stderr
+        lines = [line for line in done.stderr.splitlines() if "NVIDIA GPU" in line]
+        assert len(lines) == (device != "cpu"), done.stderr
+    assert not (tmp_path / "cuda").exists() and lines[0].startswith(
+        "error: device cuda: this machine"
+    )
+    directory = RunDirectory(tmp_path / "auto")
+    (noted,) = (
+        event["text"] for event in read_events(directory.events) if event["event"] == "note"
+    )
+    assert noted == lines[0].removeprefix("error: device cuda: ")
+    assert "CUDA 12.2 at most" in noted and "is a build without CUDA" in noted
+    assert noted in directory.log.read_text(encoding="utf-8")
+    assert noted in overview.caveats(read_record(directory.path))
+    assert html.escape(noted, quote=False) in build_report(directory).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "driver, built_for, words",
+    [
+        (0, None, ""),
+        (
+            13000,
+            None,
+            r"without CUDA: pip install --upgrade torch==[\d.]+ --index-url https://.*, or",
+        ),
+        (12020, None, "CUDA 12.2 at most and torch .*: update the driver .*, then pip install"),
+        (12020, "13.0", "CUDA 12.2 at most: update the driver to one for CUDA 13.0 [^,]*, or take"),
+        (12080, "12.6", r"torch cannot initialise CUDA: see what python -c .*torch.cuda.init\(\)"),
+    ],
+)
+def test_why_a_gpu_is_not_used_and_the_fix(monkeypatch, driver, built_for, words):
+    monkeypatch.setattr(precision, "_cuda_of_driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    said = precision.unused_gpu()
+    assert re.search(words, said) and bool(said) == bool(words)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert precision.unused_gpu() == ""
+
+
+def test_an_apple_gpu_is_refused_with_the_reason(settings):
+    with pytest.raises(UserError, match="device 'mps': torch before 2.14 .*193487.*: take cpu"):
+        run(settings(device="mps"))
+
+
 @pytest.mark.parametrize(
     "error, fix",
     [
@@ -1014,6 +1085,48 @@ def test_a_second_process_in_the_same_directory_is_refused_and_a_lock_left_behin
         process.wait()
     summary, _ = run(given | {"overwrite": True, "steps": 1})
     assert summary["status"] == "steps_done"
+
+
+WITHOUT_FLOCK = """
+import errno, fcntl, sys
+def flock(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+fcntl.flock = flock
+from gpt2_nb_utils.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has locks of its own")
+def test_a_lock_left_by_a_kill_where_the_system_has_none(settings):
+    given = settings(steps=100_000, save_every=1, target_loss=1e-9, sample_every=0)
+    words = [sys.executable, "-W", "ignore", "-c", WITHOUT_FLOCK, "train", *flags(given)]
+    directory = RunDirectory(given["out_dir"])
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not directory.last.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    lock = directory.path / ".lock"
+    pid, _, *more = lock.read_text(encoding="utf-8").splitlines()
+    assert int(pid) == process.pid
+
+    def again() -> subprocess.CompletedProcess:
+        resumed = flags({**given, "resume": "auto", "steps": 100_000, "target_loss": 50})
+        return subprocess.run([*words[:6], *resumed], capture_output=True, text=True)
+
+    # On another machine nobody can tell whether that process still runs.
+    lock.write_text("\n".join([pid, "colab-7", *more, ""]), encoding="utf-8")
+    os.utime(lock, (time.time() - 8000,) * 2)
+    done = again()
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"(process {pid} on machine colab-7, for 2 h 13 min; if it is" in done.stderr
+    assert f"delete {lock})" in done.stderr
+    lock.unlink()
+    assert again().returncode == 0
 
 
 @pytest.mark.slow

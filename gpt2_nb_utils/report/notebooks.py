@@ -6,6 +6,7 @@ and an error names the cell that failed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ import psutil
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.files import WINDOWS
 from gpt2_nb_utils.progress import CSS_CLASS, Progress
 from gpt2_nb_utils.report.notebook_html import execution, read_notebook
 from gpt2_nb_utils.run_directory import RunDirectory
@@ -104,12 +106,13 @@ def _execute(source: Path, target: Path, config: RunConfig, stop: StopRequest | 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     target.parent.mkdir(parents=True, exist_ok=True)
     at = fix = ""
+    with contextlib.suppress(ValueError):  # on another drive
+        source = Path(os.path.relpath(source))  # the executed notebook records it
     # papermill adds a cell with the given parameters.
     with _Watch(source.stem, 1 + len(nbformat.read(source, as_version=4).cells)) as watch:
         try:
             papermill.execute_notebook(
-                # Relative: the executed notebook, which may be published, records it.
-                os.path.relpath(source),
+                str(source),
                 str(target),
                 parameters_for(source, config),
                 kernel_name="python3",
@@ -161,7 +164,12 @@ def interrupt_kernel() -> None:
     """
     for child in psutil.Process().children():
         if "ipykernel_launcher" in " ".join(child.cmdline()):
-            os.kill(child.pid, signal.SIGINT)
+            if WINDOWS:  # there os.kill would end it: jupyter_client made an event for this
+                from jupyter_client.win_interrupt import send_interrupt
+
+                send_interrupt(int(child.environ()["JPY_INTERRUPT_EVENT"]))
+            else:
+                os.kill(child.pid, signal.SIGINT)
 
 
 class _Watch:

@@ -6,6 +6,7 @@ from typing import Any
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.notebook import enter_project
+from gpt2_nb_utils.progress import print_line
 from gpt2_nb_utils.report.notebooks import interrupt_kernel, run_notebooks
 from gpt2_nb_utils.report.report import build_report
 from gpt2_nb_utils.run_directory import RunDirectory
@@ -27,6 +28,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     enter_project()
     started = open_run(config)
     config, directory = started.config, started.directory
+    device = f"{started.precision.device_name}, {started.precision.description}"
+    print_line(f"preset {config.preset} on {device}, into {directory}")
     # The start is on record before the first notebook: whatever fails then, the report can say what was to be done.
     Recorder(directory, started.events, started.claim)
     with directory.held_by_run(), StopRequest(interrupt_kernel) as stop:

@@ -73,7 +73,7 @@ class RunFacts:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know first."""
-        return (*filter(None, [self.caveat]), *self.damaged)
+        return (*filter(None, [self.caveat]), *self.record.notes, *self.damaged)
 
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:

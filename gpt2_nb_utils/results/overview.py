@@ -50,7 +50,7 @@ def caveats(run: Record) -> list[str]:
             f"has learned only a little, and samples and recall below will be poor. That is no "
             f"error: training to the target takes many epochs."
         )
-    return said + list(run.missing)
+    return said + run.notes + list(run.missing)
 
 
 def notes(sentences: Sequence[str]) -> HTML:

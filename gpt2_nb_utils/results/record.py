@@ -19,6 +19,7 @@ from gpt2_nb_utils.files import read_regular
 from gpt2_nb_utils.model.gpt2 import GPT2
 from gpt2_nb_utils.results.legacy import read_metrics, read_recall, read_samples
 from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.text import one_line
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.corpus import Corpus, demonstration, load_corpus
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
@@ -82,6 +83,12 @@ class Record:
     def setting(self, name: str) -> Any:
         """A setting as it was recorded; None where it was not."""
         return getattr(self.config, name) if name in self.config.model_fields_set else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What was noted beside its figures while it trained: each line once."""
+        noted = (event.get("text") for event in self.events if event["event"] == "note")
+        return list(dict.fromkeys(one_line(str(text)) for text in noted))
 
     @cached_property
     def corpus(self) -> Corpus:

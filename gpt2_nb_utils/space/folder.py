@@ -20,6 +20,7 @@ from pathlib import Path
 import filelock
 
 from gpt2_nb_utils.errors import NotWritten, UserError
+from gpt2_nb_utils.files import lock_owner, move
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.space import card, hf_format
 from gpt2_nb_utils.space.export import Export, read_export
@@ -175,10 +176,10 @@ def _work_folder(folder: Path, named: Path) -> Iterator[Path]:
     lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
     try:
         lock.acquire()
-    except filelock.Timeout:
+    except filelock.Timeout as error:
         raise UserError(
-            f"{named}: another process is writing this folder: wait for it, or name another one "
-            f"(--to)"
+            f"{named}: another process is writing this folder{lock_owner(error.lock_file)}: wait "
+            f"for it, or name another one (--to)"
         ) from None
     try:
         shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
@@ -186,19 +187,20 @@ def _work_folder(folder: Path, named: Path) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows deletes no open file, and this one by itself
+            os.unlink(lock.lock_file)
         lock.release()
 
 
 def _replace(folder: Path, new: Path, before: Path) -> None:
     """Put the new folder in its place; whatever fails, the one before is back there."""
     if folder.exists():
-        os.replace(folder, before)
+        move(folder, before)
     try:
-        os.replace(new, folder)
+        move(new, folder)
     except BaseException:
         if before.exists():
-            os.replace(before, folder)
+            move(before, folder)
         raise
 
 

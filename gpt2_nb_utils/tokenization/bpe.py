@@ -44,6 +44,11 @@ _CACHE_DIR = "TIKTOKEN_CACHE_DIR"
 # White space as tiktoken's regular expression sees it: Python's \s has four characters more.
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _LONG_SPACE = re.compile(f"[{_SPACE}]{{5000,}}")
+_AT_A_TIME = 1_000_000
+"""Characters that are encoded, and tokens that are decoded, at a time: as Python's integers, all of
+them would take ten times the memory of the text."""
+# GPT-2 joins no white space to the word before it, so a cut there changes no token.
+_PART = re.compile(f".{{{_AT_A_TIME}}}.*?[^{_SPACE}](?=[{_SPACE}])|.+", re.DOTALL)
 
 
 @functools.cache
@@ -132,6 +137,11 @@ def encode(text: str) -> np.ndarray:
     Returns:
         ids `(N,)` int64, each below `VOCAB_SIZE`.
     """
+    parts = [np.array(_encoded(part[0]), dtype=np.uint16) for part in _PART.finditer(text)]
+    return np.concatenate([np.empty(0, np.uint16), *parts], dtype=np.int64)
+
+
+def _encoded(text: str) -> list[int]:
     encoding = gpt2_encoding()
     ids: list[int] = []
     begin = 0
@@ -143,8 +153,7 @@ def encode(text: str) -> np.ndarray:
         for end in (run.start(), run.end() - 1):
             ids += encoding.encode_ordinary(text[begin:end])
             begin = end
-    ids += encoding.encode_ordinary(text[begin:])
-    return np.array(ids, dtype=np.int64)
+    return ids + encoding.encode_ordinary(text[begin:])
 
 
 def decode(ids: Iterable[int]) -> str:
@@ -154,6 +163,14 @@ def decode(ids: Iterable[int]) -> str:
         ids: token ids, as a list, an array or a tensor `(N,)`.
     """
     return gpt2_encoding().decode([int(i) for i in ids])
+
+
+def sha256_of(ids: np.ndarray) -> str:
+    """The sha256 of the text of token ids (N,)."""
+    digest, encoding = hashlib.sha256(), gpt2_encoding()
+    for begin in range(0, len(ids), _AT_A_TIME):
+        digest.update(encoding.decode_bytes(ids[begin : begin + _AT_A_TIME].tolist()))
+    return digest.hexdigest()
 
 
 def token_bytes(ids: Iterable[int]) -> list[bytes]:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import charset_normalizer
+
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.files import write_atomically
+from gpt2_nb_utils.machine import memory_limit
 from gpt2_nb_utils.text import one_line
 from gpt2_nb_utils.tokenization.bpe import encode
 from gpt2_nb_utils.tokenization.download import DownloadFailed, download
@@ -29,9 +33,19 @@ COURSE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
 
+_ENCODINGS = [
+    "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "cp866", "cp850",
+    "cp932", "euc_jp", "gb18030", "big5", "cp949",
+    "utf_16", "utf_32", "utf_16_le", "utf_16_be", "utf_32_le", "utf_32_be",
+]  # fmt: skip
+"""What a text is looked for in that is not UTF-8; of equally plausible ones, the earlier is more
+common."""
 MIN_TOKENS = 3
 MAX_BYTES = 2**31
 """A longer text is refused: with its tokens it would take tens of GB of memory."""
+MEMORY_PER_BYTE = 3
+"""Bytes of memory that each byte of a text takes, at least: the text, and its tokens at 8 bytes
+each, of which prose has 0.3 for each byte."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,11 @@ def _from_file(path: Path, source: Literal["input_file", "download"], *notes: st
                 f"{name} is {status.st_size / 1e9:,.0f} GB, too large: give a text of "
                 f"{MAX_BYTES / 1e9:.0f} GB or less"
             )
+        if (needed := MEMORY_PER_BYTE * status.st_size) > (memory := memory_limit()):
+            raise UserError(
+                f"{name} takes more than {needed / 1e9:,.1f} GB of memory, and there are "
+                f"{memory / 1e9:,.1f}: give a shorter text"
+            )
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
@@ -133,22 +152,13 @@ def _from_file(path: Path, source: Literal["input_file", "download"], *notes: st
 
 def _plain_text(content: bytes, name: str) -> tuple[str, list[str]]:
     """The text without byte-order mark and carriage returns, and a note on each removal."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(
-            f"{name} is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8, "
-            f"or save it as UTF-8 in an editor)"
-        )
-    if (place := content.find(b"\0")) >= 0:
-        raise UserError(
-            f"{name} is a binary file (a NUL byte at byte {place:,}): name a UTF-8 text file"
-        )
     try:
         text = content.decode("utf-8")
+        place = content.find(b"\0")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name} is not UTF-8 (byte 0x{content[error.start]:02x} at byte {error.start:,}): "
-            f"convert it (iconv -f WINDOWS-1252 -t UTF-8, or save it as UTF-8 in an editor)"
-        ) from None
+        place = error.start
+    if place >= 0:
+        raise UserError(f"{name} is {_other_encoding(content, place)}")
     notes = []
     if text.startswith("\ufeff"):
         text = text.removeprefix("\ufeff")
@@ -157,6 +167,38 @@ def _plain_text(content: bytes, name: str) -> tuple[str, list[str]]:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         notes.append(f"changed {carriage_returns:,} carriage returns to line feeds")
     return text, notes
+
+
+def _other_encoding(content: bytes, place: int) -> str:
+    """What a text may be that is not UTF-8 at a byte, how plausible that is, and how to convert it.
+
+    A guess: some bytes are a text in several encodings. So the second-best is named too, and what
+    the text reads in the best.
+    """
+    matches = sorted(
+        charset_normalizer.from_bytes(content, cp_isolation=_ENCODINGS),
+        key=lambda m: (m.chaos, -m.coherence, _ENCODINGS.index(m.encoding)),
+    )
+    if (nul := content.find(b"\0")) >= 0:
+        # Any binary file can be read as UTF-16, but hardly as a language.
+        matches = [m for m in matches if m.bom or m.coherence]
+        if not matches:
+            return f"a binary file (a NUL byte at byte {nul:,}): name a UTF-8 text file"
+    byte = f"not UTF-8 (byte 0x{content[place]:02x} at byte {place:,})"
+    if not matches:
+        return f"{byte}, nor in any common encoding: save it as UTF-8 in an editor"
+    names = [re.sub("-(?=[LB]E$)", "", m.encoding.upper().replace("_", "-")) for m in matches]
+    fix = f"convert it (iconv -f {names[0]} -t UTF-8, or save it as UTF-8 in an editor)"
+    if matches[0].bom:
+        return f"{names[0]}, not UTF-8: {fix}"
+    likely = [f"{name} ({1 - m.chaos:.0%} plausible)" for name, m in zip(names[:2], matches)]
+    line = content[content.rfind(b"\n", 0, place) + 1 : place + 60]
+    reads = line.decode(matches[0].encoding, "ignore")
+    special = re.search(r".{0,20}[^\0-\x7f].{0,20}", reads)
+    return (
+        f"{byte}, but most likely {', else '.join(likely)}; as {names[0]} it reads "
+        f'"{special[0] if special else reads[:40]}": {fix}'
+    )
 
 
 def demonstration(reason: str) -> Corpus:

@@ -9,13 +9,12 @@ this file saves time in training only.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from gpt2_nb_utils.files import write_atomically
-from gpt2_nb_utils.tokenization.bpe import END_OF_TEXT, gpt2_encoding
+from gpt2_nb_utils.tokenization.bpe import END_OF_TEXT, sha256_of
 from gpt2_nb_utils.tokenization.corpus import Corpus
 
 _FORMAT = np.dtype("<u2")
@@ -32,8 +31,7 @@ def read_tokens(path: Path, corpus: Corpus) -> np.ndarray | None:
         return None
     if (ids >= END_OF_TEXT).any():
         return None
-    spelled = gpt2_encoding().decode_bytes(ids.tolist())
-    return ids if hashlib.sha256(spelled).hexdigest() == corpus.sha256 else None
+    return ids if sha256_of(ids) == corpus.sha256 else None
 
 
 def write_tokens(path: Path, ids: np.ndarray) -> None:

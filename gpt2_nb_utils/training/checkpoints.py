@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gpt2_nb_utils.errors import FULL, NotWritten, UserError
-from gpt2_nb_utils.files import written_beside
+from gpt2_nb_utils.files import move, written_beside
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
 from gpt2_nb_utils.training.events import FORMAT
 from gpt2_nb_utils.training.out_of_memory import is_out_of_memory
@@ -86,7 +86,7 @@ def _write(
                 try:
                     os.link(path, previous)
                 except OSError:  # a file system without links: for a moment it has that name only
-                    os.replace(path, previous)
+                    move(path, previous)
     except RuntimeError as error:
         raise (stream and stream.error) or error
 

@@ -8,9 +8,7 @@ other file is rendered again from these.
 
 from __future__ import annotations
 
-import os
 import secrets
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,11 @@ import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import NotWritten, UserError
-from gpt2_nb_utils.files import Claim, identity
+from gpt2_nb_utils.files import Claim, identity, move
 from gpt2_nb_utils.machine import command_line, environment, sources_sha256
 from gpt2_nb_utils.model.gpt2 import GPT2Config
 from gpt2_nb_utils.model.parts import parameter_count
+from gpt2_nb_utils.progress import print_line
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.tokenization.corpus import Corpus, load_corpus
@@ -46,8 +45,8 @@ from gpt2_nb_utils.training.events import (
     read_events,
 )
 from gpt2_nb_utils.training.optimizer import fits
-from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
-from gpt2_nb_utils.training.precision import Precision, check_device
+from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit, text_fits
+from gpt2_nb_utils.training.precision import Precision, check_device, unused_gpu
 
 KEPT = (
     "preset", "max_tokens", "seed", "block_size", "n_layer", "n_head", "n_embd", "batch_size",
@@ -147,12 +146,12 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
     given = config
     directory, point, on_file, config = _found(given)
     dist.check_batch_size(config.batch_size)
-    precision, warning = _computable(config, dist)
-    if warning and dist.is_main:
-        print(warning, file=sys.stderr)
-    corpus = load_corpus(config.input_file)
-    cached = read_tokens(directory.tokens, corpus)
-    ids = encode(corpus.text) if cached is None else cached
+    precision, warnings = _computable(config, dist)
+    with text_fits():
+        corpus = load_corpus(config.input_file)
+        _refuse_what_cannot_fit(config, precision, dist, corpus.chars)
+        cached = read_tokens(directory.tokens, corpus)
+        ids = encode(corpus.text) if cached is None else cached
     if config.max_tokens >= len(ids):  # an excerpt of everything is no excerpt
         config = config.model_copy(update={"max_tokens": 0})
     if point is not None:
@@ -179,13 +178,14 @@ def open_run(config: RunConfig, dist: DistContext = SINGLE) -> Run:
         command = history(on_file).starts[-1]["command"]
     else:
         command = command_line(given.given)
-    run.events, notes = _events(run, on_file, point, command, len(ids), dist.world_size)
+    notes = list(filter(None, warnings))
+    run.events = _events(run, on_file, point, command, len(ids), dist.world_size, notes)
     dist.check_equal(seen=(corpus.sha256, point and point.step))  # all have read: now one writes
     if dist.is_main:
         run.claim = _claimed(run, given, point)
         try:
             for note in notes:
-                print(note, file=sys.stderr)
+                print_line(note)
             if cached is None or given.overwrite:
                 write_tokens(directory.tokens, ids)
         except BaseException:  # such as Ctrl-C in a notebook, whose kernel lives on
@@ -236,19 +236,28 @@ def _found(
     return directory, point, on_file, _resolved(given, directory, point, on_file)
 
 
-def _computable(config: RunConfig, dist: DistContext) -> tuple[Precision, str]:
-    """Where and in which format the run computes, and a warning about it; raises a UserError where
+def _computable(config: RunConfig, dist: DistContext) -> tuple[Precision, list[str | None]]:
+    """Where and in which format the run computes, and warnings about it; raises a UserError where
     that is not possible on this machine."""
     precision = Precision.of(config, dist)
-    warning = check_device(precision, config.compile)
+    warnings = [check_device(precision, config.compile)]
+    if config.device == "auto":
+        warnings.append(unused_gpu())
+    _refuse_what_cannot_fit(config, precision, dist)
+    return precision, warnings
+
+
+def _refuse_what_cannot_fit(
+    config: RunConfig, precision: Precision, dist: DistContext, chars: int = 0
+) -> None:
     refuse_what_cannot_fit(
         config,
         parameter_count(GPT2Config.of(config)),
         precision.device,
         dist.world_size,
         dist.local_world_size,
+        chars=chars,
     )
-    return precision, warning
 
 
 def _directory_of(config: RunConfig) -> RunDirectory:
@@ -454,23 +463,23 @@ def _events(
     command: str,
     n_all: int,
     n_processes: int,
-) -> tuple[list[Event], list[str]]:
+    notes: list[str],
+) -> list[Event]:
     """The events so far, those on file where they are whole, with what this process adds before its
-    first step, and the notes among that."""
+    first step: the notes, which grow here, among it."""
     opening = _opening(run, point, command, n_all, n_processes)
     if point is None:
-        notes = []
         if on_file:  # also of a command that was killed before it saved
             opening["command"] = on_file[0]["command"]
             done = history(on_file).state.step
             run.superseded = done >= run.config.save_every
             if run.superseded:
-                notes = [
+                notes.append(
                     f"no checkpoint is left of the {done:,} steps on record: the run begins again "
                     f"from random weights"
-                ]
-        return [opening, *_notes(notes)], notes
-    notes = [point.note] if point.note else []
+                )
+        return [opening, *_notes(notes)]
+    notes += [point.note] if point.note else []
     events = on_file
     if on_file[: len(point.events)] != point.events:
         events = point.events
@@ -497,7 +506,7 @@ def _events(
         events.append({"event": "best", "time": now(), **best})
         if reason:
             notes.append(f"{reason}: the next best model that is measured takes its place")
-    return events + _notes(notes), notes
+    return events + _notes(notes)
 
 
 def _notes(texts: list[str]) -> list[Event]:
@@ -557,7 +566,7 @@ def _claimed(run: Run, given: RunConfig, point: ResumePoint | None) -> Claim:
             beside = directory.last.with_name(f".{directory.last.name}.resumed")
             save_checkpoint(beside, point.content)
             _set_aside(directory.last)
-            os.replace(beside, directory.last)
+            move(beside, directory.last)
     except BaseException as error:
         claim.release()
         if isinstance(error, OSError):
@@ -574,8 +583,8 @@ def _set_aside(path: Path) -> None:
         while aside.exists():
             number += 1
             aside = path.with_name(f"set_aside_{number}_{path.name}")
-        os.replace(path, aside)
-        print(f"{path.name} is kept as {aside}", file=sys.stderr)
+        move(path, aside)
+        print_line(f"{path.name} is kept as {aside}")
 
 
 def _opening(

@@ -7,20 +7,18 @@ import contextlib
 import gc
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 
-import psutil
 import torch
 
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
+from gpt2_nb_utils.machine import memory_limit
+from gpt2_nb_utils.tokenization.corpus import MEMORY_PER_BYTE
 
 _ACTIVATIONS = 24
 """Bytes that a block keeps for its backward pass, at least, for each token and each of its n_embd
 numbers: in 16 bits the input of each linear map, queries, keys and values, and what the GELU sees;
 in 32 the sums in between. All in fp32 is 64."""
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where Linux says how much a container may take, of version 2 and of version 1."""
 _SIGNS = (
     "out of memory",
     "not enough memory",
@@ -48,6 +46,7 @@ def refuse_what_cannot_fit(
     processes: int = 1,
     local_processes: int = 1,
     training: bool = True,
+    chars: int = 0,
 ) -> None:
     """Refuse sizes that cannot fit into memory, before anything is written or computed.
 
@@ -60,12 +59,16 @@ def refuse_what_cannot_fit(
         processes: that share out each micro-batch.
         local_processes: how many of them are on this machine, where a CPU's memory serves them all.
         training: whether the model is to be trained; otherwise it is only asked for samples.
+        chars: of the text, which every process keeps in the memory of its CPU.
 
     Raises:
         UserError: naming the settings that are too large.
     """
-    memory = _memory(device)
-    sharing = 1 if device.type == "cuda" else local_processes
+    if device.type == "cuda":
+        memory, sharing, beside = _free_on(device), 1, f" free on {device}"
+    else:
+        sharing, beside = local_processes, " beside the text" if chars else ""
+        memory = memory_limit() - sharing * MEMORY_PER_BYTE * chars
     tokens = config.batch_size * config.seq_len
     # Weights, gradients and one moment or two in fp32; 30 kB of Python objects for each block.
     model = (12 if training else 4) * n_params + 30_000 * config.n_layer
@@ -87,21 +90,15 @@ def refuse_what_cannot_fit(
         if needed > memory:
             raise UserError(
                 f"{what} takes more than {needed / 1e9:,.1f} GB of memory, and there are "
-                f"{memory / 1e9:,.1f}{f' free on {device}' if device.type == 'cuda' else ''}: {fix}"
+                f"{memory / 1e9:,.1f}{beside}: {fix}"
             )
 
 
-def _memory(device: torch.device) -> int:
-    """Bytes of memory: of a GPU what is free, of a CPU all that this process may use."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # What torch keeps for this process without using it is free for its next tensors.
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    memory = psutil.virtual_memory().total
-    for path in map(Path, _LIMITS):
-        with contextlib.suppress(OSError, ValueError):  # not Linux, no container, or "max"
-            memory = min(memory, int(path.read_text(encoding="ascii")))
-    return memory
+def _free_on(device: torch.device) -> int:
+    """Bytes of free memory on a GPU."""
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch keeps for this process without using it is free for its next tensors.
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _step(config: RunConfig) -> str:
@@ -113,6 +110,11 @@ def _step(config: RunConfig) -> str:
 
 def _sampling(config: RunConfig) -> str:
     return f"sampling {config.max_new_tokens} tokens for {config.num_prompts} prompts at once"
+
+
+def text_fits() -> contextlib.AbstractContextManager[None]:
+    """A context for reading and encoding the text."""
+    return _fits("the text", "close other programs, or give a shorter one")
 
 
 def step_fits(config: RunConfig, processes: int = 1) -> contextlib.AbstractContextManager[None]:

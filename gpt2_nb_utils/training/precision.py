@@ -9,6 +9,8 @@ needs none of this. Source: Micikevicius et al., "Mixed Precision Training", arX
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import time
 from dataclasses import dataclass
 
@@ -23,6 +25,8 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _CPU_UNITS = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
 """Units for bf16 products, and the functions of `torch.cpu` that ask for them (where this torch has
 them)."""
+_WHEELS, _WHEELS_CUDA = "https://download.pytorch.org/whl/cu130", "13.0"
+"""PyTorch's own packages with CUDA (pytorch.org/get-started), and the version of it."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,8 @@ class Precision:
             name = f"cuda:{context.local_rank}"
         elif name.startswith("cuda"):
             if int(name.partition(":")[2] or 0) >= n_gpus:
-                raise UserError(
-                    f"device {config.device}: this machine has {n_gpus} CUDA devices; take "
-                    f"--device cpu or auto"
-                )
+                counted = f"this machine has {n_gpus} CUDA devices; take --device cpu or auto"
+                raise UserError(f"device {config.device}: {unused_gpu() or counted}")
         device = torch.device(name)
         if config.amp != "auto":
             return cls(device, config.amp)
@@ -137,6 +139,46 @@ def cpu_bf16_units() -> str:
         if getattr(torch.cpu, query, lambda: False)():
             return name
     return ""
+
+
+def unused_gpu() -> str:
+    """Why torch cannot use the NVIDIA GPU of this machine, and the fix; empty where it can, or
+    where there is none."""
+    driver = 0 if torch.cuda.is_available() else _cuda_of_driver()
+    if driver == 0:
+        return ""
+    needed = torch.version.cuda or _WHEELS_CUDA
+    problems, fixes = [], []
+    if driver // 1000 < int(needed.partition(".")[0]):
+        problems.append(f"its driver supports CUDA {driver // 1000}.{driver % 1000 // 10} at most")
+        fixes.append(f"update the driver to one for CUDA {needed} (nvidia.com/drivers)")
+    if torch.version.cuda is None:
+        problems.append(f"torch {torch.__version__} is a build without CUDA")
+        version = torch.__version__.partition("+")[0]
+        fixes.append(f"pip install --upgrade torch=={version} --index-url {_WHEELS}")
+    if not problems:
+        problems.append("torch cannot initialise CUDA")
+        fixes.append('see what python -c "import torch; torch.cuda.init()" says')
+    return (
+        f"this machine has an NVIDIA GPU that is not used: {' and '.join(problems)}: "
+        f"{', then '.join(fixes)}, or take --device cpu"
+    )
+
+
+def _cuda_of_driver() -> int:
+    """The CUDA version that the NVIDIA driver supports, as 1000 · major + 10 · minor; 0 where there
+    is no driver, or it has no GPU."""
+    count, version = ctypes.c_int(), ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        failed = (
+            driver.cuInit(0)
+            or driver.cuDeviceGetCount(ctypes.byref(count))
+            or driver.cuDriverGetVersion(ctypes.byref(version))
+        )
+    except (OSError, AttributeError):  # no driver, or not all of one
+        return 0
+    return version.value if count.value and not failed else 0
 
 
 def check_device(precision: Precision, compile: bool = False) -> str:

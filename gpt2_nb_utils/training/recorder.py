@@ -155,7 +155,7 @@ class Recorder:
         """See the events onto the disk: a checkpoint that speaks of them must not outlive them in a
         power cut."""
         if self.writes:
-            with _written(self.directory.events), self.directory.events.open("rb") as file:
+            with _written(self.directory.events), self.directory.events.open("rb+") as file:
                 flush_to_disk(file)
 
     def _add(self, path: Path, text: str) -> None:

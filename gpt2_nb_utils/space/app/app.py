@@ -151,6 +151,14 @@ class Model:
         whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return self._tokenizer(whole, split_special_tokens=True, verbose=False)["input_ids"]
 
+    def encode_long(self, text: str) -> Tensor:
+        """Token ids (N,) of a text of any length, part by part: the tokenizer takes hundreds of bytes for each of them.
+
+        GPT-2 joins no line break to the word before it, so a cut there changes no token.
+        """
+        parts = re.finditer(r".{100000}.*?\S(?=\n)|.+", text, re.DOTALL)
+        return torch.cat([torch.tensor(self.encode(part[0]), dtype=torch.int32) for part in parts])
+
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
@@ -670,8 +678,7 @@ def main() -> int:
         torch.set_num_threads(int(os.environ["CPU_CORES"]))
     transformers_logging.disable_progress_bar()
     model = Model(HERE / "model")
-    text = (HERE / "corpus.txt").read_text(encoding="utf-8")
-    corpus = torch.tensor(model.encode(text), dtype=torch.int32)
+    corpus = model.encode_long((HERE / "corpus.txt").read_text(encoding="utf-8"))
     uvicorn.run(
         served(page(model, corpus), host),
         host=host.strip("[]"),
