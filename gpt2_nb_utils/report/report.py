@@ -14,7 +14,7 @@ from typing import Any
 from gpt2_nb_utils.errors import NotWritten
 from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.report.answers import answers
-from gpt2_nb_utils.report.figures import figures, metrics_table
+from gpt2_nb_utils.report.figures import figures, loss_curve, metrics_table, other_curves
 from gpt2_nb_utils.report.html_page import data_url, render
 from gpt2_nb_utils.report.notebook_html import (
     cell_output,
@@ -120,11 +120,13 @@ def _of_notebook(stem: str, notebook: Any, links: dict[str, str], small: bool) -
 
 
 def _pictures(facts: RunFacts, small: bool) -> dict[str, Any]:
-    shown = [(figure, data_url(figure.path.read_bytes(), small)) for figure in figures(facts)]
-    return {
-        "curve": [item for item in shown if item[0].is_main],
-        "other_figures": [item for item in shown if not item[0].is_main],
-    }
+    curve, others = loss_curve(facts), other_curves(facts)
+    files = [
+        (figure, data_url(figure.path.read_bytes(), small))
+        for figure in figures(facts)
+        if figure.path.stem not in others and not (figure.is_main and curve)
+    ]
+    return {"curve": curve, "curves": others.values(), "pictures": files}
 
 
 def _first_and_last_samples(facts: RunFacts) -> dict[str, dict[int, Any]]:
