@@ -78,11 +78,13 @@ def loss_figure(
         axes.plot(steps, moving_average(losses), **look)
     measured_at, measured = column(rows, "train_loss")
     if measured:
-        axes.plot(measured_at, measured, zorder=4, label="training loss", **_DIAMONDS)
+        axes.plot(
+            measured_at, measured, zorder=4, clip_on=False, label="training loss", **_DIAMONDS
+        )
     if _loss_axis(axes, [*losses, *measured], target, lower_bound or 0):
         axes.axhline(lower_bound)
         name = f"lower bound {lower_bound:.3g}"
-        look = dict(fill=False, edgecolor="0.6", hatch="////", label=name)
+        look = dict(facecolor="0.88", label=name)
         axes.axhspan(axes.get_ylim()[0], lower_bound, **look)
     _steps_and_epochs(axes, rows)
     legend_beside(axes)
@@ -219,7 +221,7 @@ def all_heads(maps: Sequence[Tensor]) -> Figure:
     inches = min(2.0, 9.0 / n_heads)  # for a map
     figure, axes = panel(0.9 + inches * n_heads, 0.6 + inches * n_layers)
     shades = colormaps["Greys"].with_extremes(bad=_BETWEEN)
-    axes.imshow(mosaic, cmap=shades, vmin=0, vmax=DARKEST, interpolation="nearest")
+    axes.imshow(mosaic, cmap=shades, vmin=0, vmax=DARKEST)
     axes.set_xticks((np.arange(n_heads) + 0.5) * side - 0.5, range(1, n_heads + 1))
     axes.set_yticks((np.arange(n_layers) + 0.5) * side - 0.5, range(1, n_layers + 1))
     axes.set(xlabel="head", ylabel="layer")

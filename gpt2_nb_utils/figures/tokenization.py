@@ -50,7 +50,9 @@ def zipf(ids: np.ndarray) -> Figure:
     middle = min(len(counts), 100) - 1  # the line passes through the 100th token
     law = counts[middle] * ranks[middle] / ranks
     figure, axes = panel(7, 4.2, xlabel="rank of the token (1 = most frequent)")
-    axes.loglog(ranks, counts, ".", color=BLUE, label="tokens of this corpus")
+    # On a logarithmic axis the other dots would lie on top of each other.
+    drawn = np.unique(np.geomspace(1, len(counts), 800).round().astype(int)) - 1
+    axes.loglog(ranks[drawn], counts[drawn], ".", color=BLUE, label="tokens of this corpus")
     axes.loglog(ranks, law, "--", label="slope −1 (Zipf's law)")
     axes.set(ylabel="occurrences", ylim=(0.5, 3 * counts[0]))
     axes.legend()

@@ -195,10 +195,13 @@ class LiveFigure:
         # A resumed run repeats some steps: their rows replace the earlier ones.
         self._rows = [*(earlier for earlier in self._rows if earlier.step < row.step), row]
         if time.monotonic() - self._drawn_at > _SECONDS_BETWEEN_DRAWINGS:
-            self.finish()
+            self._draw(vector=False)
 
     def finish(self) -> None:
         """Draw the last state."""
+        self._draw(vector=True)
+
+    def _draw(self, vector: bool) -> None:
         # The objects of a figure refer to each other: only the garbage collector frees them, some
         # time later. Until then they lie where training freed its large blocks, which no longer
         # fit there. So it runs at once, and looks at the new objects only.
@@ -208,7 +211,7 @@ class LiveFigure:
             f"{curve_text(self._rows, 'loss')} Target {self._target}, {self._steps:,} steps at "
             f"most. Below, the learning rate of each step."
         )
-        data, metadata = display_data(figure, alt)
+        data, metadata = display_data(figure, alt, vector)
         del figure
         gc.collect()
         gc.unfreeze()

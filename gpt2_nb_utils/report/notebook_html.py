@@ -16,6 +16,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from traitlets.config import Config
 
 from gpt2_nb_utils.files import read_regular
+from gpt2_nb_utils.report.drawing import drawing
 from gpt2_nb_utils.report.html_page import TEMPLATES, data_url
 from gpt2_nb_utils.report.mathml import markdown_to_html
 from gpt2_nb_utils.report.safe_html import safe_html
@@ -122,15 +123,20 @@ def notebook_body(notebook: Any, pages: Mapping[str, str], small: bool) -> str:
             return ""
         return data_url(image, small, mime)
 
+    shown_first = list(_SHOWN_FIRST)
+    if small:  # a PNG can be made smaller, an SVG cannot
+        shown_first.remove("image/svg+xml")
+        shown_first.insert(-1, "image/svg+xml")
     exporter = HTMLExporter(
         template_name="notebook_body",
         extra_template_basedirs=[str(TEMPLATES)],
-        config=Config({"NbConvertBase": {"display_data_priority": _SHOWN_FIRST}}),
+        config=Config({"NbConvertBase": {"display_data_priority": shown_first}}),
         filters={
             "markdown_cell": markdown,
             "output_html": lambda source: safe_html(limited(source), pages),
             "terminal": lambda text: _terminal_html(limited(text)),
             "image_url": image_url,
+            "drawing": drawing,
         },
     )
     # One box per stream, not per flush; a carriage return goes back over its line.

@@ -6,17 +6,20 @@ It reads a run directory and writes its `report/`; nothing is trained or execute
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import torch
 from markupsafe import Markup
 
 from gpt2_nb_utils.errors import NotWritten
 from gpt2_nb_utils.files import write_atomically
 from gpt2_nb_utils.report.answers import answers
-from gpt2_nb_utils.report.figures import figures, metrics_table
+from gpt2_nb_utils.report.figures import figures, loss_curve, metrics_table, other_curves
 from gpt2_nb_utils.report.html_page import data_url, render
 from gpt2_nb_utils.report.notebook_html import (
     execution,
@@ -29,11 +32,15 @@ from gpt2_nb_utils.report.token_page import token_page
 from gpt2_nb_utils.results.facts import RunFacts, read_facts
 from gpt2_nb_utils.results.recall import growth_table, growth_text, recorded
 from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.tokenization.bpe import decode
+from gpt2_nb_utils.training.records import Sample
 
 LARGEST_PAGE = 3_000_000
 """Bytes that a page may have; a larger one is written with smaller pictures, or less of the text."""
 _REST_OF_TOKEN_PAGE = 100_000
 """Bytes of that page besides its text: styles, tables, headings."""
+_MOST_STEPS = 24
+"""Steps whose samples the first page shows."""
 
 
 def build_report(run: RunDirectory) -> Path:
@@ -86,13 +93,14 @@ def build_report(run: RunDirectory) -> Path:
     ]
     recall = recorded(facts.record)
     common = {
-        "title": f"{facts.headline}: {name}",
+        "title": f"{facts.title}: {facts.headline}",
         "facts": facts,
         "answers": answers(facts),
         "metrics": metrics_table(facts, 10),
         "tokens": tokens,
         "tokens_file": TOKENS_FILE,
-        "pairs": _first_and_last_samples(facts),
+        "samples": _samples(facts),
+        "greedy": _greedy(facts),
         "pages": pages,
         "unreadable": unreadable,
         "recall": recall and growth_text(recall),
@@ -120,17 +128,37 @@ def _of_notebook(stem: str, notebook: Any, links: dict[str, str], small: bool) -
 
 
 def _pictures(facts: RunFacts, small: bool) -> dict[str, Any]:
-    shown = [(figure, data_url(figure.path.read_bytes(), small)) for figure in figures(facts)]
-    return {
-        "curve": [item for item in shown if item[0].is_main],
-        "other_figures": [item for item in shown if not item[0].is_main],
-    }
+    curve, others = loss_curve(facts), other_curves(facts)
+    files = [
+        (figure, data_url(figure.path.read_bytes(), small))
+        for figure in figures(facts)
+        if figure.path.stem not in others and not (figure.is_main and curve)
+    ]
+    return {"curve": curve, "curves": others.values(), "pictures": files}
 
 
-def _first_and_last_samples(facts: RunFacts) -> dict[str, dict[int, Any]]:
-    """Of each prompt its first sample, and its last where there is another, by step."""
-    pairs: dict[str, dict[int, Any]] = {}
-    for group in facts.before_and_after():
-        for sample in group:
-            pairs.setdefault(sample.prompt, {}).setdefault(sample.step, sample)
-    return pairs
+def _samples(facts: RunFacts) -> dict[str, list[Sample]]:
+    """Of each prompt its samples by step, the first and the last among them; of very many steps, some."""
+    steps = list(dict.fromkeys(sample.step for sample in facts.record.samples))
+    n = min(len(steps), _MOST_STEPS)
+    chosen = {steps[i * (len(steps) - 1) // max(1, n - 1)] for i in range(n)}
+    found: dict[str, dict[int, Sample]] = {}
+    for sample in facts.record.samples:
+        if sample.step in chosen and not sample.final:
+            found.setdefault(sample.prompt, {}).setdefault(sample.step, sample)
+    return {prompt: list(by_step.values()) for prompt, by_step in found.items()}
+
+
+def _greedy(facts: RunFacts) -> list[tuple[Sample, str, str, str]]:
+    """The greedy continuations that continue the text itself: (sample, what of it is as in the text, the rest of it, the text)."""
+    losses, found = facts.token_losses, []
+    if losses and losses.whole:
+        text = decode(torch.cat([losses.windows[0].tokens[:1], losses.all_targets()]).numpy())
+        for sample in filter(attrgetter("final"), facts.record.samples):
+            written = sample.text.removeprefix(sample.prompt)
+            _, given, truth = text.partition(sample.prompt)
+            truth = truth[: len(written)]
+            same = len(os.path.commonprefix([written, truth]))
+            if given:
+                found.append((sample, written[:same], written[same:], truth))
+    return found

@@ -6,6 +6,7 @@ where it is marked, or where there is room: unmarked ones, which the model expec
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import html
 from collections.abc import Collection, Iterator, Sequence
@@ -30,7 +31,11 @@ _IN_A_PART = 8_192
 _PARTS = 60
 """Headings, where it is not."""
 _HEADING = 300
-"""Bytes that a heading and the link to it take."""
+"""Bytes that a heading takes."""
+_CELLS = 64
+"""Of the strip of a part, at most: a window each, or some neighbours."""
+HEAT = (0.7, 1.0, 1.4, 2.0, 3.0)
+"""Where the colours of these strips begin, as multiples of the mean loss of the text."""
 _WORST = 40
 """Tokens that the table of the least expected ones names."""
 _STOPS = 5
@@ -50,11 +55,16 @@ class Surprise:
 
 @dataclass(frozen=True)
 class Part:
-    """Some windows in a row below one heading."""
+    """Some windows in a row below one heading.
+
+    Attributes:
+        strip: a coloured cell for each window, which leads to it.
+    """
 
     id: str
     title: str
     loss: str
+    strip: Markup
     body: Markup
 
 
@@ -68,6 +78,7 @@ class TokenPage:
         classes: of each colour (letter, probabilities, losses, predictions, their share, share of the loss).
         surprises: the least expected tokens, the least expected first.
         parts: the text.
+        heat: of each colour of the strips (letter, which mean losses).
         excerpt: (caption, painted text) of the first window that was measured, and of that with the
             highest mean loss.
     """
@@ -77,7 +88,13 @@ class TokenPage:
     classes: list[tuple[str, str, str, int, str, str]]
     surprises: list[Surprise]
     parts: list[Part]
+    heat: list[tuple[str, str]]
     excerpt: list[tuple[str, Markup]]
+
+    @property
+    def long(self) -> bool:
+        """Whether the text is so long that its parts are folded away, below the map."""
+        return self.losses.n_targets > _EACH_UP_TO
 
 
 def token_page(losses: TokenLosses, largest: int) -> TokenPage:
@@ -91,7 +108,8 @@ def token_page(losses: TokenLosses, largest: int) -> TokenPage:
         windows = [losses.windows[(2 * i + 1) * n // (2 * n_shown)] for i in range(n_shown)]
         surprises = _surprises(windows)
         parts = list(_parts(windows, losses, {surprise.place for surprise in surprises}))
-        size = sum(len(part.body.encode("utf-8")) + _HEADING for part in parts)
+        sizes = (len(part.body.encode("utf-8")) + len(part.strip) for part in parts)
+        size = sum(sizes) + _HEADING * len(parts)
         if size <= largest or n_shown == 1:
             break
         n_shown = max(1, int(n_shown * 0.97 * largest / size))
@@ -99,7 +117,10 @@ def token_page(losses: TokenLosses, largest: int) -> TokenPage:
     rows = [
         (letter, *names, *numbers) for letter, names, numbers in zip(LETTERS, classes(), counted)
     ]
-    return TokenPage(losses, n_shown, rows, surprises, parts, _excerpt(losses))
+    limits = [f"{share * losses.loss:.2f}" for share in HEAT]
+    named = [f"below {limits[0]}", *(f"from {limit}" for limit in limits)]
+    heat = list(zip(LETTERS, named))
+    return TokenPage(losses, n_shown, rows, surprises, parts, heat, _excerpt(losses))
 
 
 def _excerpt(losses: TokenLosses) -> list[tuple[str, Markup]]:
@@ -137,7 +158,18 @@ def _parts(
                 body.append("\n<i>⋯</i>\n")
             body.append(_painted(window, each, named, continued=follows))
         title = f"Tokens {start:,} to {end:,}"
-        yield Part(f"from-{start}", title, f"{mean:.3f}", Markup("".join(body)))
+        strip = Markup("".join(_strip(group, losses)))
+        yield Part(f"from-{start}", title, f"{mean:.3f}", strip, Markup("".join(body)))
+
+
+def _strip(group: Sequence[WindowLosses], losses: TokenLosses) -> Iterator[str]:
+    """The cells of a part, which only a pointer reaches: the keyboard has the text below."""
+    each = -(-len(group) // _CELLS)
+    for first in range(0, len(group), each):
+        numbers = [window.index for window in group[first : first + each]]
+        mean, place = losses.mean_on(numbers), numbers[0] + 1
+        letter = LETTERS[bisect.bisect(HEAT, mean / losses.loss) if losses.loss else 0]
+        yield f'<a href=#w{place} class={letter} tabindex=-1 title="{place} · {mean:.2f}"></a>'
 
 
 def _painted(
@@ -156,7 +188,7 @@ def _painted(
         continued: whether the window before is shown just before.
     """
     given, *texts = token_strings(window.tokens)
-    sign = f'<b data-w="{window.index + 1} · {window.mean:.2f}"></b>'
+    sign = f'<b id=w{window.index + 1} data-w="{window.index + 1} · {window.mean:.2f}"></b>'
     parts = [sign if continued else f"{sign}<i>{shown(given)}</i>"]
     for place, text, loss in zip(count(window.start + 1), texts, window.losses.tolist()):
         number = step(loss)

@@ -19,7 +19,7 @@ from gpt2_nb_utils.results.verdict import Condition
 from gpt2_nb_utils.results.verify import ANY_VERSION, audit_of, quick_checks
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
-from gpt2_nb_utils.training.records import Row, Sample, Summary, TrainingLoss
+from gpt2_nb_utils.training.records import CorpusFacts, Row, Sample, Summary, TrainingLoss
 from gpt2_nb_utils.wording import (
     MARKS,
     NOT_RECORDED,
@@ -125,6 +125,29 @@ class RunFacts:
         return verdict.reached(self.conditions)
 
     @property
+    def smoke_test_passed(self) -> bool:
+        """Whether the run is a smoke test that meets all that it was meant to."""
+        return verdict.smoke_test_passed(self.conditions)
+
+    @property
+    def mark(self) -> str:
+        """The sign of the verdict."""
+        return verdict.mark(self.conditions)
+
+    @property
+    def title(self) -> str:
+        """What the run made, on one line, for the top of a page."""
+        size = self.summary.n_params
+        model = "GPT-2" if size is None else f"GPT-2 {size / 1e6:.3g}M"
+        begun = {condition.asks: condition.holds for condition in self.conditions}
+        trained = "trained from scratch" if begun["from random weights"] else "trained"
+        corpus = self.summary.corpus
+        text = "tiny Shakespeare" if self.on_course_file else _file_name(corpus) or "one text"
+        text = "Python's documentation" if corpus.source == "demo" else text
+        part = "the beginning of " if self.record.setting("max_tokens") else ""
+        return f"{model}, {trained} on {part}{text}"
+
+    @property
     def headline(self) -> str:
         """The verdict in a few words."""
         return verdict.headline(self.conditions)
@@ -192,16 +215,22 @@ class RunFacts:
         """Which text the run trained on, without its size."""
         corpus = self.summary.corpus
         kind = _SOURCES.get(corpus.source or "", corpus.source or NOT_RECORDED)
-        name = (corpus.path or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
+        name = _file_name(corpus)
         return f"{kind}{f' {name}' if name else ''}: {self.course}"
 
     @property
     def course(self) -> str:
         """Whether the text is the course's."""
         corpus = self.summary.corpus
-        if corpus.is_course_input or corpus.sha256 == COURSE_SHA256:
+        if self.on_course_file:
             return "the course's input.txt"
         return "not the course's file" if corpus.sha256 else NOT_RECORDED
+
+    @property
+    def on_course_file(self) -> bool:
+        """Whether the text is the course's."""
+        corpus = self.summary.corpus
+        return bool(corpus.is_course_input) or corpus.sha256 == COURSE_SHA256
 
     @property
     def target(self) -> float:
@@ -329,6 +358,10 @@ class RunFacts:
             f"Loss curve: the batch loss goes from {first} to {last}; last training loss "
             f"{self.last_training_loss}."
         )
+
+
+def _file_name(corpus: CorpusFacts) -> str:
+    return (corpus.path or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def read_facts(directory: RunDirectory) -> RunFacts:

@@ -17,7 +17,7 @@ from gpt2_nb_utils.results.verdict import (
     corpus_caveat,
     explanation,
     headline,
-    reached,
+    mark,
 )
 from gpt2_nb_utils.text import visible
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
@@ -184,16 +184,16 @@ def _continued(sample: Sample) -> str:
 
 def verdict_table(conditions: Sequence[Condition]) -> HTML:
     """The verdict in a line, its reasons, and every condition with what the run shows."""
-    mark = "✓" if reached(conditions) else "✗"
     rows = [
         (
             condition.asks,
-            f"{MARKS[condition.state]} {condition.state}".replace(" ", "\u00a0"),
+            MARKS[condition.state]
+            + ("" if condition.holds else f"\u00a0{condition.state}".replace(" ", "\u00a0")),
             condition.shows,
         )
         for condition in conditions
     ]
     return HTML(
-        note(f"{mark} {headline(conditions)}. {explanation(conditions)}")
+        note(f"{mark(conditions)} {headline(conditions)}. {explanation(conditions)}")
         + table(("condition", "", "what the run shows"), rows).data
     )

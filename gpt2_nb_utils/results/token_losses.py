@@ -60,6 +60,10 @@ class TokenLosses:
         """The losses of all measured predictions, in the order of the text, nats."""
         return torch.cat([window.losses for window in self.windows]).numpy()
 
+    def all_targets(self) -> Tensor:
+        """The tokens that were predicted, in the order of the text."""
+        return torch.cat([window.tokens[1:] for window in self.windows])
+
     def mean_on(self, indices: Collection[int]) -> float:
         """The mean loss of the windows with these numbers, nats per token."""
         chosen = [window.losses for window in self.windows if window.index in indices]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from gpt2_nb_utils.config import TARGET_LOSS
@@ -18,9 +18,13 @@ from gpt2_nb_utils.results.record import Record
 from gpt2_nb_utils.tokenization.bpe import VOCAB_SIZE
 from gpt2_nb_utils.tokenization.corpus import COURSE_SHA256
 from gpt2_nb_utils.training.records import CorpusFacts, TrainingLoss
-from gpt2_nb_utils.wording import count, loss_text
+from gpt2_nb_utils.wording import MARKS, count, loss_text
 
 COURSE_MIN_PARAMS = 124_000_000
+SMOKE_TEST = "sanity"
+"""The preset that shows that everything works, and is not meant to reach the target."""
+FULL_RUN = "python -m gpt2_nb_utils run --preset full --out_dir out/full"
+FULL_RUN_TAKES = "minutes on a GPU, or about 2 h 20 min on two CPU cores with bf16 units"
 MOST_POSITIONS = 1024
 """Positions that a window of GPT-2 can read: embeddings of more are no part of the model that the
 course asks for."""
@@ -39,11 +43,13 @@ class Condition:
         holds: whether the run meets it, as far as the records show; None where they do not, which
             does not count.
         shows: what the run shows, in words.
+        meant: whether the run was meant to meet it; a smoke test is not meant to reach the target.
     """
 
     asks: str
     holds: bool | None
     shows: str
+    meant: bool = True
 
     @property
     def state(self) -> str:
@@ -70,7 +76,7 @@ def conditions(run: Record) -> tuple[Condition, ...]:
     if corpus.is_course_input is True and corpus.sha256 == COURSE_SHA256:
         max_tokens = 0  # which the record of the text includes
     excerpt = f"it saw an excerpt of {max_tokens:,} tokens (max_tokens)" if max_tokens else ""
-    return (
+    of_target = (
         Condition(f"training loss below {TARGET_LOSS:g}", below, shows),
         Condition(
             "measured on every prediction of its text",
@@ -84,6 +90,11 @@ def conditions(run: Record) -> tuple[Condition, ...]:
             "no excerpt" if max_tokens == 0 else excerpt or "max_tokens is not recorded",
         ),
         Condition(f"at least {COURSE_MIN_PARAMS:,} parameters", *_large_enough(run)),
+    )
+    has_learned = loss is not None and loss.loss < RANDOM_LOSS - RANDOM_MARGIN
+    meant = not (run.summary.preset == SMOKE_TEST and has_learned)
+    return (
+        *(replace(condition, meant=meant) for condition in of_target),
         Condition("from random weights", *_from_random_weights(run)),
         Condition("the run came to its end", *_ended(run)),
     )
@@ -94,8 +105,20 @@ def reached(conditions: Sequence[Condition]) -> bool:
     return all(condition.holds for condition in conditions)
 
 
+def smoke_test_passed(conditions: Sequence[Condition]) -> bool:
+    """Whether the run is a smoke test that meets all that it was meant to."""
+    return not reached(conditions) and all(each.holds or not each.meant for each in conditions)
+
+
+def mark(conditions: Sequence[Condition]) -> str:
+    """The sign of the verdict."""
+    return MARKS[reached(conditions) or smoke_test_passed(conditions)]
+
+
 def headline(conditions: Sequence[Condition]) -> str:
     """The verdict in a few words."""
+    if smoke_test_passed(conditions):
+        return "Smoke test passed"
     return "Course target reached" if reached(conditions) else "Course target not reached"
 
 
@@ -106,6 +129,11 @@ def explanation(conditions: Sequence[Condition]) -> str:
     figure = f"{loss.shows[:1].upper()}{loss.shows[1:]}."
     if reached(conditions):
         return f"{figure} The model was trained from random weights on the course's whole file."
+    if smoke_test_passed(conditions):
+        return (
+            f"{figure} A smoke test shows that everything works; it is not meant to reach the "
+            f"target. This command is, in {FULL_RUN_TAKES}: {FULL_RUN}"
+        )
     if not missing:
         return figure
     if not loss.holds:
