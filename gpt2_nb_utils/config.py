@@ -272,8 +272,8 @@ class RunConfig(BaseModel):
     amp: Literal["auto", "fp16", "bf16", "fp32"] = _setting(
         "auto", "dtype", "mixed_precision", "bf16"
     )
-    """precision of the matrix products; auto takes fp16 with a GradScaler on CUDA, bf16 on a CPU
-    with bf16 units, else fp32"""
+    """precision of the matrix products; auto takes fp16 on a CUDA GPU, bf16 on a CPU with bf16 units,
+    else fp32"""
     compile: bool = False
     """speed up the model with torch.compile"""
 
@@ -488,6 +488,10 @@ def notebook_default(name: str) -> Any:
     return RunConfig.model_fields[name].default
 
 
+_FIRST = ("preset", "input_file", "out_dir", "max_tokens", "seed", "steps", "device", "amp")
+"""The settings that matter to a beginner."""
+
+
 def parameters_cell(names: Iterable[str] | None = None) -> str:
     """The source of a notebook's `parameters` cell for these settings (all, when None).
 
@@ -496,9 +500,14 @@ def parameters_cell(names: Iterable[str] | None = None) -> str:
     """
     lines = ["# Settings of this run. None leaves a value to the preset."]
     lines.append("# fmt: off")  # papermill reads one line for each name
-    for name in names or RunConfig.model_fields:
+    names = sorted(names or RunConfig.model_fields, key=lambda name: name not in _FIRST)
+    for number, name in enumerate(names):
+        if number == len(_FIRST) and name not in _FIRST:
+            lines.append("# The rest is for experiments: `train --help` says more about each.")
         value = notebook_default(name)
         help_text = _help_text(name)
+        if name not in _FIRST:
+            help_text = help_text.partition(";")[0]
         if value is None:
             help_text += f" ({default_text(name)})"
         literal = '"' + value + '"' if isinstance(value, str) else repr(value)

@@ -240,7 +240,7 @@ def test_papermills_inspector_lists_every_parameter_with_type_default_and_help(p
     assert list(listed) == names
     for name, parameter in listed.items():
         assert parameter["help"].startswith(
-            RunConfig.model_fields[name].description.split("#")[0][:40]
+            RunConfig.model_fields[name].description.partition(";")[0][:40]
         )
         assert parameter["inferred_type_name"] in ("str", "int", "float", "bool")
         value = eval(parameter["default"])

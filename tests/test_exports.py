@@ -9,7 +9,9 @@ import pytest
 from nbconvert import ScriptExporter
 
 from gpt2_nb_utils.figures import html
+from gpt2_nb_utils.report.mathml import markdown_to_html
 from gpt2_nb_utils.report.notebooks import SOURCES
+from gpt2_nb_utils.report.safe_html import in_order, safe_html
 from gpt2_nb_utils.tokenization.bpe import encode
 
 NAMES = sorted(path.stem for path in SOURCES.glob("*.ipynb"))
@@ -72,3 +74,38 @@ def test_a_table_is_a_line_for_each_row():
 def test_without_styles_each_token_is_followed_by_its_id():
     shown = html.coloured_tokens(encode("First Citizen:\nBefore"))
     assert repr(shown) == "First 5962 ·Citizen 22307 : 25 ↵ 198\nBefore 8421"
+
+
+HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+LINK = re.compile(r"\]\((\w+\.ipynb)?(?:#([^\s]+))?\)")
+
+
+def test_every_link_between_and_within_the_notebooks_leads_to_a_heading():
+    texts = {
+        name: "\n\n".join(
+            cell.source
+            for cell in nbformat.read(SOURCES / f"{name}.ipynb", as_version=4).cells
+            if cell.cell_type == "markdown"
+        )
+        for name in NAMES
+    }
+    anchors = {
+        name: {heading.replace(" ", "-") for heading in HEADING.findall(text)}
+        for name, text in texts.items()
+    }
+    for name, text in texts.items():
+        links = [(file, section) for file, section in LINK.findall(text) if file or section]
+        assert len(links) > 4, name
+        for file, section in links:
+            target = file.removesuffix(".ipynb") or name
+            assert target in anchors and (not section or section in anchors[target]), section
+
+
+def test_the_links_of_a_notebook_lead_to_the_headings_of_its_page():
+    text = (
+        "# T\n\n[one](#1.-What-a-step-is) [other](02_model.ipynb#Glossary)\n\n## 1. What a step is"
+    )
+    pages = {"02_model.ipynb": "02_model.html"}
+    body, _, _ = in_order(safe_html(markdown_to_html(text), pages))
+    assert 'href="#1.-What-a-step-is"' in body and 'id="1.-What-a-step-is"' in body
+    assert 'href="02_model.html#Glossary"' in body
