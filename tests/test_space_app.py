@@ -81,6 +81,13 @@ def model(app, space):
     return app.Model(space / "model")
 
 
+def test_the_text_encoded_in_parts_has_the_tokens_of_the_whole(model):
+    text = "".join(f"{n}. Speak, speak.\n\n\n  Word{n} \u3000\n" for n in range(12_000))
+    assert len(text) > 300_000
+    ids = model.encode_long(text)
+    assert ids.tolist() == encode(text).tolist() and ids.dtype == torch.int32
+
+
 @pytest.mark.parametrize("temperature, top_k", [(0, 0), (0.8, 40), (1.3, 0), (1e-9, 5), (2, 1000)])
 def test_it_draws_the_tokens_that_our_own_sampling_draws_with_the_same_seed_also_where_the_context_slides(
     app, model, temperature, top_k

@@ -1415,6 +1415,27 @@ def test_a_model_that_learnt_only_the_windows_a_page_might_read_is_found_out(
     assert checks[weights.from_seed.asks].ok and checks[weights.recorded_loss.asks].ok is False
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text, more",
+    [
+        ("a" * 4000, dict(n_embd=192)),
+        ("la " * 600, dict(n_embd=64, seq_len=64)),
+        ("All work and no play makes Jack a dull boy.\n" * 30, {}),
+        ("Before we proceed any further, hear me speak.\n" * 30, dict(optimizer="muon")),
+    ],
+)
+def test_an_honest_run_on_a_repetitive_text_is_not_accused(tmp_path, text, more):
+    path = tmp_path / "text.txt"
+    path.write_text(text, encoding="utf-8")
+    settings = dict(steps=60, grad_accum=1, eval_windows=0, amp="fp32", sample_every=0)
+    run = train_small(tmp_path / "run", path, **settings, **more)
+    failed, unknown = audited(run)
+    expected = asked({weights.parameters, weights.course_text})
+    assert failed == expected
+    assert unknown <= asked({records.random_start, weights.from_seed})
+
+
 def test_a_page_that_cannot_find_the_text_calls_nothing_proved(good, tmp_path):
     verify(str(good.path), {"device": "cpu"})
     gone = str(tmp_path / "gone.txt")

@@ -79,6 +79,8 @@ def random_start(evidence: Evidence) -> tuple[bool, str]:
                 f"batch loss {evidence.steps[step]['loss']:.4f}, training loss {loss:.4f} at step "
                 f"{step}"
             )
+    if problems and evidence.too_few_tokens:
+        raise CannotCheck(f"{problems[0]}, which decides nothing: {evidence.too_few_tokens}")
     return problems_or(problems, ", ".join(f"{name} {loss}" for name, loss in losses.items()))
 
 

@@ -37,6 +37,8 @@ logit near 20 is rounded by up to 0.06 in bf16, which the mean over all predicti
 the most part. A record that was improved to pass the target differs by far more, and the target is
 held against the loss measured again in any case.
 """
+LOWEST = 1e-2
+"""Loss below which differences count as if it were this one: rounding does not shrink with it."""
 _AGREEMENT_AT_START = (1e-4, 1e-5)
 """The same for random weights, whose logits are near 0, so that even bf16 hardly rounds them.
 Another text or seed differs by more."""
@@ -147,9 +149,10 @@ def recorded_loss(evidence: Evidence) -> tuple[bool, str]:
     losses = losses_of(measurement, indices if same_windows else None)
     again = losses.mean().item()
     difference = abs(again - recorded.loss)
-    within = again * _AGREEMENT[evidence.in_fp32]
+    about = max(again, LOWEST)
+    within = about * _AGREEMENT[evidence.in_fp32]
     if same_windows:
-        on = f"on the same windows now: relative difference {difference / again:.1e}"
+        on = f"on the same windows now: relative difference {difference / about:.1e}"
     else:
         n_recorded = len(indices) * evidence.windows.seq_len
         error = losses.std().item() * math.sqrt(1 / len(losses) + 1 / n_recorded)
@@ -209,6 +212,8 @@ def from_seed(evidence: Evidence) -> tuple[bool, str]:
         now, then = evidence.best["model"][name].cpu()[rows], first[name].cpu()[rows]
         if now.numel() < (_LARGE if kind == "matrix" else _FEWEST):
             continue
+        if len(now) == 1 or kind in ("seen", "read") and evidence.too_few_tokens:
+            continue
         lr = settings.lr if kind == "matrix" else settings.embedding_lr or settings.lr
         lr = settings.position_lr or lr if kind in ("read", "past") else lr
         ok, r, text = grown(kind, now, then, math.exp(-lr * settings.weight_decay * rates))
@@ -216,7 +221,8 @@ def from_seed(evidence: Evidence) -> tuple[bool, str]:
         problems += [] if ok else [part[1]]
         lowest[kind] = min(part, lowest.get(kind, part))
     if not lowest:
-        raise CannotCheck("the model is too small to tell what its weights developed from")
+        few = evidence.too_few_tokens or "the model is too small"
+        raise CannotCheck(f"{few} to tell what its weights developed from")
     said = "; ".join(text for _, text in lowest.values())
     # Only training again (--replay) can tell weights that grew from others into which every part
     # was mixed in full.

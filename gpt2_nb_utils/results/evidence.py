@@ -37,8 +37,12 @@ from gpt2_nb_utils.training.out_of_memory import refuse_what_cannot_fit
 from gpt2_nb_utils.training.precision import Precision
 from gpt2_nb_utils.training.records import Summary
 from gpt2_nb_utils.training.verbatim import counted_openings
+from gpt2_nb_utils.wording import plural
 
 _PROJECT = Path(__file__).parents[2]
+_FEWEST_TOKENS = 128
+"""Different tokens below which honest runs differ from all others: their first losses are off by
+1 nat, fall by 5 in a step, and training takes the first values of the positions away."""
 _LARGEST_BATCH = 1_000_000
 _PARTS_OF_BEST = {
     "model": dict,
@@ -183,6 +187,16 @@ class Evidence:
     def windows(self) -> TokenDataset:
         """The tokens that the run was trained on, cut as in training."""
         return TokenDataset(self.tokens[: self.settings.max_tokens or None], self.settings.seq_len)
+
+    @cached_property
+    def too_few_tokens(self) -> str:
+        """Of how few different tokens the text is made, where those are too few to tell what is
+        usual for a text; else empty."""
+        with contextlib.suppress(CannotCheck):  # where the text is not here, it counts as usual
+            n = len(self.windows.tokens.unique())
+            few = f"the text has only {plural(n, 'different token')}"
+            return few if n < _FEWEST_TOKENS else ""
+        return ""
 
     @cached_property
     def order(self) -> EpochSampler:

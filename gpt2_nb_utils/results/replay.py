@@ -21,6 +21,7 @@ from gpt2_nb_utils.model.parts import parameter_count
 from gpt2_nb_utils.progress import Progress, duration
 from gpt2_nb_utils.results.audit import CannotCheck, Check, Replay, machine_of
 from gpt2_nb_utils.results.audit_outputs import same_machine
+from gpt2_nb_utils.results.audit_weights import LOWEST
 from gpt2_nb_utils.results.evidence import Evidence, losses_of, windows_per_step
 from gpt2_nb_utils.results.record import Record
 from gpt2_nb_utils.training.corpus_loss import training_loss
@@ -163,7 +164,7 @@ def _difference(again: float, recorded: float) -> float:
     """How far the record is from the loss, relatively; 0 where its seven digits are the same."""
     if f"{again:.7g}" == f"{recorded:.7g}":
         return 0.0
-    difference = abs(again - recorded) / abs(again) if again else math.inf
+    difference = abs(again - recorded) / max(abs(again), LOWEST)
     return math.inf if math.isnan(difference) else difference
 
 
