@@ -78,7 +78,9 @@ def loss_figure(
         axes.plot(steps, moving_average(losses), **look)
     measured_at, measured = column(rows, "train_loss")
     if measured:
-        axes.plot(measured_at, measured, zorder=4, clip_on=False, label="training loss", **_DIAMONDS)
+        axes.plot(
+            measured_at, measured, zorder=4, clip_on=False, label="training loss", **_DIAMONDS
+        )
     if _loss_axis(axes, [*losses, *measured], target, lower_bound or 0):
         axes.axhline(lower_bound)
         name = f"lower bound {lower_bound:.3g}"

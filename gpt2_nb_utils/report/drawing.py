@@ -99,7 +99,10 @@ def _redrawn(element: ElementTree.Element, prefix: str, depth: int) -> Markup:
             raise ValueError(key)
         kept[key] = _in_page(key, value, prefix)
     inside = Markup("").join(
-        [_text(element.text), *(_redrawn(each, prefix, depth + 1) + _text(each.tail) for each in element)]
+        [
+            _text(element.text),
+            *(_redrawn(each, prefix, depth + 1) + _text(each.tail) for each in element),
+        ]
     )
     attributes = Markup("").join(Markup(' {}="{}"').format(*pair) for pair in kept.items())
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), attributes, inside)
