@@ -46,6 +46,7 @@ def make_space(folder: Path, text: str, **run: object) -> Path:
         },
         "seq_len": SEQ_LEN,
         "prompt": "First Citizen:",
+        "verdict": "Course target reached",
         **run,
     }
     (folder / "model").mkdir(parents=True)

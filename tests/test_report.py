@@ -19,6 +19,7 @@ from run_fixture import (  # noqa: E402
     HOSTILE,
     add_audit,
     add_notebook,
+    add_token_losses,
     executed,
     html_output,
     make_run,
@@ -28,11 +29,15 @@ from run_fixture import (  # noqa: E402
 
 from gpt2_nb_utils.__main__ import main
 from gpt2_nb_utils.errors import UserError  # noqa: E402
-from gpt2_nb_utils.figures.style import png  # noqa: E402
+from gpt2_nb_utils.figures.style import display_data, panel, png  # noqa: E402
 from gpt2_nb_utils.report.report import LARGEST_PAGE, build_report  # noqa: E402
 from gpt2_nb_utils.results import audit_outputs, audit_weights
+from gpt2_nb_utils.results.record import read_record
 from gpt2_nb_utils.results.verify import CHECKS
 from gpt2_nb_utils.run_directory import RunDirectory  # noqa: E402
+from gpt2_nb_utils.training.events import samples_text
+from gpt2_nb_utils.training.records import Sample
+from gpt2_nb_utils.wording import loss_text
 
 
 def page(path):
@@ -605,7 +610,7 @@ def test_carriage_returns_show_what_a_terminal_shows_in_the_end(tmp_path):
 def test_a_picture_keeps_its_alternative_text_in_its_page_and_in_the_index(tmp_path):
     run = make_run(tmp_path / "run")
     picture = png(Figure(), alt='Loss "falls" & rests. →')
-    (run.figures / "loss.png").write_bytes(picture)
+    (run.figures / "own.png").write_bytes(picture)
     shown = new_output(
         "display_data",
         data={"image/png": base64.b64encode(picture).decode()},
@@ -616,13 +621,107 @@ def test_a_picture_keeps_its_alternative_text_in_its_page_and_in_the_index(tmp_p
     assert page(run.report / "04_results.html").find("img")["alt"] == 'Loss "falls" & rests. →'
     assert [tag["alt"] for tag in index.find_all("img")] == [
         'Loss "falls" & rests. →',
-        "Figure: Gradient norm",
     ]
 
 
-def test_a_loss_curve_without_its_text_is_described_from_the_metrics(tmp_path):
-    alt = page(build_report(make_run(tmp_path / "run"))).find("img")["alt"]
+def test_the_curves_are_drawn_from_the_metrics_and_described(tmp_path):
+    index = page(build_report(make_run(tmp_path / "run")))
+    alt = index.select_one(".curve svg")["aria-label"]
+    drawn = {tag.get_text() for tag in index.select(".gallery figcaption")}
+    assert {"Gradient norm", "Learning rate", "Speed"} <= drawn
+    for svg in index.select("svg"):
+        assert not re.search(r"(fill|stroke)=.#", str(svg))  # its colours are those of the page
     assert re.search(r"from 11\.\d+ at step 1 to 6\.\d+ at step 30", alt)
+
+
+def test_each_point_of_the_curve_tells_its_values(tmp_path):
+    run = make_run(tmp_path / "run")
+    points = page(build_report(run)).select_one(".curve").select(".point")
+    rows = read_record(run.path).rows
+    assert len(points) == len(rows) > 20
+    for point, row in zip(points, rows):
+        assert f"step {row.step:,}" in words(point)
+        assert row.loss is None or f"batch loss {loss_text(row.loss)}" in words(point)
+        assert row.train_loss is None or f"training loss {loss_text(row.train_loss)}" in words(
+            point
+        )
+        assert row.lr is None or f"learning rate {row.lr:.2e}" in words(point)
+
+
+def test_a_figure_of_a_notebook_is_part_of_its_page(tmp_path):
+    figure, axes = panel(4, 3, xlabel="from <b>to</b> y")
+    axes.plot([1, 2], [3, 4])
+    data, metadata = display_data(figure, 'It "rises" & rests.')
+    soup = notebook_page(
+        tmp_path, executed("show()", new_output("display_data", data, metadata=metadata))
+    )
+    svg = soup.select_one(".output svg")
+    assert svg["aria-label"] == 'It "rises" & rests.' and not soup.find("img")
+    assert "<b>to</b> y" in words(svg) and not svg.find("b")
+    ids = {tag["id"] for tag in svg.find_all(id=True)}
+    assert {tag["href"].removeprefix("#") for tag in svg.find_all("use")} <= ids
+
+
+def test_a_passed_smoke_test_is_amber_and_names_what_reaches_the_target(tmp_path):
+    measured = dict(best_train_loss=6.313332, train_loss=6.313332)  # as in its metrics
+    index = page(build_report(make_run(tmp_path / "run", summary(**measured))))
+    box = index.select_one(".verdict")
+    assert "smoke" in box["class"] and words(box).startswith("✓ Smoke test passed")
+    assert "python -m gpt2_nb_utils run --preset full --out_dir out/full" in words(box)
+    assert box.select(".unmeant") and not box.select(".unmet")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(status="failed"), dict(best_train_loss=None, train_loss=None), dict(preset="full")],
+)
+def test_a_run_that_failed_its_smoke_test_did_not_pass_it(tmp_path, changes):
+    measured = dict(best_train_loss=6.313332, train_loss=6.313332)
+    said = verdict(tmp_path / "run", summary(**{**measured, **changes}))
+    assert said.startswith("✗ Course target not reached")
+
+
+@pytest.mark.parametrize(
+    "changes, title",
+    [
+        ({}, "GPT-2 124M, trained from scratch on tiny Shakespeare"),
+        (dict(n_params=None), "GPT-2, trained from scratch on tiny Shakespeare"),
+        (
+            dict(corpus={"source": "demo", "sha256": "0", "path": "pydoc_data.topics"}),
+            "GPT-2 124M, trained from scratch on Python's documentation",
+        ),
+        (
+            dict(config={**summary()["config"], "max_tokens": 9, "resume": "other/last.pt"}),
+            "GPT-2 124M, trained on the beginning of tiny Shakespeare",
+        ),
+    ],
+)
+def test_the_title_says_what_was_trained_on_what(tmp_path, changes, title):
+    index = page(build_report(make_run(tmp_path / "run", summary(**changes))))
+    assert words(index.h1) == title and index.title.get_text().startswith(title)
+
+
+def test_the_samples_of_every_step_are_there_to_choose(tmp_path):
+    run = make_run(tmp_path / "run")
+    steps = range(0, 31, 5)
+    samples = [Sample(step, 1, "All:", f"All: {step}", {"temperature": 1}) for step in steps]
+    run.samples.write_text("".join(map(samples_text, [samples])), encoding="utf-8")
+    index = page(build_report(run))
+    shown = [words(tag) for tag in index.select(".sample blockquote")]
+    assert shown == [f"All: {step}" for step in steps]
+    chosen = index.select(".picker input[checked]")
+    assert [tag["id"] for tag in chosen] == ["step-1-0"] and len(index.select(".picker input")) == 6
+
+
+def test_the_greedy_continuation_stands_beside_the_text(tmp_path):
+    run = make_run(tmp_path / "run")
+    text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak."
+    add_token_losses(run, text)
+    greedy = Sample(30, 1, "First Citizen:", "First Citizen:\nBefore you go", {"temperature": 0})
+    run.samples.write_text(samples_text([greedy]), encoding="utf-8")
+    own, truth = page(build_report(run)).select(".sample")[:2]
+    assert own.mark.get_text() == "\nBefore " and "you go" in words(own)
+    assert words(truth.pre) == "First Citizen: Before we pro"
 
 
 def test_samples_are_those_of_the_first_and_of_the_last_step(tmp_path):

@@ -31,6 +31,8 @@ from gpt2_nb_utils.model.display import code_of  # noqa: E402
 from gpt2_nb_utils.report.report import LARGEST_PAGE, build_report  # noqa: E402
 from gpt2_nb_utils.tokenization.bpe import encode  # noqa: E402
 from gpt2_nb_utils.tokenization.dataset import TokenDataset
+from gpt2_nb_utils.training.events import samples_text
+from gpt2_nb_utils.training.records import Sample
 from gpt2_nb_utils.training.step import training_step  # noqa: E402
 
 pytestmark = needs_browser
@@ -92,8 +94,80 @@ def test_wide_code_tables_and_formulas_scroll_in_their_own_boxes(visit):
     overflows = (
         "box => [...document.querySelectorAll(box)].some(e => e.scrollWidth > e.clientWidth)"
     )
-    for box in (".input pre", ".output .scroll", ".formula"):
+    for box in (".output .scroll", ".formula"):
         assert page.evaluate(overflows, box), box
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_no_line_of_code_is_cut(visit, width):
+    page = visit("01_tokenization.html", width=width)
+    widths = page.evaluate(
+        "[...document.querySelectorAll('.input pre')].map(e => [e.scrollWidth, e.clientWidth])"
+    )
+    assert widths and all(whole <= shown for whole, shown in widths)
+
+
+def test_the_contents_stay_beside_the_text(visit, printed):
+    page = visit("01_tokenization.html", width=1280)
+    box = page.locator(".contents").bounding_box()
+    assert box["x"] + box["width"] <= page.locator(".notebook").bounding_box()["x"]
+    page.evaluate("scrollTo(0, document.body.scrollHeight / 2)")
+    assert page.locator(".contents").bounding_box()["y"] >= 0
+
+
+def test_the_curve_tells_the_values_of_the_point_that_is_pointed_at(visit):
+    page = visit("index.html")
+    texts = page.locator(".wide .point text")
+    assert not texts.nth(9).is_visible()
+    box = page.locator(".wide .point rect").nth(9).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert texts.nth(9).is_visible() and not texts.nth(10).is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_drawn_figure_has_the_colours_of_its_page(visit, scheme):
+    page = visit("index.html", color_scheme=scheme)
+    ink, paper, drawn, behind = page.evaluate("""() => {
+      const of = getComputedStyle, svg = document.querySelector('.wide svg');
+      return [of(document.body).color, of(document.body).backgroundColor,
+              of(svg.querySelector('text')).fill, of(svg.querySelector('path')).fill]; }""")
+    assert (drawn, behind) == (ink, paper)
+
+
+def test_figures_can_be_read_on_a_phone(visit):
+    page = visit("index.html", width=400)
+    assert page.locator(".narrow").is_visible() and not page.locator(".wide").is_visible()
+    heights = page.evaluate("""[...document.querySelectorAll('figure svg text')].filter(
+      e => e.checkVisibility({visibilityProperty: true})).map(
+      e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a)""")
+    level = [height for height in heights if height > 1]  # what is turned has no width here
+    assert len(level) > 20 and min(level) > 6
+
+
+def test_the_samples_of_a_step_are_chosen_without_a_script(visit, tmp_path):
+    run = make_run(tmp_path / "run")
+    samples = [Sample(step, 1, "All:", f"All: {step}", {}) for step in (0, 10, 20, 30)]
+    run.samples.write_text(samples_text(samples), encoding="utf-8")
+    page = visit(build_report(run).resolve())
+    shown = page.locator(".sample:visible blockquote")
+    assert [text.strip() for text in shown.all_inner_texts()] == ["All: 0", "All: 30"]
+    page.locator(".picker label", has_text="10").click()
+    assert [text.strip() for text in shown.all_inner_texts()] == ["All: 10", "All: 30"]
+    page.keyboard.press("ArrowRight")
+    assert [text.strip() for text in shown.all_inner_texts()] == ["All: 20", "All: 30"]
+
+
+def test_a_cell_of_the_map_unfolds_its_window(visit, tmp_path):
+    run = make_run(tmp_path / "run")
+    add_token_losses(run, "Speak, speak. You are all resolved?\n" * 3_000, seq_len=128)
+    page = visit(build_report(run).with_name("tokens.html").resolve())
+    assert page.evaluate("document.documentElement.scrollHeight") < 6_000
+    cell = page.locator(".part .strip a").nth(80)
+    place = cell.get_attribute("href")
+    assert not page.locator(place).is_visible()
+    cell.click()
+    assert page.locator(place).is_visible()
+    assert 0 <= page.locator(place).bounding_box()["y"] < 900
 
 
 def test_text_of_the_corpus_is_text(visit):
@@ -121,11 +195,12 @@ def test_formulas_are_drawn(visit):
 @pytest.mark.parametrize("name", PAGES)
 def test_every_picture_is_drawn_and_has_an_alternative_text(visit, name):
     page = visit(name)
-    pictures = page.evaluate("[...document.images].map(e => [e.alt, e.naturalWidth])")
+    pictures = page.evaluate("""[...document.querySelectorAll('img, svg')].filter(e => e.checkVisibility()).map(
+      e => [e.alt ?? e.ariaLabel, e.naturalWidth ?? e.getBoundingClientRect().width])""")
     assert all(alt.strip() and width > 0 for alt, width in pictures)
     assert (
         len(pictures)
-        == {"index.html": 2, "tokens.html": 0, "01_tokenization.html": 1, "03_training.html": 0}[
+        == {"index.html": 4, "tokens.html": 0, "01_tokenization.html": 1, "03_training.html": 0}[
             name
         ]
     )

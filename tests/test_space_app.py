@@ -673,11 +673,11 @@ def test_the_page_says_at_first_sight_what_it_is_which_run_it_shows_and_with_whi
     for words in (
         "GPT-2",
         "0.0912",
-        "target below 0.099999 ✓ reached",
+        "nats per token on the whole text; below 0.099999",
+        "400 steps. Course target reached",
         "124,439,808 parameters",
         "input.txt",
         "small",
-        "400 steps",
     ):
         place = page.get_by_text(words).first.bounding_box()
         assert place["y"] + place["height"] < 720, words
@@ -800,9 +800,9 @@ def test_the_keyboard_alone_writes_stops_and_chooses_an_example(visit):
             )
         )
         assert len(reached) < 12, reached
-    assert [name for name in reached if name in ("Prompt", "Continue", "Stop")] == [
+    assert [name for name in reached if name in ("Prompt", "Continue the text", "Stop")] == [
         "Prompt",
-        "Continue",
+        "Continue the text",
         "Stop",
     ]
     page.keyboard.press("Tab")
@@ -812,13 +812,16 @@ def test_the_keyboard_alone_writes_stops_and_chooses_an_example(visit):
         "text => document.querySelector('#prompt textarea').value.replaceAll('\\n', ' ⏎ ').startsWith(text)",
         arg=example[:20],
     )
+    page.wait_for_function("document.querySelector('.written')?.textContent.length > 40")
+    page.locator("#stop").press("Enter")  # the example is continued at once
+    status(page, "Stopped.")
     page.get_by_label("Prompt").focus()
     page.keyboard.press("Control+a")
     page.keyboard.type("Speak")
     page.keyboard.press("Shift+Enter")
     page.wait_for_function("document.querySelector('.written')?.textContent.startsWith('Speak')")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
+    for _ in ("Mode", "Continue the text", "Stop"):
+        page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     status(page, "Stopped.")
 
@@ -833,9 +836,39 @@ def test_the_page_is_no_wider_than_a_phone_and_shows_the_answer_below_the_button
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     below = [
         page.locator(name).first.bounding_box()["y"]
-        for name in ("#prompt", "#write", "#note", "#answer", ".later")
+        for name in ("#prompt", "#write", ".examples", "#note", "#answer", ".later")
     ]
     assert below == sorted(below)
+    assert page.locator("#answer").bounding_box()["width"] >= width - 64  # but for the margins
+
+
+@needs_browser
+def test_an_example_is_recited_as_soon_as_it_is_clicked(visit):
+    page = visit()
+    page.locator(".examples button").nth(1).click()
+    status(page, "Written: 120 tokens")
+    prompt = page.get_by_label("Prompt").input_value()
+    assert text_of(page) == prompt + continued(prompt, 120)
+
+
+@needs_browser
+def test_improvise_draws_and_recite_does_not(visit):
+    page = visit()
+    assert page.get_by_label("Recite").is_checked()
+    page.get_by_label("Improvise").check()
+    fill(page, Temperature=0.8, Length=30)
+    assert page.get_by_label("Improvise").is_checked()
+    page.locator("#write").click()
+    status(page, "Written: 30 tokens")
+    drawn = torch.Generator().manual_seed(1)
+    sampled = continued(PROMPT, 30, temperature=0.8, top_k=40, generator=drawn)
+    assert text_of(page) == PROMPT + sampled
+    page.get_by_label("Recite").check()
+    page.locator("#write").click()
+    page.wait_for_function(
+        "text => document.querySelector('.written')?.textContent === text",
+        arg=PROMPT + continued(PROMPT, 30),
+    )
 
 
 @needs_browser

@@ -14,6 +14,7 @@ from nbformat.v4 import new_markdown_cell, new_output  # noqa: E402
 from run_fixture import add_notebook, executed, html_output, make_run  # noqa: E402
 
 from gpt2_nb_utils.errors import UserError  # noqa: E402
+from gpt2_nb_utils.report.drawing import drawing  # noqa: E402
 from gpt2_nb_utils.report.readme import fill_readme  # noqa: E402
 from gpt2_nb_utils.report.report import build_report  # noqa: E402
 from gpt2_nb_utils.text import one_line, visible  # noqa: E402
@@ -197,6 +198,66 @@ FORGED = [
     "<p id=content>clobbered</p>",
     "<template><script>alert(1)</script></template>",
 ]
+
+
+_SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    'width="90pt" height="90pt" viewBox="0 0 90 90"{}>{}</svg>'
+)
+FORGED_SVG = [
+    _SVG.format("", content)
+    for content in (
+        "<script>alert(1)</script>",
+        "<g onclick='alert(1)'/>",
+        "<foreignObject><img xmlns='http://www.w3.org/1999/xhtml' src='x' onerror='alert(1)'/></foreignObject>",
+        "<img xmlns='http://www.w3.org/1999/xhtml' src='x' onerror='alert(1)'/>",
+        "<a xlink:href='javascript:alert(1)'><text y='9'>x</text></a>",
+        "<use xlink:href='https://example.org/30#x'/>",
+        "<image xlink:href='https://example.org/31'/>",
+        "<image xlink:href='data:image/svg+xml,x'/>",
+        "<g><defs><g id='a'><path d='M 0 0'/></g></defs><use xlink:href='#a'/><set attributeName='x'/></g>",
+        "<rect style='fill: url(https://example.org/32)'/>",
+        "<rect fill='url(&quot;https://example.org/33&quot;)'/>",
+        "<rect style='background: url(//example.org/34)'/>",
+        "<rect style='fill: \\75rl(//example.org/35)'/>",
+        "<path d='M 0 0&quot; onload=&quot;alert(1)'/>",
+        "<feImage href='https://example.org/36'/>",
+        "<animate attributeName='href' values='javascript:alert(1)'/>",
+        "<text x='1' class='skip'>x</text>",
+        "<" + "g>" * 1 + "<g>" * 2000 + "</g>" * 2001,
+    )
+] + [
+    _SVG.format(" onload='alert(1)' viewBox='0 0 1 1'", ""),  # an attribute twice: no XML
+    "<!DOCTYPE svg [<!ENTITY a 'x'><!ENTITY b '&a;&a;&a;'>]>" + _SVG.format("", "<text>&b;</text>"),
+    _SVG.format("", "<g>"),
+    "no picture",
+]
+
+
+@pytest.mark.parametrize("svg", FORGED_SVG, ids=range(len(FORGED_SVG)))
+def test_what_matplotlib_does_not_write_is_no_drawing(svg):
+    assert drawing(svg, "x") is None
+
+
+def test_text_of_a_drawing_is_text():
+    hostile = "&lt;script>alert(1)&lt;/script> \u202ex"
+    drawn = drawing(_SVG.format(" onload='alert(1)'", f"<text>{hostile}</text>"), '"><script>')
+    assert "<script" not in drawn and "onload" not in drawn and "\\u202e" in drawn
+    assert drawn.count('"') % 2 == 0 and "&lt;script&gt;" in drawn
+
+
+@needs_browser
+def test_forged_drawings_in_a_notebook_do_nothing(tmp_path, visit):
+    run = make_run(tmp_path / "run")
+    outputs = (new_output("display_data", {"image/svg+xml": svg}) for svg in FORGED_SVG)
+    add_notebook(run, "01_tokenization.ipynb", [executed("x", output) for output in outputs])
+    build_report(run)
+    path = run.report / "01_tokenization.html"
+    whole = path.read_text(encoding="utf-8")
+    begin = whole.index("<meta http-equiv")
+    path.write_text(whole[:begin] + whole[whole.index(">", begin) + 1 :], encoding="utf-8")
+    page = visit(path)
+    assert page.did == [] and page.locator("main svg").count() == 0
 
 
 @needs_browser

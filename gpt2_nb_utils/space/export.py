@@ -11,6 +11,7 @@ from typing import Any
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.model.gpt2 import GPT2, GPT2Config
+from gpt2_nb_utils.results import verdict
 from gpt2_nb_utils.results.record import Record, read_record
 from gpt2_nb_utils.run_directory import RunDirectory
 from gpt2_nb_utils.text import one_line
@@ -106,7 +107,7 @@ def read_export(directory: RunDirectory, dtype: str) -> Export:
             "best_train_loss_step": step,
         }
     )
+    shown = replace(run, summary=summary, config=config)
+    training_run["verdict"] = verdict.headline(verdict.conditions(shown))
     recalled = next((row.recalled for row in run.recall if row.step == step), None)
-    return Export(
-        replace(run, summary=summary, config=config), training_run, dtype, model, text, recalled
-    )
+    return Export(shown, training_run, dtype, model, text, recalled)

@@ -283,7 +283,7 @@ def answers(model: Model, corpus: Tensor, prompt: Any, *values: Any) -> Iterator
     answer = Answer("… " * (start > 0) + model.decode(ids[start:]), settings)
     verbatim = Verbatim(corpus)
     cut = (
-        f" The prompt has {len(ids):,} tokens, and the model sees the last {len(ids) - start:,} of them: "
+        f" The prompt has {n_tokens(len(ids))}, and the model sees the last {len(ids) - start:,} of them: "
         f"it was trained on {model.context:,} at a time."
         if start
         else ""
@@ -298,7 +298,7 @@ def answers(model: Model, corpus: Tensor, prompt: Any, *values: Any) -> Iterator
             shown = seconds
             yield note(WRITING + cut), page_of(answer)
     yield (
-        note(f"Written: {len(written):,} tokens in {seconds:.1f} seconds." + cut),
+        note(f"Written: {n_tokens(len(written))} in {seconds:.1f} seconds." + cut),
         page_of(answer),
     )
 
@@ -347,8 +347,8 @@ def page_of(answer: Answer) -> str:
     n, rate = len(answer.known), answer.rate()
     share = f"{sum(answer.known) / n:.0%}"
     figures = [
-        ("Memorised", f"{share} of {n:,} token{'s' * (n > 1)}"),
-        ("Longest stretch in its text", f"{answer.longest:,} tokens"),
+        ("Memorised", f"{share} of {n_tokens(n)}"),
+        ("Longest stretch in its text", n_tokens(answer.longest)),
         ("Speed", f"{rate:.1f} tokens/s" if rate else "–"),
         ("First token after", f"{answer.times[0]:.2f} s"),
         ("Seed", answer.settings.seed),
@@ -356,21 +356,24 @@ def page_of(answer: Answer) -> str:
     return ANSWER.render(answer=answer, share=share, figures=figures)
 
 
+def n_tokens(n: int) -> str:
+    return f"{n:,} token{'s' * (n != 1)}"
+
+
 def heading(run: dict[str, Any]) -> str:
     """What this is, and which run it shows."""
     loss, target, corpus = run["train_loss"], run["target_loss"], run["corpus"]
-    mark = "✓ reached" if reached(run) else "✗ not reached"
     facts = [
         ("Training loss", "not measured", "on the whole text")
         if loss is None
         else (
             "Training loss",
             f"{loss:.4f}",
-            f"nats per token on the whole text; target below {target} {mark}",
+            f"nats per token on the whole text; {'' if reached(run) else 'not '}below {target}",
         ),
-        ("Text", corpus["name"], f"{corpus['tokens']:,} tokens, and nothing else"),
+        ("Text", corpus["name"], f"{n_tokens(corpus['tokens'])}, and nothing else"),
         ("Model", "GPT-2", f"{run['n_params']:,} parameters, from random weights"),
-        ("Run", run["name"], f"{run['steps']:,} steps"),
+        ("Run", run["name"], f"{run['steps']:,} steps. {run['verdict']}"),
     ]
     return HEADING.render(title=title(run), memorised=MEMORISED, facts=facts)
 
@@ -401,12 +404,17 @@ def openings(model: Model, corpus: Tensor, n: int = 3, tokens: int = 14) -> list
 
 
 SLIDERS = (
-    ("Temperature", 0, 2, 0.8, 0.05, "0 always takes the most likely token"),
+    ("Temperature", 0, 2, 0, 0.05, "0 always takes the most likely token"),
     ("Top-k", 0, 1000, 40, 1, "Draw among the k most likely tokens; 0: all"),
     ("Top-p", 0.01, 1, 1, 0.01, "… and of these among the fewest with this probability; 1: all"),
     ("Length", 1, MOST_TOKENS, 120, 1, "Tokens to write"),
 )
 """Of the page, but for the seed: label, lowest, highest and first value, step, explanation."""
+
+
+RECITE, IMPROVISE = "Recite", "Improvise"
+"""The two modes: the most likely token each time, which is how a model recites; or a draw, at the temperature below."""
+IMPROVISING = 0.8
 
 
 def page(model: Model, corpus: Tensor) -> gr.Blocks:
@@ -425,8 +433,17 @@ def page(model: Model, corpus: Tensor) -> gr.Blocks:
                     elem_id="prompt",
                     info="Shift + Enter continues it",
                 )
+                mode = gr.Radio(
+                    [RECITE, IMPROVISE],
+                    value=RECITE,
+                    label="Mode",
+                    info="Recite: the most likely token each time; Improvise: draw among the likely ones",
+                    elem_id="mode",
+                )
                 with gr.Row():
-                    begin = gr.Button("Continue", variant="primary", elem_id="write", min_width=100)
+                    begin = gr.Button(
+                        "Continue the text", variant="primary", elem_id="write", min_width=100
+                    )
                     stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=100)
                 for label, texts in (
                     ("From the text" + ", which it has memorised" * reached(model.run), known),
@@ -441,7 +458,11 @@ def page(model: Model, corpus: Tensor) -> gr.Blocks:
                             example_labels=labels,
                             api_visibility="private",
                         )
-                        buttons.dataset.elem_classes = ["later"]
+                        buttons.dataset.elem_classes = ["examples"]
+                        # An example is continued at once, as if its reader had pressed the button.
+                        buttons.load_input_event.then(
+                            None, js="() => document.querySelector('#write').click()"
+                        )
                 with gr.Accordion("Settings", open=False, elem_classes="later"):
                     settings = [
                         gr.Slider(low, high, value, step=step, label=label, info=info)
@@ -456,6 +477,21 @@ def page(model: Model, corpus: Tensor) -> gr.Blocks:
             with gr.Column(min_width=280, elem_id="answering"):
                 line = shown(note("The answer comes here."), "note")
                 answer = shown("", "answer")
+        temperature = settings[0]
+        mode.input(
+            None,
+            mode,
+            temperature,
+            js=f"mode => mode === '{RECITE}' ? 0 : {IMPROVISING}",
+            api_visibility="private",
+        )
+        temperature.input(
+            None,
+            temperature,
+            mode,
+            js=f"value => value > 0 ? '{IMPROVISE}' : '{RECITE}'",
+            api_visibility="private",
+        )
         asked = gr.on(
             [begin.click, prompt.submit], None, line, line, js=ASKED, api_visibility="private"
         )
@@ -628,12 +664,18 @@ dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .given { color: var(--soft); font-style: italic; }
 .bar { height: .5rem; margin-bottom: .8rem; border: 1px solid var(--line); border-radius: 4px; overflow: hidden; }
 .bar span { display: block; height: 100%; background: var(--memorised); }
+#write { flex-grow: 2 !important; }
 .min_value, .max_value { color: var(--soft) !important; }  /* of a slider: too pale to be read */
-@media (max-width: 40rem) {  /* the answer right below the buttons */
+@media (max-width: 40rem) {  /* the answer below the examples, and the settings last */
   #columns { flex-direction: column; }
   #asking { display: contents; }
   #answering { order: 1; }
   .later { order: 2; }
+  .examples { width: calc(100vw - 4rem) !important; overflow-x: auto; }
+  .examples .gallery { flex-wrap: nowrap; }
+  .examples .gallery-item { flex: none; max-width: 80vw; }
+  #answer { width: 100%; }
+  #answer { padding: .7rem .8rem; }
   .facts, .figures { grid-template-columns: 1fr 1fr; }
 }
 """
