@@ -160,7 +160,7 @@ def interrupt_kernel() -> None:
     A kernel is in a process group of its own: neither Ctrl-C nor a closed terminal reaches it.
     """
     for child in psutil.Process().children():
-        if "ipykernel_launcher" in " ".join(child.cmdline()):
+        if "ipykernel_launcher" in child.cmdline():
             os.kill(child.pid, signal.SIGINT)
 
 
