@@ -257,9 +257,9 @@ class RunDirectory:
 def _is_of_a_tool(path: Path) -> bool:
     """Whether JupyterLab or a desktop left it, or papermill writes it: an executed notebook, there
     or where `report` looks for it."""
-    if path.name == "notebooks" and path.is_dir():
-        return all(map(_is_of_a_tool, path.iterdir()))
     with contextlib.suppress(OSError):
+        if path.name == "notebooks":
+            return all(map(_is_of_a_tool, path.iterdir()))
         if path.suffix == ".ipynb" and b'"papermill": {' in read_regular(path):
             return True
     return path.name in _NOT_CONTENT

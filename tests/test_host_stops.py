@@ -73,7 +73,10 @@ def in_words(numbers):
 def test_what_a_host_sends_is_one_request(settings, stop_at, undisturbed, numbers, name, call):
     given = settings(save_every=5)
     stop_at(numbers, name, call)
-    directory = run(given)
+    try:
+        directory = run(given)
+    except KeyboardInterrupt:  # pytest would end
+        pytest.fail("left at once")
     summary = directory.read_summary()
     assert summary["status"] == "interrupted" and "reason" not in summary
     assert summary["step"] == read_checkpoint(directory.last)["state"]["step"]

@@ -78,7 +78,9 @@ def test_a_resumed_run_trains_on_and_leaves_the_first_notebooks_alone(
     untouched = (copy.notebooks / "01_tokenization.ipynb").read_bytes()
     done = command("run", f"--out_dir={copy}", "--resume=auto", "--steps=6", cwd=project)
     assert done.returncode == 0, done.stderr
-    assert copy.read_summary()["step"] == 6
+    summary = copy.read_summary()
+    (resumed,) = summary["resumed_with"]  # of `run` and of the notebook in it, one command
+    assert summary["step"] == 6 and " run " in resumed["command"]
     assert (copy.notebooks / "01_tokenization.ipynb").read_bytes() == untouched
 
 

@@ -163,7 +163,7 @@ def interrupt_kernel() -> None:
     A kernel is in a process group of its own: neither Ctrl-C nor a closed terminal reaches it.
     """
     for child in psutil.Process().children():
-        if "ipykernel_launcher" in " ".join(child.cmdline()):
+        if "ipykernel_launcher" in child.cmdline():
             if WINDOWS:  # there os.kill would end it: jupyter_client made an event for this
                 from jupyter_client.win_interrupt import send_interrupt
 

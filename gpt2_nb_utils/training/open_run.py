@@ -205,8 +205,8 @@ def resumed_config(config: RunConfig) -> RunConfig:
     _computable(resolved, SINGLE)
     if config.resume == "auto" and on_file:
         started = history(on_file).starts[-1]
-        kept, asked = {**started["config"], "amp": started["amp"]}, config.given
-        if not kept["max_tokens"]:
+        kept, asked = {**started["config"], "amp": started.get("amp")}, config.given
+        if not kept.get("max_tokens"):
             asked.pop("max_tokens", None)  # which may be more than the text has: 0 as well
         _refuse_other_settings(asked, kept, resolved.out_dir)
     return resolved
@@ -434,10 +434,10 @@ def _refuse_other_settings(asked: dict[str, Any], kept: dict[str, Any], out_dir:
             where that means another one here, the run says so and continues.
     """
     for name in KEPT:
-        value = asked.get(name)
-        if value not in (None, kept.get(name)) and (name, value) != ("amp", "auto"):
+        value, before = asked.get(name), kept.get(name)
+        if None not in (value, before) and value != before and (name, value) != ("amp", "auto"):
             raise UserError(
-                f"{name} {value} differs from {kept.get(name)}, with which the run in {out_dir} "
+                f"{name} {value} differs from {before}, with which the run in {out_dir} "
                 f"was started: leave it out to continue that run, or start a new one in another "
                 f"--out_dir"
             )
