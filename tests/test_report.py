@@ -361,6 +361,13 @@ def test_a_folder_that_cannot_be_written_is_one_line_without_a_flag_that_report_
     assert "cannot be written" in error and "RUN_DIR" in error and "--out_dir" not in error
 
 
+def test_a_command_in_a_note_is_shown_as_code(tmp_path):
+    run = make_run(tmp_path / "run")
+    run.token_losses.write_bytes(b"<b>")
+    notices = page(build_report(run)).select_one(".notices")
+    assert "gpt2_nb_utils verify" in notices.code.get_text() and "`" not in words(notices)
+
+
 # What may be missing
 
 

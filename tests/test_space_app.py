@@ -820,7 +820,7 @@ def test_the_keyboard_alone_writes_stops_and_chooses_an_example(visit):
     page.keyboard.type("Speak")
     page.keyboard.press("Shift+Enter")
     page.wait_for_function("document.querySelector('.written')?.textContent.startsWith('Speak')")
-    for _ in ("Mode", "Continue the text", "Stop"):
+    for _ in ("Recite", "Improvise", "Continue the text", "Stop"):
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     status(page, "Stopped.")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 from pygments.formatters import HtmlFormatter
 
@@ -27,7 +28,13 @@ def _harmless(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def _with_code(text: str) -> Markup:
+    """The text, escaped, with what stands between backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(visible(text)))))
+
+
 _TEMPLATES = environment(TEMPLATES, autoescape=True, finalize=_harmless)
+_TEMPLATES.filters["with_code"] = _with_code
 
 
 def render(template: str, **content: Any) -> str:

@@ -6,6 +6,7 @@ Where a part cannot be had (no checkpoint, a package that is not installed), a l
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,11 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+<<<<<<< HEAD
 from IPython.display import display
+=======
+from IPython.display import HTML, Markdown, display
+>>>>>>> h-c
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -229,6 +234,12 @@ def _series(parity: Parity) -> dict[str, np.ndarray]:
         "most likely token and the next": parity.margins,
     }
     return {name: values.numpy().ravel() for name, values in series.items() if values.any()}
+
+
+def card(space: Space) -> Markdown:
+    """The model card as its readers see it, its headings below those of the notebook."""
+    text = (space.model / "README.md").read_text(encoding="utf-8").partition("\n# ")[2]
+    return Markdown(re.sub("^#", "###", f"# {visible(text)}", flags=re.MULTILINE))
 
 
 def app(space: Space) -> HTML | None:
