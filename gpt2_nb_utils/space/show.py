@@ -14,11 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-<<<<<<< HEAD
-from IPython.display import display
-=======
-from IPython.display import HTML, Markdown, display
->>>>>>> h-c
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from torch import Tensor
 
