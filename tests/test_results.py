@@ -5,12 +5,14 @@ import html
 import json
 import math
 import re
+import shlex
 import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from gpt2_nb_utils.__main__ import build_parser
 from gpt2_nb_utils.config import RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.figures import html as snippets
@@ -23,7 +25,9 @@ from gpt2_nb_utils.results import (
     passages,
     recall,
 )
+from gpt2_nb_utils.results.facts import read_facts
 from gpt2_nb_utils.results.record import Record, read_record
+from gpt2_nb_utils.results.runs_table import KEPT
 from gpt2_nb_utils.results.token_losses import keep, read_token_losses
 from gpt2_nb_utils.results.verdict import conditions, explanation, headline, reached
 from gpt2_nb_utils.run_directory import RunDirectory
@@ -852,3 +856,15 @@ def test_the_real_run_is_judged_by_what_it_recorded(run):
         "from random weights": "met",
         "the run came to its end": "met",
     }
+
+
+@pytest.mark.parametrize("name", [path.parent.name for path in KEPT.glob("*/summary.json")])
+def test_one_command_makes_a_kept_run_again(name):
+    facts = read_facts(RunDirectory(KEPT / name))
+    *words, flag, out_dir = shlex.split(facts.reproduction)
+    assert words[:4] == ["python", "-m", "gpt2_nb_utils", "run"]
+    assert (flag, out_dir) == ("--out_dir", f"out/{name}")
+    given = vars(build_parser().parse_args(words[3:]))
+    made = RunConfig.resolve({k: v for k, v in given.items() if k in RunConfig.model_fields})
+    where = {"out_dir", "resume", "overwrite"}
+    assert made.model_dump(exclude=where) == facts.record.config.model_dump(exclude=where)

@@ -30,7 +30,7 @@ _BLOCK = re.compile(  # the inside holds no other marker
     re.DOTALL,
 )
 _OPTIONAL = {"RUNS"}
-_LOG_LINES = (8, 3)  # how many of the first and of the last lines of a log are shown
+_LOG_LINES = (4, 2)  # how many of the first and of the last lines of a log are shown
 _LONGEST_LINE = 100
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from gpt2_nb_utils.config import TARGET_LOSS
+from gpt2_nb_utils.config import TARGET_LOSS, RunConfig
 from gpt2_nb_utils.errors import UserError
 from gpt2_nb_utils.results import verdict
 from gpt2_nb_utils.results.audit import Audit, Check, Replay
@@ -178,6 +178,21 @@ class RunFacts:
             for each in self.summary.resumed_with
         ]
         return "\n".join([self.summary.command or NOT_RECORDED, *resumed])
+
+    @property
+    def reproduction(self) -> str:
+        """One command that makes the run again, however it was started and resumed: its preset, and
+        the settings that differ from what this version takes for it."""
+        config, name = self.record.config, self.record.directory.path.resolve().name
+        if "preset" not in config.model_fields_set:
+            return NOT_RECORDED
+        usual = RunConfig.resolve({"preset": config.preset})
+        words = ["python", "-m", "gpt2_nb_utils", "run", "--preset", usual.preset]
+        for setting in RunConfig.model_fields.keys() - {"preset", "out_dir", "resume", "overwrite"}:
+            value = getattr(config, setting)  # the default of one that the version did not have yet
+            if value != getattr(usual, setting):
+                words.append(f"--{setting}={value}")
+        return shlex.join([*words[:6], *sorted(words[6:]), "--out_dir", f"out/{name}"])
 
     @property
     def verify_command(self) -> str:

@@ -55,7 +55,7 @@ def _rows(folder: Path) -> list[list[str]]:
 
 def _row(name: str, facts: RunFacts) -> list[str]:
     run, excerpt = facts.summary, "first " if facts.record.setting("max_tokens") else ""
-    text = facts.course if run.corpus.is_course_input else facts.text
+    text = facts.course if facts.on_course_file else facts.text
     return [
         name,
         run.preset or "–",
