@@ -185,6 +185,7 @@ def _show_end(summary: dict[str, Any]) -> int:
 
 
 def _print_end(content: dict[str, Any]) -> None:
+    from gpt2_nb_utils.results.verdict import SMOKE_TEST, full_run
     from gpt2_nb_utils.run_directory import RunDirectory
     from gpt2_nb_utils.training.records import Summary
 
@@ -202,6 +203,8 @@ def _print_end(content: dict[str, Any]) -> None:
         f"{summary.status.replace('_', ' ')} at step {summary.step:,}: training loss {measured}; "
         f"target {summary.target_loss} {'reached' if summary.target_reached else 'not reached'}"
     )
+    if summary.preset == SMOKE_TEST and not summary.target_reached:
+        print(full_run(summary))
     directory = RunDirectory(summary.config["out_dir"])
     for title, path in {
         "report": directory.report / "index.html",
