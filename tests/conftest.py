@@ -102,10 +102,13 @@ def browser():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hangups_are_heard():
-    """Under nohup, the tests and the processes that they start would ignore SIGHUP."""
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def signals_are_heard():
+    """Under nohup, or in the background of a script, the tests and the processes that they start
+    would ignore signals."""
+    for name, usual in {"SIGHUP": signal.SIG_DFL, "SIGINT": signal.default_int_handler}.items():
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session")
