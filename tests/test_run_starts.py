@@ -11,6 +11,7 @@ from conftest import PROJECT, rows_of
 from run_command import TRAINING, clone, command, flags, outputs
 
 from gpt2_nb_utils.run_directory import RunDirectory
+from gpt2_nb_utils.tokenization.bpe import decode, encode
 from gpt2_nb_utils.training.checkpoints import read_checkpoint
 from gpt2_nb_utils.training.events import history, read_events
 
@@ -140,3 +141,21 @@ def test_ctrl_c_during_a_run_saves_the_training_builds_the_report_and_can_be_res
     assert directory.read_summary()["step"] == step + 2 and [
         row.step for row in history(read_events(directory.events)).rows
     ] == list(range(step + 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_tokens", [3, 20, 400])
+def test_every_notebook_holds_for_a_text_of_few_tokens(n_tokens, text_file, tmp_path):
+    text = tmp_path / "input.txt"
+    ids = encode(text_file.read_text(encoding="utf-8"))[:n_tokens]
+    text.write_text(decode(ids), encoding="utf-8", newline="\n")
+    settings = {
+        "preset": "tiny",
+        "input_file": str(text),
+        "out_dir": str(tmp_path / "run"),
+        "steps": 2,
+        "sample_every": 0,
+    }
+    done = command("run", *flags(settings))
+    assert done.returncode == 0, done.stderr
+    assert RunDirectory(tmp_path / "run").read_summary()["corpus"]["tokens"] == n_tokens
