@@ -206,7 +206,7 @@ def test_a_run_that_reached_the_target_is_said_to_have(tmp_path):
 def test_the_plot_is_found_from_the_folder_of_the_readme_and_has_an_alternative_text(tmp_path):
     run = make_run(tmp_path / "out" / "a (new) run")
     plot = filled(tmp_path, run=run)["PLOT"]
-    match = re.fullmatch(r"\n!\[(Loss curve: .*)\]\((\S+)\)\n", plot)
+    match = re.fullmatch(r"\n!\[(Figure: Loss over the steps of training)\]\((\S+)\)\n", plot)
     assert match[2] == "out/a%20%28new%29%20run/figures/loss.png"
 
 
