@@ -66,7 +66,7 @@ def test_a_file_that_stays_open_is_an_error_after_a_while(tmp_path, monkeypatch)
     with pytest.raises(PermissionError) as caught:
         move(tmp_path / "a", tmp_path / "b")
     assert len(calls) > 10 and (tmp_path / "a").exists()
-    monkeypatch.setattr("gpt2_nb_utils.errors.os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr("gpt2_nb_utils.errors.os", SimpleNamespace(name="nt", environ=os.environ))
     assert "close the program that has it open" in str(NotWritten("b", caught.value))
 
 
