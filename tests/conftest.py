@@ -8,6 +8,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+# Before the first import of torch: workers side by side would only wait for each other's threads.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from filelock import FileLock
 from hypothesis import settings as hypothesis_settings
@@ -15,10 +19,6 @@ from run_command import PROJECT, clone, command, flags
 
 from gpt2_nb_utils.run_directory import RunDirectory
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # workers side by side would only wait for each other's threads
 os.environ["GPT2_NB_UTILS_NO_DOWNLOAD"] = "1"  # also for the kernels and commands that tests start
 os.environ["GPT2_NB_UTILS_NO_APP"] = "1"  # each `run` would start it; the tests of the app do
 os.environ["HF_HUB_OFFLINE"] = "1"
