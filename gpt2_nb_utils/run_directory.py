@@ -217,10 +217,6 @@ class RunDirectory:
         """
         return self.read_json(self.summary)
 
-    def read_config(self) -> dict[str, Any]:
-        """The content of `config.json`: the complete settings of the run."""
-        return self.read_json(self.config)
-
     def read_json(self, path: Path) -> dict[str, Any]:
         """The content of one of the JSON files of the run."""
         try:

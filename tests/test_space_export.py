@@ -308,7 +308,7 @@ def test_the_folder_holds_the_app_the_text_the_model_and_nothing_else(space, tra
 
 
 def best_text_ids(run: RunDirectory) -> list[int]:
-    text = Path(run.read_config()["input_file"]).read_text(encoding="utf-8")
+    text = Path(run.read_json(run.config)["input_file"]).read_text(encoding="utf-8")
     return encode(text)[:512].tolist()
 
 

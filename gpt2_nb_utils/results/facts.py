@@ -361,19 +361,6 @@ class RunFacts:
         n = min(len(rows), at_most)
         return [rows[round(i * last / max(1, n - 1))] for i in range(n)]
 
-    def curve_in_words(self) -> str:
-        """What the loss curve shows, for those who cannot see it."""
-        rows = [row for row in self.record.rows if row.loss is not None]
-        if not rows:
-            return "Loss curve"
-        first, last = (
-            f"{loss_text(row.loss)} at step {count(row.step)}" for row in (rows[0], rows[-1])
-        )
-        return (
-            f"Loss curve: the batch loss goes from {first} to {last}; last training loss "
-            f"{self.last_training_loss}."
-        )
-
 
 def _file_name(corpus: CorpusFacts) -> str:
     return (corpus.path or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
