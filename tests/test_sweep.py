@@ -783,7 +783,7 @@ def test_the_section_of_notebook_03_shows_a_sweep_and_without_one_says_so(
     monkeypatch.setattr(sweep_results, "read_sweep", read_or_refuse)
     names = {
         "torch": torch,
-        "tokens": tokens,
+        "repeated": tokens,
         "config": RunConfig.resolve({"preset": "tiny"}),
         "notebook": stub,
         "figures": figures,

@@ -202,7 +202,8 @@ def resumed_config(config: RunConfig) -> RunConfig:
         UserError: the run could not be opened, as far as that can be told in a moment.
     """
     *_, on_file, resolved = _found(config, reads_last=False)
-    _computable(resolved, SINGLE)
+    precision, _ = _computable(resolved, SINGLE)
+    _refuse_what_cannot_fit(resolved, precision, SINGLE)
     if config.resume == "auto" and on_file:
         started = history(on_file).starts[-1]
         kept, asked = {**started["config"], "amp": started.get("amp")}, config.given
@@ -243,7 +244,6 @@ def _computable(config: RunConfig, dist: DistContext) -> tuple[Precision, list[s
     warnings = [check_device(precision, config.compile)]
     if config.device == "auto":
         warnings.append(unused_gpu())
-    _refuse_what_cannot_fit(config, precision, dist)
     return precision, warnings
 
 
