@@ -391,7 +391,7 @@ def _one_line(error: ValidationError) -> str:
     name, value = problem["loc"][0], ascii(problem["input"])
     message = message.replace("Input should be", "must be")
     value = value if len(value) <= 200 else value[:200] + "…"
-    if problem["type"] == "string_pattern_mismatch":  # only a device has one
+    if name == "device" and problem["type"] != "value_error":  # in place of its pattern
         message = f"must be {_help_text(name)}"
     elif problem["type"] == "string_type":
         return f"{name} {value} is not text: put it in quotes, or give papermill `-r {name} TEXT`"
